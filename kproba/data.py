@@ -1,0 +1,452 @@
+"""Datasets: the index of a folder of images and masks, and the loaders of a step.
+
+The training order is one endless stream: the permutations of the epochs laid end to
+end, cut into global batches. No batch is ever partial and no image is dropped. Order
+and augmentation are pure functions of (seed, epoch, image id), so neither the number of
+processes nor the number of loader workers nor a restart changes what is trained on.
+"""
+
+import hashlib
+import json
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from kproba.artifacts import atomic_path, read_label_image, write_json
+from kproba.splits import IGNORE
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+SUBSETS = ("train", "val")
+
+
+# --- the index ---------------------------------------------------------------------
+
+
+def index_folder(
+    folder: str | Path,
+    index: str | Path,
+    report: str | Path,
+    *,
+    class_count: int,
+    workers: int = 2,
+) -> None:
+    """Check a folder dataset and write its index and integrity report.
+
+    Expects images/{train,val}/ and masks/{train,val}/ with equal names (but for the
+    ending); masks are palette or grey PNGs with values 0..class_count and 255.
+
+    Raises:
+        ValueError: Files are missing, unreadable or hold wrong labels; the message
+            names the first 20 and the total.
+    """
+    folder = Path(folder)
+    pairs, problems = _pair_files(folder)
+    with ThreadPoolExecutor(workers) as pool:
+        rows = list(pool.map(lambda pair: _index_row(*pair, class_count), pairs))
+    problems += [row for row in rows if isinstance(row, str)]
+    if problems:
+        listed = "\n  ".join(problems[:20])
+        raise ValueError(
+            f"Expected a complete dataset in {folder}, but found {len(problems)} "
+            f"problem(s):\n  {listed}\nMend or remove these files and run again."
+        )
+    table = pd.DataFrame([row for row in rows if not isinstance(row, str)])
+    with atomic_path(index) as temporary:
+        table.to_csv(temporary, index=False)
+    counts = {
+        subset: int((table["subset"] == subset).sum()) if len(table) else 0
+        for subset in SUBSETS
+    }
+    images_of_label: Counter[str] = Counter()
+    for cell in table["classes"]:
+        images_of_label.update(cell.split())
+    write_json(
+        report,
+        {
+            "folder": str(folder),
+            "images": counts,
+            "images_with_label": {
+                label: images_of_label[label]
+                for label in sorted(images_of_label, key=int)
+            },
+            "problems": problems,
+        },
+    )
+
+
+def _pair_files(folder: Path) -> tuple[list[tuple[str, Path, Path]], list[str]]:
+    """Pairs (subset, image, mask) by name, and what cannot be paired."""
+    pairs: list[tuple[str, Path, Path]] = []
+    problems: list[str] = []
+    owner: dict[str, str] = {}
+    for subset in SUBSETS:
+        images_folder, masks_folder = (
+            folder / kind / subset for kind in ("images", "masks")
+        )
+        for needed in (images_folder, masks_folder):
+            if not needed.is_dir():
+                problems.append(f"{needed}: no such folder")
+        if not (images_folder.is_dir() and masks_folder.is_dir()):
+            continue
+        images = [
+            path
+            for path in sorted(images_folder.iterdir())
+            if path.suffix.lower() in IMAGE_SUFFIXES
+        ]
+        masks = {path.stem: path for path in sorted(masks_folder.glob("*.png"))}
+        if not images:
+            problems.append(f"{images_folder}: holds no image")
+        for image in images:
+            if image.stem in owner:
+                problems.append(f"{image}: id already used in {owner[image.stem]}")
+            elif image.stem not in masks:
+                problems.append(f"{image}: no mask {masks_folder / image.stem}.png")
+            else:
+                pairs.append((subset, image, masks[image.stem]))
+            owner[image.stem] = subset
+        stems = {image.stem for image in images}
+        problems += [
+            f"{mask}: no image" for stem, mask in masks.items() if stem not in stems
+        ]
+    return pairs, problems
+
+
+def _index_row(
+    subset: str, image: Path, mask: Path, class_count: int
+) -> dict[str, object] | str:
+    """One row of the index, or one line that says what is wrong."""
+    try:
+        with Image.open(image) as opened:
+            width, height = opened.size
+            opened.load()
+        labels = read_label_image(mask)
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        return f"{image} or its mask: {error}"
+    if labels.shape != (height, width):
+        return (
+            f"{mask}: size {labels.shape[1]}x{labels.shape[0]}, "
+            f"image {width}x{height}"
+        )
+    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
+    wrong = [int(label) for label in present if class_count < label < IGNORE]
+    if wrong:
+        return f"{mask}: labels {wrong[:5]}, but classes.txt ends at {class_count}"
+    return {
+        "id": image.stem,
+        "image": str(image),
+        "mask": str(mask),
+        "width": width,
+        "height": height,
+        "subset": subset,
+        "classes": " ".join(str(label) for label in present),
+    }
+
+
+def read_image(path: str | Path) -> torch.Tensor:
+    """Decode an image to (3, H, W) uint8 RGB."""
+    with Image.open(path) as image:
+        return F.pil_to_tensor(image.convert("RGB"))
+
+
+# --- augmentation ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random scale, crop and flip, the field's usual training augmentation.
+
+    Attributes:
+        crop_size: Side of the square crop in pixels.
+        scale: Smallest and largest factor on the image's own size.
+        horizontal_flip: Probability; 0 where left and right mean something.
+        brightness, contrast, saturation: Largest relative change, 0 for none.
+    """
+
+    crop_size: int
+    scale: tuple[float, float]
+    horizontal_flip: float
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+
+
+def keyed_generator(*key: object) -> np.random.Generator:
+    """A generator that depends on nothing but its key (such as seed, epoch, id)."""
+    digest = hashlib.sha256(json.dumps(key).encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, np.uint32))
+
+
+def augment(
+    image: torch.Tensor,
+    target: torch.Tensor,
+    settings: Augmentation,
+    rng: np.random.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale, crop and flip one image with its target.
+
+    Args:
+        image: (3, H, W) uint8.
+        target: (H, W) uint8, 255 ignored.
+        settings: How much.
+        rng: Source of every choice.
+
+    Returns:
+        Image (3, S, S) and target (S, S), uint8, S = crop_size. What the crop shows
+        outside the image is 255 in the target and mid grey in the image.
+    """
+    side = settings.crop_size
+    factor = rng.uniform(*settings.scale)
+    flip = rng.random() < settings.horizontal_flip
+    offsets = rng.random(2)
+    jitter = rng.uniform(-1, 1, 3)
+    height, width = (max(1, round(factor * extent)) for extent in target.shape)
+    image = F.resize(image, [height, width], antialias=True)
+    target = F.resize(
+        target[None], [height, width], interpolation=v2.InterpolationMode.NEAREST
+    )
+    pad = [0, 0, max(0, side - width), max(0, side - height)]
+    image = F.pad(image, pad, fill=[128.0])
+    target = F.pad(target, pad, fill=[float(IGNORE)])
+    top = int(offsets[0] * (image.shape[1] - side + 1))
+    left = int(offsets[1] * (image.shape[2] - side + 1))
+    image, target = (
+        F.crop(tensor, top, left, side, side) for tensor in (image, target)
+    )
+    if flip:
+        image, target = (F.horizontal_flip(tensor) for tensor in (image, target))
+    for change, amount, adjust in (
+        (settings.brightness, jitter[0], F.adjust_brightness),
+        (settings.contrast, jitter[1], F.adjust_contrast),
+        (settings.saturation, jitter[2], F.adjust_saturation),
+    ):
+        if change:
+            image = adjust(image, 1 + change * float(amount))
+    return image, target[0]
+
+
+# --- loaders -----------------------------------------------------------------------
+
+
+class Item(NamedTuple):
+    """One place of the training stream."""
+
+    epoch: int
+    image: int  # row of the split
+
+
+class Batch(NamedTuple):
+    """What a loader yields.
+
+    Attributes:
+        images: (B, 3, H, W) uint8.
+        targets: (B, H, W) uint8 training targets, 255 ignored.
+        ids: Names of the images.
+        keys: (B,) int64, one number per place of the stream; seeds per-image dropout.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    ids: list[str]
+    keys: torch.Tensor
+
+
+class TrainingStream(Sampler[list[Item]]):
+    """Micro-batches of one process, from iteration `start` to the end.
+
+    The global batch i holds the places i·B..(i+1)·B-1 of the stream. Process r of R
+    takes its r-th R-th part, cut into `accumulation` micro-batches.
+
+    Args:
+        images: Number of images of the split.
+        epochs: How often each image is seen; the last batch is filled up.
+        batch_size: Images per iteration over all processes.
+        seed: Of the permutations.
+        rank: Number of this process.
+        world_size: Number of processes.
+        accumulation: Micro-batches per iteration and process.
+        start: First iteration, for resuming.
+
+    Raises:
+        ValueError: The batch cannot be divided by processes and accumulation.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        *,
+        epochs: float,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+        start: int = 0,
+    ):
+        if batch_size % (world_size * accumulation):
+            raise ValueError(
+                f"Expected the global batch_size {batch_size} to be a multiple of "
+                f"processes x accumulation = {world_size} x {accumulation}. Change "
+                f"one of the three."
+            )
+        self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.iterations = max(1, -(-int(images * epochs) // batch_size))
+        self.micro_batch = batch_size // (world_size * accumulation)
+        self.rank, self.accumulation, self.start = rank, accumulation, start
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        orders: dict[int, np.ndarray] = {}
+        for iteration in range(self.start, self.iterations):
+            first = iteration * self.batch_size
+            first += self.rank * self.accumulation * self.micro_batch
+            for micro in range(self.accumulation):
+                begin = first + micro * self.micro_batch
+                items = []
+                for place in range(begin, begin + self.micro_batch):
+                    epoch, position = divmod(place, self.images)
+                    if epoch not in orders:
+                        orders = {k: v for k, v in orders.items() if k >= epoch - 1}
+                        rng = keyed_generator("order", self.seed, epoch)
+                        orders[epoch] = rng.permutation(self.images)
+                    items.append(Item(epoch, int(orders[epoch][position])))
+                yield items
+
+    def __len__(self) -> int:
+        """Number of micro-batches of this process that are still to come."""
+        return (self.iterations - self.start) * self.accumulation
+
+
+class TrainingImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
+    """Augmented images and targets of a split.
+
+    Args:
+        split: Rows with `id`, `image` and `mask`.
+        augmentation: Its settings.
+        seed: Of the augmentation.
+        label_table: (256,) uint8, raw label to training target; None when the targets
+            come from `pseudo_labels`.
+        pseudo_labels: Folder with one target image per id.
+    """
+
+    def __init__(
+        self,
+        split: pd.DataFrame,
+        *,
+        augmentation: Augmentation,
+        seed: int,
+        label_table: np.ndarray | None,
+        pseudo_labels: Path | None = None,
+    ):
+        # Python lists of short strings, not a data frame: workers fork cheaply.
+        self.ids = split["id"].tolist()
+        self.paths = split["image"].tolist()
+        if pseudo_labels is not None:
+            self.targets = [str(pseudo_labels / f"{name}.png") for name in self.ids]
+            label_table = np.arange(256, dtype=np.uint8)
+        else:
+            self.targets = split["mask"].tolist()
+        if label_table is None:
+            raise ValueError("Expected a label_table or a pseudo_labels folder.")
+        self.label_table = label_table
+        self.augmentation, self.seed = augmentation, seed
+
+    def __len__(self) -> int:
+        """Number of images in the split."""
+        return len(self.ids)
+
+    def __getitem__(self, item: Item) -> tuple[torch.Tensor, torch.Tensor, str, int]:
+        name = self.ids[item.image]
+        labels = self.label_table[read_label_image(self.targets[item.image])]
+        image, target = augment(
+            read_image(self.paths[item.image]),
+            torch.from_numpy(labels),
+            self.augmentation,
+            keyed_generator("augment", self.seed, item.epoch, name),
+        )
+        return image, target, name, item.epoch * len(self) + item.image
+
+
+def collate(samples: Sequence[tuple[torch.Tensor, torch.Tensor, str, int]]) -> Batch:
+    """Stack equal-sized samples."""
+    images, targets, ids, keys = zip(*samples, strict=True)
+    return Batch(
+        torch.stack(images), torch.stack(targets), list(ids), torch.tensor(keys)
+    )
+
+
+def training_loader(
+    images: TrainingImages, stream: TrainingStream, *, workers: int
+) -> DataLoader[Batch]:
+    """Loader of one process's micro-batches."""
+    return DataLoader(
+        images,
+        batch_sampler=stream,  # type: ignore[arg-type]
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=_leave_signals_to_parent,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Schedulers signal all processes at once; the parent needs its workers to stop."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class WholeImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
+    """Images at their own size with mapped masks, for banks, export and evaluation.
+
+    Args:
+        rows: Rows with `id`, `image` and `mask`.
+        label_table: (256,) uint8, raw label to target.
+    """
+
+    def __init__(self, rows: pd.DataFrame, label_table: np.ndarray):
+        self.ids = rows["id"].tolist()
+        self.paths, self.masks = rows["image"].tolist(), rows["mask"].tolist()
+        self.label_table = label_table
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, str, int]:
+        labels = self.label_table[read_label_image(self.masks[index])]
+        image = read_image(self.paths[index])
+        return image, torch.from_numpy(labels), self.ids[index], index
+
+
+def whole_image_loader(
+    rows: pd.DataFrame, label_table: np.ndarray, *, batch_size: int, workers: int = 0
+) -> DataLoader[Batch]:
+    """Loader over whole images, in the order of `rows`, batched where sizes are equal.
+
+    A batch is a run of neighbouring rows of one size, so every image is seen once and
+    none is resized or padded.
+    """
+    batches: list[list[int]] = []
+    sizes = list(zip(rows["width"], rows["height"], strict=True))
+    for number, size in enumerate(sizes):
+        if batches and len(batches[-1]) < batch_size and sizes[batches[-1][0]] == size:
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return DataLoader(
+        WholeImages(rows, label_table),
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,181 @@
+"""The embedded dataset: scenes of handwritten digits over photographs.
+
+Glyphs are the 1,797 real handwritten digits of `sklearn.datasets.load_digits`, the
+backgrounds are cut from the two photographs of `load_sample_images`; both ship inside
+scikit-learn. Each scene holds several digits of different classes, so that classes of
+earlier, present and later steps meet in one picture: this is what makes background
+shift happen. Training and validation share no glyph and no part of a photograph.
+"""
+
+import colorsys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kproba.artifacts import atomic_directory, write_label_image
+
+CLASS_NAMES = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+)
+SUBSETS = ("train", "val")
+GLYPH_SIZE = 8  # pixels, side of a glyph of load_digits
+INK = 0.45  # ink above this share of full ink belongs to the digit
+VISIBLE = 0.8  # a digit is placed where at least this share of each digit stays visible
+
+
+@dataclass(frozen=True)
+class DigitScenes:
+    """Size and seed of the scenes.
+
+    Attributes:
+        train: Number of training scenes.
+        val: Number of validation scenes.
+        size: Side of a scene in pixels.
+        digits: Fewest and most digits in a scene.
+        height: Smallest and largest height of a digit as a share of `size`.
+        rotation: Largest rotation to either side in degrees.
+        seed: Scenes are a pure function of this, the subset and their number.
+    """
+
+    train: int
+    val: int
+    size: int
+    digits: tuple[int, int]
+    height: tuple[float, float]
+    rotation: float
+    seed: int
+
+
+def write_digits(folder: str | Path, scenes: DigitScenes) -> None:
+    """Write images, palette masks and classes.txt in the form of a folder dataset."""
+    from sklearn.datasets import load_sample_images  # slow to import
+
+    glyphs, photographs = _glyphs(), load_sample_images().images
+    with atomic_directory(folder) as temporary:
+        names = "\n".join(("background", *CLASS_NAMES))
+        (temporary / "classes.txt").write_text(names + "\n")
+        for number, subset in enumerate(SUBSETS):
+            for kind in ("images", "masks"):
+                (temporary / kind / subset).mkdir(parents=True)
+            regions = [_region(photograph, subset) for photograph in photographs]
+            for scene in range(getattr(scenes, subset)):
+                rng = np.random.default_rng([scenes.seed, number, scene])
+                image, mask = draw_scene(rng, scenes, glyphs[subset], regions)
+                name = f"{subset}_{scene:05d}.png"
+                Image.fromarray(image).save(temporary / "images" / subset / name)
+                write_label_image(temporary / "masks" / subset / name, mask)
+
+
+def draw_scene(
+    rng: np.random.Generator,
+    scenes: DigitScenes,
+    glyphs: list[np.ndarray],
+    regions: list[np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one scene.
+
+    Args:
+        rng: Source of every choice.
+        scenes: Sizes.
+        glyphs: Per digit, ink of its glyphs, (n, 8, 8) float in [0, 1].
+        regions: Parts of photographs, (h, w, 3) uint8.
+
+    Returns:
+        Image (size, size, 3) uint8 and mask (size, size) uint8: 0 background, 1..10
+        for the digits zero..nine.
+    """
+    size = scenes.size
+    canvas = _background(rng, size, regions).astype(np.float32)
+    mask = np.zeros((size, size), np.uint8)
+    owner = np.zeros((size, size), np.int16)  # which digit of the scene a pixel shows
+    areas: list[int] = []
+    count = int(rng.integers(scenes.digits[0], scenes.digits[1] + 1))
+    for digit in rng.choice(len(glyphs), size=count, replace=False):
+        for _ in range(20):
+            height = rng.uniform(*scenes.height) * size
+            angle = rng.uniform(-scenes.rotation, scenes.rotation)
+            glyph = glyphs[digit][rng.integers(len(glyphs[digit]))]
+            ink = _render(glyph, height, angle)
+            if max(ink.shape) > size:
+                continue
+            top, left = (int(rng.integers(size - side + 1)) for side in ink.shape)
+            window = (slice(top, top + ink.shape[0]), slice(left, left + ink.shape[1]))
+            stroke = ink > INK
+            covered = np.bincount(owner[window][stroke], minlength=len(areas) + 1)[1:]
+            left_over = np.bincount(owner.ravel(), minlength=len(areas) + 1)[1:]
+            if ((left_over - covered) < VISIBLE * np.array(areas)).any():
+                continue  # would hide too much of an earlier digit
+            areas.append(int(stroke.sum()))
+            owner[window][stroke] = len(areas)
+            mask[window][stroke] = digit + 1
+            alpha = np.clip((ink - INK) / 0.15 + 0.5, 0, 1)[..., None]
+            colour = _colour_against(rng, canvas[window][stroke].mean(axis=0))
+            canvas[window] += alpha * (colour - canvas[window])
+            break
+    canvas += rng.normal(0, 4, canvas.shape)  # sensor noise, in grey levels
+    return np.clip(canvas, 0, 255).astype(np.uint8), mask
+
+
+def _glyphs() -> dict[str, list[np.ndarray]]:
+    """Ink of the glyphs per subset and digit; every fourth glyph is for validation."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    by_digit = [data.images[data.target == digit] / 16 for digit in range(10)]
+    validation = [np.arange(len(ink)) % 4 == 3 for ink in by_digit]
+    return {
+        "train": [ink[~val] for ink, val in zip(by_digit, validation, strict=True)],
+        "val": [ink[val] for ink, val in zip(by_digit, validation, strict=True)],
+    }
+
+
+def _region(photograph: np.ndarray, subset: str) -> np.ndarray:
+    """The left 70 % of a photograph for training, the right 28 % for validation."""
+    width = photograph.shape[1]
+    if subset == "train":
+        return photograph[:, : int(0.70 * width)]
+    return photograph[:, int(0.72 * width) :]
+
+
+def _background(
+    rng: np.random.Generator, size: int, regions: list[np.ndarray]
+) -> np.ndarray:
+    """A square cut of 60 to 100 % of a region's shorter side, at size (size, size)."""
+    region = regions[rng.integers(len(regions))]
+    side = int(rng.uniform(0.6, 1.0) * min(region.shape[:2]))
+    top, left = (int(rng.integers(extent - side + 1)) for extent in region.shape[:2])
+    cut = Image.fromarray(region[top : top + side, left : left + side])
+    if rng.random() < 0.5:
+        cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(cut.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _render(glyph: np.ndarray, height: float, angle: float) -> np.ndarray:
+    """Ink (h, w) in [0, 1] of a glyph, enlarged to `height` pixels and rotated."""
+    side = round(height)
+    padded = np.pad(glyph, 1).astype(np.float32)  # room for rotated corners
+    full = round(side * padded.shape[0] / GLYPH_SIZE)
+    image = Image.fromarray(padded).resize((full, full), Image.Resampling.BICUBIC)
+    ink = np.asarray(image.rotate(angle, Image.Resampling.BICUBIC, expand=True))
+    rows, columns = np.nonzero(ink > INK / 2)
+    return ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+
+def _colour_against(rng: np.random.Generator, behind: np.ndarray) -> np.ndarray:
+    """A random colour at a clear distance (at least 110 grey levels) from `behind`."""
+    while True:
+        hue, saturation, value = rng.random(), rng.uniform(0, 1), rng.uniform(0.05, 1)
+        colour = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value))
+        if np.linalg.norm(colour - behind) >= 110:
+            return colour

@@ -1,0 +1,76 @@
+"""One process or many: the same code path, started by torchrun."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among all of the job.
+
+    Attributes:
+        rank: Its number.
+        world_size: How many there are.
+        device: "cpu" or "cuda:N".
+    """
+
+    rank: int
+    world_size: int
+    device: str
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and logs."""
+        return self.rank == 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Sum of the values over all processes, in float64 on the CPU."""
+        if self.world_size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def wait(self) -> None:
+        """Return when all processes are here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def process_group(*, gpu: bool) -> Iterator[Process]:
+    """Join the processes that torchrun started (one process without torchrun).
+
+    Args:
+        gpu: Use one CUDA device per process (NCCL), else the CPU (gloo).
+
+    Raises:
+        RuntimeError: `gpu` is asked for and PyTorch sees no CUDA device for this
+            process.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = "cpu"
+    if gpu:
+        if not torch.cuda.is_available() or local_rank >= torch.cuda.device_count():
+            raise RuntimeError(
+                f"Expected a CUDA device for process {local_rank}, but PyTorch sees "
+                f"{torch.cuda.device_count()}. Set compute.gpus to 0 for the CPU, or "
+                f"check the driver and CUDA_VISIBLE_DEVICES."
+            )
+        device = f"cuda:{local_rank}"
+        torch.cuda.set_device(device)
+    if world_size > 1:
+        # Small CPU tensors (counts, losses) go over gloo even on GPUs.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+    try:
+        yield Process(rank, world_size, device)
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()

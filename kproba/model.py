@@ -1,0 +1,309 @@
+"""The background-adaptation network: one branch per step on a shared ASPP.
+
+Image (B, 3, H, W) -> backbone b (B, Cb, h, w) -> ASPP f (B, A, h, w) -> per branch a
+3×3 block g_k (B, A, h, w) and a 1×1 convolution z_k. Branch 0 has the logits
+[background, classes of C_0], branch k ≥ 1 has [r_k, classes of C_k], r_k being the
+background adaptation of step k. Over S_t the background's logit is
+
+    z_0 + Σ_{k=1..t} min(r_k, 0),
+
+and while step t trains it is sg(z_0) + Σ_{k<t} sg(min(r_k, 0)) + r_t, with sg = no
+gradient (Zhang & Gao, "Background Adaptation with Residual Modeling", ECCV 2024).
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models.segmentation.deeplabv3 import ASPP
+
+from kproba.artifacts import atomic_path, read_json, write_json
+from kproba.backbones import Backbone
+
+ATROUS_RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the network is built from, but for the classes.
+
+    Attributes:
+        backbone: One of `kproba.backbones.BACKBONES`.
+        output_stride: 16 or 8.
+        aspp_channels: Channels A of the ASPP and of the 3×3 blocks.
+        aspp_dropout: Probability of the ASPP's dropout.
+        bn_momentum: Of the backbone's batch norms at step 0.
+    """
+
+    backbone: str
+    output_stride: Literal[8, 16]
+    aspp_channels: int
+    aspp_dropout: float
+    bn_momentum: float
+
+
+class Outputs(NamedTuple):
+    """Everything a forward pass computes, at feature resolution.
+
+    Attributes:
+        backbone: b, (B, Cb, h, w).
+        blocks: g_k of every branch, each (B, A, h, w).
+        logits: z_k of every branch, each (B, 1 + |C_k|, h, w).
+    """
+
+    backbone: torch.Tensor
+    blocks: list[torch.Tensor]
+    logits: list[torch.Tensor]
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose mask depends on a key per image instead of a global generator.
+
+    So an image loses the same units whichever process, micro-batch or restarted run
+    it is in. `keys` (B,) int64 must be set before a forward pass in training mode.
+    """
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+        self.keys: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Zero each unit with `probability` and scale the others up."""
+        if not self.training or self.probability == 0:
+            return x
+        if self.keys is None or len(self.keys) != len(x):
+            raise RuntimeError("Set KeyedDropout.keys to one key per image first.")
+        keep = torch.empty(x.shape, dtype=torch.bool)
+        for mask, key in zip(keep, self.keys.tolist(), strict=True):
+            generator = torch.Generator().manual_seed(key)
+            noise = torch.rand(mask.shape, generator=generator)
+            torch.ge(noise, self.probability, out=mask)
+        return x * keep.to(x.device, non_blocking=True) / (1 - self.probability)
+
+
+class Branch(nn.Module):
+    """A 3×3 conv-BN-ReLU block and a 1×1 classifier."""
+
+    def __init__(self, channels: int, outputs: int):
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+        )
+        self.classifier = nn.Conv2d(channels, outputs, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """ASPP features (B, A, h, w) to block features and logits."""
+        features = self.block(x)
+        return features, self.classifier(features)
+
+
+class SegmentationNetwork(nn.Module):
+    """Backbone, ASPP and one branch per step.
+
+    Args:
+        architecture: Settings of the network.
+        classes_per_step: |C_0| without background, |C_1|, ...
+        weights: Of the backbone: "imagenet", "none" or a path.
+        seed: Of the initial weights.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        classes_per_step: Sequence[int],
+        *,
+        weights: str = "none",
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.architecture = architecture
+        self.classes_per_step = list(classes_per_step)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            stride, channels = architecture.output_stride, architecture.aspp_channels
+            self.backbone = Backbone(
+                architecture.backbone, output_stride=stride, weights=weights
+            )
+            for module in self.backbone.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.momentum = architecture.bn_momentum
+            self.aspp = ASPP(
+                self.backbone.channels, list(ATROUS_RATES[stride]), channels
+            )
+            # torchvision fixes the dropout at 0.5 and draws it from a global generator
+            self.dropout = KeyedDropout(architecture.aspp_dropout)
+            self.aspp.project[-1] = self.dropout
+            self.branches = nn.ModuleList(
+                Branch(channels, 1 + count) for count in classes_per_step
+            )
+            for part in (self.aspp, self.branches):
+                for module in part.modules():
+                    if isinstance(module, nn.Conv2d):
+                        nn.init.kaiming_normal_(module.weight)
+                        if module.bias is not None:
+                            nn.init.zeros_(module.bias)
+        statistics = self.backbone.normalisation
+        for name, values in (("mean", statistics.mean), ("std", statistics.std)):
+            tensor = 255 * torch.tensor(values).view(3, 1, 1)
+            self.register_buffer(f"pixel_{name}", tensor, persistent=False)
+        self.pixel_mean: torch.Tensor
+        self.pixel_std: torch.Tensor
+
+    @property
+    def channels(self) -> int:
+        """|S_t|: background and all classes seen."""
+        return 1 + sum(self.classes_per_step)
+
+    def forward(self, images: torch.Tensor) -> Outputs:
+        """Images (B, 3, H, W) uint8 to the outputs of all branches."""
+        pixels = (images.float() - self.pixel_mean) / self.pixel_std
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        features = self.backbone(pixels)
+        shared = self.aspp(features)
+        blocks, logits = zip(*(branch(shared) for branch in self.branches), strict=True)
+        return Outputs(features, list(blocks), list(logits))
+
+    def predict_logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits over S_t, (B, |S_t|, H, W) float32, of images (B, 3, H, W) uint8."""
+        logits = compose_logits(self(images).logits)
+        return upsample(logits.float(), images.shape[-2:])
+
+    @torch.inference_mode()
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        """Labels (B, H, W) uint8 in output indices; 0 is background."""
+        return self.predict_logits(images).argmax(dim=1).to(torch.uint8)
+
+    def freeze_batch_norm(self) -> None:
+        """Keep statistics, scale and shift of every batch norm as they are."""
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+                module.requires_grad_(False)
+
+
+def compose_logits(logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Branch logits to logits over S_t for inference.
+
+    Args:
+        logits: z_k of the branches 0..t, each (B, 1 + |C_k|, h, w).
+
+    Returns:
+        (B, |S_t|, h, w): z_0 + Σ_k min(r_k, 0) for the background, then the classes in
+        the order of their steps.
+    """
+    background = logits[0][:, :1]
+    for adaptation in logits[1:]:
+        background = background + adaptation[:, :1].clamp(max=0)
+    return torch.cat([background, *(z[:, 1:] for z in logits)], dim=1)
+
+
+def training_background(
+    logits: Sequence[torch.Tensor], *, protect: bool
+) -> torch.Tensor:
+    """The background's logit while the newest step trains.
+
+    Args:
+        logits: z_k of the branches 0..t, each (B, 1 + |C_k|, h, w).
+        protect: Stop the gradient into the parts of earlier steps.
+
+    Returns:
+        (B, 1, h, w): sg(z_0) + Σ_{k<t} sg(min(r_k, 0)) + r_t; at step 0 just z_0.
+    """
+    if len(logits) == 1:
+        return logits[0][:, :1]
+    earlier = compose_logits(logits[:-1])[:, :1]
+    if protect:
+        earlier = earlier.detach()
+    return earlier + logits[-1][:, :1]
+
+
+def upsample(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """(B, C, h, w) to (B, C, *size), bilinear."""
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def add_branch(
+    previous: SegmentationNetwork, classes: int, *, seed: int
+) -> SegmentationNetwork:
+    """The network of the next step: all weights copied, one branch added.
+
+    The new 3×3 block starts as a copy of branch 0's, running statistics included; its
+    1×1 convolution is Kaiming-normal with zero bias.
+
+    Args:
+        previous: Network of step t-1; left as it is.
+        classes: |C_t|.
+        seed: Of the new convolution.
+    """
+    network = copy.deepcopy(previous)
+    network.classes_per_step.append(classes)
+    branch = Branch(network.architecture.aspp_channels, 1 + classes)
+    branch.block.load_state_dict(network.branches[0].block.state_dict())  # type: ignore[union-attr, operator]
+    generator = torch.Generator().manual_seed(seed)
+    nn.init.kaiming_normal_(branch.classifier.weight, generator=generator)
+    nn.init.zeros_(branch.classifier.bias)  # type: ignore[arg-type]
+    network.branches.append(branch)
+    return network
+
+
+def save_model(
+    network: SegmentationNetwork, path: str | Path, *, about: dict[str, Any]
+) -> None:
+    """Write the weights to `path` and the architecture to `path` with .json.
+
+    Args:
+        network: Network to save.
+        path: Name ending in .safetensors.
+        about: Classes and provenance to record beside the architecture.
+    """
+    path = Path(path)
+    state = {key: value.contiguous().cpu() for key, value in _state(network).items()}
+    with atomic_path(path) as temporary:
+        safetensors.torch.save_file(state, temporary)
+    write_json(
+        path.with_suffix(".json"),
+        {
+            "architecture": vars(network.architecture),
+            "classes_per_step": network.classes_per_step,
+            **about,
+        },
+    )
+
+
+def _state(network: SegmentationNetwork) -> dict[str, torch.Tensor]:
+    return network.state_dict()
+
+
+def load_model(path: str | Path, *, device: str = "cpu") -> SegmentationNetwork:
+    """Load a model for inference (evaluation mode, no gradient).
+
+    Args:
+        path: model.safetensors of any step, model.json beside it.
+        device: Where to put it.
+
+    Raises:
+        FileNotFoundError: One of the two files is missing.
+    """
+    path = Path(path)
+    for needed in (path, path.with_suffix(".json")):
+        if not needed.is_file():
+            raise FileNotFoundError(
+                f"Expected a model in {path} and its description beside it, but "
+                f"{needed} does not exist."
+            )
+    about = read_json(path.with_suffix(".json"))
+    network = SegmentationNetwork(
+        Architecture(**about["architecture"]), about["classes_per_step"]
+    )
+    network.load_state_dict(safetensors.torch.load_file(path))
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,584 @@
+"""The kernel-prototype bank: class statistics in random Fourier feature space.
+
+For a feature vector z of one cell of the feature map, standardised to x = (z - m) / s,
+
+    φ(x) = sqrt(2/D) cos(x ω + β),  ω ~ N(0, 2γ),  β ~ U[0, 2π),
+
+so that ⟨φ(u), φ(v)⟩ ≈ exp(-γ‖u-v‖²) (Rahimi & Recht, NeurIPS 2007). The bank holds, for
+each of E maps with its own (ω, β), the count and mean of φ of every class and one
+within-class scatter shared by all classes (KLDA: Momeni, Mazumder & Liu, AAAI 2025,
+arXiv 2412.15571). With the identity in place of φ it is plain LDA.
+
+Each map is compared in its own space; an ensemble averages the members' softmax.
+Standardisation and maps are drawn once, at step 0, and stay with the bank.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+
+from kproba.artifacts import atomic_path, read_json, write_json
+from kproba.model import Outputs
+from kproba.splits import IGNORE
+
+
+@dataclass(frozen=True)
+class BankSettings:
+    """What a bank is built from.
+
+    Attributes:
+        feature: "block": g_0, the output of branch 0's 3×3 block; "backbone": b.
+        map: "rff" for random Fourier features, "identity" for none (LDA).
+        dimension: D, random features per map.
+        maps: E, number of maps (1 for "identity").
+        gamma: γ on standardised features; "median": 1 / median ‖x - x'‖² of the
+            calibration cells.
+        scatter: Whether the shared within-class scatter is accumulated.
+        momentum: Of an old class's mean when a later step shows the class again.
+        ridge: Added to the scatter's diagonal, as a share of the mean of its diagonal.
+        calibration_cells: Cells drawn from the training images for standardisation,
+            γ and temperature.
+    """
+
+    feature: Literal["block", "backbone"]
+    map: Literal["rff", "identity"]
+    dimension: int
+    maps: int
+    gamma: float | Literal["median"]
+    scatter: bool
+    momentum: float
+    ridge: float
+    calibration_cells: int
+
+
+class FourierFeatures:
+    """φ(x) = sqrt(2/D) cos(x ω + β), drawn from a seed.
+
+    Args:
+        dimension_in: Length of x.
+        dimension: D.
+        gamma: γ of the kernel exp(-γ‖u-v‖²).
+        seed: Of ω and β.
+    """
+
+    def __init__(self, dimension_in: int, dimension: int, gamma: float, seed: int):
+        generator = torch.Generator().manual_seed(seed)
+        shape = (dimension_in, dimension)
+        self.omega = math.sqrt(2 * gamma) * torch.randn(shape, generator=generator)
+        self.beta = 2 * math.pi * torch.rand(dimension, generator=generator)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, dimension_in) to (n, D) float32."""
+        omega, beta = self.omega.to(x.device), self.beta.to(x.device)
+        return (x @ omega).add_(beta).cos_().mul_(math.sqrt(2 / len(beta)))
+
+
+@dataclass
+class Moments:
+    """Raw moments of labelled vectors, accumulated in float64.
+
+    Sums add up, so batches may come in any order and parts counted by several
+    processes merge to the moments of the whole.
+
+    Attributes:
+        count: (C,) vectors per class.
+        total: (C, D) Σ φ per class.
+        second: (D, D) Σ φ φᵀ over all classes; None if not wanted.
+    """
+
+    count: torch.Tensor
+    total: torch.Tensor
+    second: torch.Tensor | None
+
+    @classmethod
+    def empty(
+        cls, classes: int, dimension: int, *, scatter: bool, device: str = "cpu"
+    ) -> "Moments":
+        """Moments of nothing."""
+        kind = {"dtype": torch.float64, "device": device}
+        return cls(
+            torch.zeros(classes, **kind),  # type: ignore[arg-type]
+            torch.zeros(classes, dimension, **kind),  # type: ignore[arg-type]
+            torch.zeros(dimension, dimension, **kind) if scatter else None,  # type: ignore[arg-type]
+        )
+
+    def update(self, vectors: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add vectors (n, D) with labels (n,) in 0..C-1."""
+        self.count += torch.bincount(labels, minlength=len(self.count))
+        self.total.index_add_(0, labels, vectors.double())
+        if self.second is not None:
+            self.second += (vectors.T @ vectors).double()
+
+    def merge(self, other: "Moments") -> None:
+        """Add the moments of another part of the data."""
+        self.count += other.count
+        self.total += other.total
+        if self.second is not None and other.second is not None:
+            self.second += other.second
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """(C, D) mean per class, 0 for a class without vectors."""
+        return self.total / self.count.clamp(min=1)[:, None]
+
+    @property
+    def scatter(self) -> torch.Tensor | None:
+        """(D, D) within-class scatter Σ_c Σ_{i in c} (φ_i - μ_c)(φ_i - μ_c)ᵀ."""
+        if self.second is None:
+            return None
+        mean = self.mean
+        return self.second - (mean * self.count[:, None]).T @ mean
+
+
+@dataclass
+class PrototypeBank:
+    """Class statistics of all classes seen, in the space of each map.
+
+    Attributes:
+        settings: What the bank was built from.
+        seed: Of the maps; map e uses seed + e.
+        gamma: γ in use (None for the identity map).
+        centre: (d,) m, mean of the features at step 0.
+        spread: (d,) s, standard deviation of the features at step 0.
+        count: (C,) labelled cells per class, in the step that introduced it.
+        share: (C,) count divided by all labelled cells of that step.
+        means: Per map (C, D) prototypes μ_c.
+        scatter: Per map (D, D) within-class scatter, summed over the steps.
+        scatter_count: Cells that the scatter holds.
+        temperature: T of the posterior, calibrated on the step's training images.
+    """
+
+    settings: BankSettings
+    seed: int
+    gamma: float | None
+    centre: torch.Tensor
+    spread: torch.Tensor
+    count: torch.Tensor
+    share: torch.Tensor
+    means: list[torch.Tensor]
+    scatter: list[torch.Tensor] | None
+    scatter_count: float
+    temperature: float
+
+    def __post_init__(self) -> None:
+        self._solved: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self._maps: list[Callable[[torch.Tensor], torch.Tensor]] | None = None
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.count)
+
+    @property
+    def maps(self) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+        """The feature maps φ_e."""
+        if self._maps is None:
+            self._maps = make_maps(
+                self.settings, len(self.centre), self.gamma, self.seed
+            )
+        return self._maps
+
+    def to(self, device: str) -> "PrototypeBank":
+        """The bank with its tensors on `device`."""
+        return replace(
+            self,
+            centre=self.centre.to(device),
+            spread=self.spread.to(device),
+            count=self.count.to(device),
+            share=self.share.to(device),
+            means=[mean.to(device) for mean in self.means],
+            scatter=None
+            if self.scatter is None
+            else [matrix.to(device) for matrix in self.scatter],
+        )
+
+    def standardise(self, features: torch.Tensor) -> torch.Tensor:
+        """(n, d) features to x = (z - m) / s."""
+        return (features - self.centre) / self.spread
+
+    def log_posterior(self, features: torch.Tensor) -> torch.Tensor:
+        """KLDA's class posterior log q, (n, C) float32, of features (n, d).
+
+        s_c = φᵀ A⁻¹ μ_c - μ_cᵀ A⁻¹ μ_c / 2 + log π_c, with A the within-class
+        covariance W/n plus the ridge and π the class shares; q = softmax(s/T), averaged
+        over the maps. Up to a term equal for all classes this is
+        -(φ-μ_c)ᵀ A⁻¹ (φ-μ_c) / 2 + log π_c.
+
+        Raises:
+            ValueError: The bank was built without scatter.
+        """
+        x = self.standardise(features)
+        members = [
+            (self._map_scores(number, phi(x)) / self.temperature).log_softmax(1)
+            for number, phi in enumerate(self.maps)
+        ]
+        return torch.stack(members).logsumexp(0) - math.log(len(members))
+
+    def _map_scores(self, number: int, vectors: torch.Tensor) -> torch.Tensor:
+        if self._solved is None:
+            self._solved = self._solve()
+        weights, bias = self._solved[number]
+        return vectors @ weights + bias
+
+    def _solve(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Per map the linear rule A⁻¹ μ_c (D, C) and its bias (C,), by Cholesky."""
+        if self.scatter is None:
+            raise ValueError(
+                "Expected a bank with scatter for a Mahalanobis score, but this one was "
+                "built without. Rebuild it with scatter (pseudo_labels.rule klda/lda)."
+            )
+        log_prior = (self.share / self.share.sum()).clamp(min=1e-12).log()
+        solved = []
+        for mean, scatter in zip(self.means, self.scatter, strict=True):
+            covariance = scatter / max(self.scatter_count, 1)
+            ridge = self.settings.ridge * covariance.diagonal().mean()
+            covariance = covariance + ridge * torch.eye(
+                len(covariance), dtype=torch.float64, device=covariance.device
+            )
+            factor = torch.linalg.cholesky(covariance)
+            weights = torch.cholesky_solve(mean.T, factor)
+            bias = log_prior - (mean.T * weights).sum(0) / 2
+            # A class that was never seen has no prototype and cannot win.
+            bias = bias.masked_fill(self.count == 0, -math.inf)
+            solved.append((weights.float(), bias.float()))
+        return solved
+
+    def log_kappa(
+        self, features: torch.Tensor, *, temperature: float, metric: str
+    ) -> torch.Tensor:
+        """log κ, κ_c = exp(-d_c/τ) / Σ exp(-d_c'/τ), averaged over the maps.
+
+        Args:
+            features: (n, d).
+            temperature: τ.
+            metric: "euclidean": d_c = ‖φ - μ_c‖; "mahalanobis": d_c with A⁻¹.
+
+        Returns:
+            (n, C) float32.
+        """
+        x = self.standardise(features)
+        members = []
+        for number, phi in enumerate(self.maps):
+            distances = self._distances(number, phi(x), metric)
+            distances = distances.masked_fill(self.count == 0, math.inf)
+            members.append((-distances / temperature).log_softmax(1))
+        return torch.stack(members).logsumexp(0) - math.log(len(members))
+
+    def _distances(
+        self, number: int, vectors: torch.Tensor, metric: str
+    ) -> torch.Tensor:
+        """(n, C) distances by ‖φ‖² - 2φᵀμ + ‖μ‖²: one matrix product for all classes."""
+        mean = self.means[number].float()
+        if metric == "mahalanobis":
+            if self._solved is None:
+                self._solved = self._solve()
+            factor = self._inverse_factor(number)
+            vectors, mean = vectors @ factor, mean @ factor
+        squared = (
+            vectors.square().sum(1, keepdim=True)
+            - 2 * vectors @ mean.T
+            + mean.square().sum(1)
+        )
+        return squared.clamp(min=0).sqrt()
+
+    def _inverse_factor(self, number: int) -> torch.Tensor:
+        """L⁻ᵀ with A = L Lᵀ, so that ‖φ L⁻ᵀ‖² = φᵀ A⁻¹ φ."""
+        assert self.scatter is not None  # _solve has checked
+        covariance = self.scatter[number] / max(self.scatter_count, 1)
+        ridge = self.settings.ridge * covariance.diagonal().mean()
+        identity = torch.eye(
+            len(covariance), dtype=torch.float64, device=covariance.device
+        )
+        factor = torch.linalg.cholesky(covariance + ridge * identity)
+        return torch.linalg.solve_triangular(factor, identity, upper=False).T.float()
+
+    def save(self, path: str | Path, *, about: dict[str, Any]) -> None:
+        """Write the statistics to `path` (.safetensors), the rest beside it (.json)."""
+        path = Path(path)
+        tensors = {
+            "centre": self.centre,
+            "spread": self.spread,
+            "count": self.count,
+            "share": self.share,
+        }
+        for number, mean in enumerate(self.means):
+            tensors[f"means.{number}"] = mean
+        for number, scatter in enumerate(self.scatter or ()):
+            tensors[f"scatter.{number}"] = scatter
+        with atomic_path(path) as temporary:
+            safetensors.torch.save_file(
+                {key: value.cpu().contiguous() for key, value in tensors.items()},
+                temporary,
+            )
+        write_json(
+            path.with_suffix(".json"),
+            {
+                "settings": asdict(self.settings),
+                "seed": self.seed,
+                "gamma": self.gamma,
+                "temperature": self.temperature,
+                "scatter_count": self.scatter_count,
+                "cells_per_class": [int(count) for count in self.count],
+                **about,
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PrototypeBank":
+        """Read a bank that `save` wrote."""
+        path = Path(path)
+        about = read_json(path.with_suffix(".json"))
+        settings = BankSettings(**about["settings"])
+        tensors = safetensors.torch.load_file(path)
+        return cls(
+            settings=settings,
+            seed=about["seed"],
+            gamma=about["gamma"],
+            centre=tensors["centre"],
+            spread=tensors["spread"],
+            count=tensors["count"],
+            share=tensors["share"],
+            means=[tensors[f"means.{number}"] for number in range(settings.maps)],
+            scatter=[tensors[f"scatter.{number}"] for number in range(settings.maps)]
+            if settings.scatter
+            else None,
+            scatter_count=about["scatter_count"],
+            temperature=about["temperature"],
+        )
+
+
+def make_maps(
+    settings: BankSettings, dimension_in: int, gamma: float | None, seed: int
+) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+    """The maps φ_e of a bank, each from its own seed."""
+    if settings.map == "identity":
+        return [lambda x: x]
+    if gamma is None:
+        raise ValueError("Expected gamma for random Fourier features, but got None.")
+    return [
+        FourierFeatures(dimension_in, settings.dimension, gamma, seed + number)
+        for number in range(settings.maps)
+    ]
+
+
+def bank_features(outputs: Outputs, settings: BankSettings) -> torch.Tensor:
+    """The feature map that the bank reads, (B, d, h, w)."""
+    return outputs.blocks[0] if settings.feature == "block" else outputs.backbone
+
+
+def cells_of(
+    features: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labelled cells of a feature map.
+
+    Args:
+        features: (B, d, h, w).
+        targets: (B, H, W) uint8; brought to (h, w) by nearest neighbour, 255 dropped.
+
+    Returns:
+        Vectors (n, d) float32 and labels (n,) int64.
+    """
+    size = features.shape[-2:]
+    labels = F.interpolate(targets[:, None].float(), size, mode="nearest-exact")
+    labels = labels.flatten().long()
+    vectors = features.permute(0, 2, 3, 1).flatten(0, 2).float()
+    keep = labels != IGNORE
+    return vectors[keep], labels[keep]
+
+
+def build_bank(
+    batches: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]],
+    settings: BankSettings,
+    *,
+    classes: int,
+    seed: int,
+    images: int,
+    previous: PrototypeBank | None = None,
+) -> PrototypeBank:
+    """Build the bank of a step in one streaming pass over its training images.
+
+    Before the pass a sample of cells from a share of the images gives standardisation
+    and γ (step 0 only); after it the same sample gives the temperature. Memory is
+    bounded by the bank and the sample.
+
+    Args:
+        batches: Starts a pass: yields features (B, d, h, w) and targets (B, H, W) in
+            output indices, 255 ignored. Features must come from the trained network in
+            evaluation mode.
+        settings: Of the bank.
+        classes: |S_t|.
+        seed: Of maps and sample.
+        images: Number of images of a pass.
+        previous: Bank of step t-1, whose maps and standardisation are kept. Its
+            classes that the step shows again move by `settings.momentum`.
+
+    Raises:
+        ValueError: No labelled cell.
+    """
+    sample, sample_labels = _sample_cells(batches(), settings, seed, images)
+    if previous is None:
+        centre, spread, gamma = _standardisation(sample, settings)
+        maps = make_maps(settings, len(centre), gamma, seed)
+    else:
+        centre, spread, gamma = previous.centre, previous.spread, previous.gamma
+        seed, maps = previous.seed, previous.maps
+    moments: list[Moments] | None = None
+    for features, targets in batches():
+        vectors, labels = cells_of(features, targets)
+        x = (vectors - centre) / spread
+        mapped = [phi(x) for phi in maps]
+        if moments is None:
+            moments = [
+                Moments.empty(
+                    classes,
+                    vector.shape[1],
+                    scatter=settings.scatter,
+                    device=str(x.device),
+                )
+                for vector in mapped
+            ]
+        for part, vector in zip(moments, mapped, strict=True):
+            part.update(vector, labels)
+    assert moments is not None  # _sample_cells has seen at least one cell
+    bank = _bank_of_step(settings, seed, gamma, centre, spread, moments)
+    if previous is not None:
+        bank = follow(previous, bank)
+    if settings.scatter:
+        bank.temperature = _calibrate(bank, sample, sample_labels)
+    return bank
+
+
+def _sample_cells(
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    settings: BankSettings,
+    seed: int,
+    images: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Up to `calibration_cells` labelled cells, spread over as many images as needed."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors, labels, taken = [], [], 0
+    per_image = max(32, -(-settings.calibration_cells // max(images, 1)))
+    for features, targets in batches:
+        cells, classes = cells_of(features, targets)
+        want = min(len(cells), per_image * len(features))
+        chosen = torch.randperm(len(cells), generator=generator)[:want]
+        chosen = chosen.to(cells.device)
+        vectors.append(cells[chosen])
+        labels.append(classes[chosen])
+        taken += want
+        if taken >= settings.calibration_cells:
+            break
+    if taken == 0:
+        raise ValueError("Expected labelled cells to build a bank from, but got none.")
+    return torch.cat(vectors), torch.cat(labels)
+
+
+def _standardisation(
+    sample: torch.Tensor, settings: BankSettings
+) -> tuple[torch.Tensor, torch.Tensor, float | None]:
+    """Centre, spread and γ from a sample of cells (n, d)."""
+    centre = sample.mean(0)
+    # A channel that never fires keeps its value instead of being divided by zero.
+    spread = sample.std(0)
+    spread = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
+    if settings.map == "identity":
+        return centre, spread, None
+    if settings.gamma != "median":
+        return centre, spread, float(settings.gamma)
+    x = ((sample - centre) / spread)[:2000]
+    squared = torch.cdist(x.double(), x.double()).square()
+    pairs = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
+    median = squared[pairs[0], pairs[1]].median()
+    return centre, spread, 1 / max(float(median), 1e-12)
+
+
+def _bank_of_step(
+    settings: BankSettings,
+    seed: int,
+    gamma: float | None,
+    centre: torch.Tensor,
+    spread: torch.Tensor,
+    moments: Sequence[Moments],
+) -> PrototypeBank:
+    count = moments[0].count
+    scatter = [part.scatter for part in moments if part.scatter is not None]
+    return PrototypeBank(
+        settings=settings,
+        seed=seed,
+        gamma=gamma,
+        centre=centre,
+        spread=spread,
+        count=count,
+        share=count / count.sum().clamp(min=1),
+        means=[part.mean for part in moments],
+        scatter=scatter if settings.scatter else None,
+        scatter_count=float(count.sum()),
+        temperature=1.0,
+    )
+
+
+def follow(previous: PrototypeBank, current: PrototypeBank) -> PrototypeBank:
+    """The bank after a step: old classes follow, new classes are taken as measured.
+
+    A class of S_{t-1} (background included) that the step shows moves by the momentum
+    m: μ ← m μ + (1-m) μ^(t); count and share stay those of the step that labelled it.
+    The scatter adds up.
+
+    Args:
+        previous: Bank over S_{t-1}.
+        current: Statistics of step t alone, over S_t, in the same maps.
+    """
+    old = previous.classes
+    momentum = current.settings.momentum
+    shown = (current.count[:old] > 0)[:, None]
+    means = []
+    for before, now in zip(previous.means, current.means, strict=True):
+        moved = torch.where(shown, momentum * before + (1 - momentum) * now[:old], before)
+        means.append(torch.cat([moved, now[old:]]))
+    scatter = None
+    if previous.scatter is not None and current.scatter is not None:
+        pairs = zip(previous.scatter, current.scatter, strict=True)
+        scatter = [before + now for before, now in pairs]
+    return replace(
+        current,
+        count=torch.cat([previous.count, current.count[old:]]),
+        share=torch.cat([previous.share, current.share[old:]]),
+        means=means,
+        scatter=scatter,
+        scatter_count=previous.scatter_count + current.scatter_count,
+    )
+
+
+def _calibrate(
+    bank: PrototypeBank, sample: torch.Tensor, labels: torch.Tensor
+) -> float:
+    """Temperature with the lowest negative log-likelihood of the sample's labels.
+
+    Golden-section search over log T in [-3, 5]; the mean over the sample's cells.
+    """
+
+    def cost(log_temperature: float) -> float:
+        bank.temperature = math.exp(log_temperature)
+        return float(F.nll_loss(bank.log_posterior(sample).double(), labels))
+
+    low, high = -3.0, 5.0
+    ratio = (math.sqrt(5) - 1) / 2
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    cost_left, cost_right = cost(left), cost(right)
+    while high - low > 1e-3:
+        if cost_left < cost_right:
+            high, right, cost_right = right, left, cost_left
+            left = high - ratio * (high - low)
+            cost_left = cost(left)
+        else:
+            low, left, cost_left = left, right, cost_right
+            right = low + ratio * (high - low)
+            cost_right = cost(right)
+    return math.exp((low + high) / 2)

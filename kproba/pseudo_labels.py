@@ -1,0 +1,175 @@
+"""Pseudo labels: which background pixels of a new step are really old classes.
+
+For pixels with raw label 0, p are the teacher's class probabilities over S_{t-1}
+(sigmoids of its upsampled logits) and the bank's evidence is upsampled from feature
+resolution. All rules may answer 0. All other pixels keep their label.
+
+| rule         | answer                                                               |
+|--------------|----------------------------------------------------------------------|
+| `klda`       | argmax_c log p̄_c + a log q_c + b [c>0], q the KLDA posterior of φ(g)  |
+| `lda`        | the same with φ = identity                                           |
+| `kappa`      | argmax_c κ_c p_c, κ = softmax(-d_c/τ) over distances to prototypes    |
+| `confidence` | argmax p where max p ≥ threshold, else 0 (BARM)                       |
+| `argmax`     | argmax p                                                             |
+| `agree`      | argmax p where the bank agrees or max p ≥ threshold, else 0           |
+
+p̄ is p normalised over the classes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from kproba.artifacts import atomic_directory, atomic_path, write_label_image
+from kproba.data import Batch
+from kproba.methods import RULES_WITH_BANK
+from kproba.model import Outputs, SegmentationNetwork, compose_logits, upsample
+from kproba.prototypes import PrototypeBank, bank_features
+
+
+
+@dataclass(frozen=True)
+class PseudoLabelSettings:
+    """The rule and its numbers.
+
+    Attributes:
+        rule: One of `kproba.methods.RULES`.
+        threshold: Of `confidence` and `agree`.
+        posterior_weight: a of `klda` and `lda`.
+        foreground_bias: b of `klda` and `lda`.
+        temperature: τ of `kappa`.
+        metric: "euclidean" or "mahalanobis", of `kappa`.
+    """
+
+    rule: str
+    threshold: float
+    posterior_weight: float
+    foreground_bias: float
+    temperature: float
+    metric: Literal["euclidean", "mahalanobis"]
+
+
+def decide(
+    logits: torch.Tensor,
+    log_evidence: torch.Tensor | None,
+    settings: PseudoLabelSettings,
+) -> torch.Tensor:
+    """Apply a rule to every pixel.
+
+    Args:
+        logits: Teacher's logits over S_{t-1}, (B, C, H, W).
+        log_evidence: The bank's log q (`klda`, `lda`, `agree`) or log κ (`kappa`),
+            (B, C, H, W); None for the rules without a bank.
+        settings: The rule.
+
+    Returns:
+        Labels (B, H, W) uint8 in output indices.
+
+    Raises:
+        ValueError: The rule needs evidence and got none.
+    """
+    rule = settings.rule
+    if rule in RULES_WITH_BANK and log_evidence is None:
+        raise ValueError(f"Rule '{rule}' needs a prototype bank, but got none.")
+    log_p = F.logsigmoid(logits)
+    best, label = log_p.max(dim=1)
+    sure = best.exp() >= settings.threshold
+    if log_evidence is None:
+        if rule == "confidence":
+            label = label * sure
+    elif rule in ("klda", "lda"):
+        score = log_p.log_softmax(1) + settings.posterior_weight * log_evidence
+        score[:, 1:] += settings.foreground_bias
+        label = score.argmax(dim=1)
+    elif rule == "kappa":
+        label = (log_p + log_evidence).argmax(dim=1)
+    else:  # agree
+        label = label * (sure | (log_evidence.argmax(dim=1) == label))
+    return label.to(torch.uint8)
+
+
+def evidence(
+    outputs: Outputs, bank: PrototypeBank, settings: PseudoLabelSettings
+) -> torch.Tensor:
+    """The bank's log evidence of every cell, (B, C, h, w) float32."""
+    features = bank_features(outputs, bank.settings).float()
+    batch, _, height, width = features.shape
+    cells = features.permute(0, 2, 3, 1).flatten(0, 2)
+    if settings.rule == "kappa":
+        log_evidence = bank.log_kappa(
+            cells, temperature=settings.temperature, metric=settings.metric
+        )
+    else:
+        log_evidence = bank.log_posterior(cells)
+    return log_evidence.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+@torch.inference_mode()
+def pseudo_label(
+    teacher: SegmentationNetwork,
+    bank: PrototypeBank | None,
+    images: torch.Tensor,
+    settings: PseudoLabelSettings,
+) -> torch.Tensor:
+    """Labels over S_{t-1} of images (B, 3, H, W) uint8, (B, H, W) uint8."""
+    outputs = teacher(images)
+    size = images.shape[-2:]
+    logits = upsample(compose_logits(outputs.logits).float(), size)
+    log_evidence = None
+    if bank is not None:
+        log_evidence = upsample(evidence(outputs, bank, settings).clamp(min=-60), size)
+    return decide(logits, log_evidence, settings)
+
+
+def export(
+    teacher: SegmentationNetwork,
+    bank: PrototypeBank | None,
+    batches: Iterable[Batch],
+    folder: str | Path,
+    table: str | Path,
+    *,
+    settings: PseudoLabelSettings,
+    names: list[str],
+    device: str = "cpu",
+) -> None:
+    """Write the training target of every image of a step.
+
+    Args:
+        teacher: Network of step t-1.
+        bank: Its bank; None for the rules without.
+        batches: Images with the targets of step t (old classes and background are 0).
+        folder: Gets one palette PNG per image, named by its id: the target with old
+            classes in place of those 0 that the rule recognised.
+        table: Gets a CSV: per image its background pixels, how many were recovered,
+            and per old class (by name) how many.
+        settings: The rule.
+        names: Names of S_{t-1}, background first.
+        device: Where the teacher and the bank are.
+    """
+    rows = []
+    with atomic_directory(folder) as temporary:
+        for batch in batches:
+            found = pseudo_label(teacher, bank, batch.images.to(device), settings).cpu()
+            hidden = batch.targets == 0
+            merged = torch.where(hidden, found, batch.targets)
+            for name, target, label, zero in zip(
+                batch.ids, merged, found, hidden, strict=True
+            ):
+                write_label_image(temporary / f"{name}.png", target.numpy())
+                counts = torch.bincount(label[zero].long(), minlength=len(names))
+                rows.append(
+                    {
+                        "id": name,
+                        "pixels": target.numel(),
+                        "background": int(zero.sum()),
+                        "recovered": int(counts[1:].sum()),
+                        **{n: int(c) for n, c in zip(names[1:], counts[1:], strict=True)},
+                    }
+                )
+        with atomic_path(table) as temporary_table:
+            pd.DataFrame(rows).to_csv(temporary_table, index=False)

@@ -1,0 +1,354 @@
+"""Tables, figures and the page that shows them.
+
+    python -m kproba.report results/summary.csv    # the short table, in the terminal
+"""
+
+import base64
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from kproba import __version__
+from kproba.artifacts import atomic_path, label_palette, read_json, read_label_image
+from kproba.splits import IGNORE, Groups, LabelMap, read_index
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.patches import Patch  # noqa: E402
+
+Row = Mapping[str, Any]
+EXPERIMENT = ["dataset", "task", "setting"]
+MEASURES = ["old", "new", "all"]
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+# Twelve classes that stay apart in a small picture; more classes use VOC's colour map.
+CLASS_COLOURS = [
+    (0, 0, 0),
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+    (255, 255, 255),
+    (148, 103, 189),
+    (140, 86, 75),
+]
+
+
+# --- tables ----------------------------------------------------------------------------
+
+
+def summarise(rows: Sequence[Row], summary: str | Path, classes: str | Path) -> None:
+    """Write summary.csv and classes.csv.
+
+    Args:
+        rows: Per run and step: dataset, task, setting, method, seed, step, the path of
+            `evaluation` (JSON) and of its `times` (Snakemake benchmarks).
+        summary: One row each: old, new, all, hiou in percent and seconds of the step.
+        classes: One row per run, step and class: IoU in percent.
+    """
+    numbers, per_class = [], []
+    for row in rows:
+        run = {key: row[key] for key in (*EXPERIMENT, "method", "seed", "step")}
+        result = read_json(row["evaluation"])
+        scores = {key: result[key] for key in (*MEASURES, "hiou")}
+        seconds = sum(pd.read_csv(path, sep="\t")["s"].sum() for path in row["times"])
+        numbers.append({**run, **scores, "seconds": round(float(seconds), 1)})
+        for entry in result["classes"]:
+            per_class.append(
+                {
+                    **run,
+                    "index": entry["index"],
+                    "class": entry["name"],
+                    "introduced": entry["step"],
+                    "iou": entry["iou"],
+                }
+            )
+    for path, table in ((summary, numbers), (classes, per_class)):
+        with atomic_path(path) as temporary:
+            pd.DataFrame(table).to_csv(temporary, index=False, float_format="%.4f")
+
+
+def read_summary(path: str | Path) -> pd.DataFrame:
+    """Read summary.csv; names stay text."""
+    return pd.read_csv(path, dtype=dict.fromkeys((*EXPERIMENT, "method"), str))
+
+
+def short_table(summary: pd.DataFrame) -> str:
+    """mIoU of old, new and all classes after each step, for each method, as text."""
+    blocks = []
+    for key, experiment in summary.groupby(EXPERIMENT, sort=False):
+        steps = sorted(experiment["step"].unique())
+        width = max(len(name) for name in experiment["method"]) + 2
+        head = " " * width + "".join(f"{f'step {step}':^21}" for step in steps)
+        columns = " " * width + "   old    new    all" * len(steps)
+        lines = [f"{key[0]} {key[1]} {key[2]}: mIoU in percent", head, columns]
+        for method, runs in experiment.groupby("method", sort=False):
+            line = f"{method:<{width}}"
+            for step in steps:
+                means = runs[runs["step"] == step][MEASURES].mean()
+                line += "".join(_cell(means[measure]) for measure in MEASURES)
+            seeds = runs["seed"].nunique()
+            lines.append(line + (f"   mean of {seeds} seeds" if seeds > 1 else ""))
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _cell(value: float) -> str:
+    return f"{'-':>7}" if math.isnan(value) else f"{value:7.1f}"
+
+
+# --- figures ---------------------------------------------------------------------------
+
+
+def draw_figures(
+    rows: Sequence[Row],
+    index: str | Path,
+    *,
+    groups: Groups,
+    miou: str | Path,
+    classes: str | Path,
+    examples: str | Path,
+) -> None:
+    """Draw the figures of one experiment.
+
+    Args:
+        rows: As for `summarise`, of one experiment.
+        index: Index of the dataset.
+        groups: Class groups of the task.
+        miou: Output: curves of old, new and all over the steps.
+        classes: Output: IoU of every class after every step, per method.
+        examples: Output: the same validation images through steps and methods.
+    """
+    results = [{**row, **read_json(row["evaluation"])} for row in map(_run, rows)]
+    with plt.rc_context({"font.size": 9, "figure.dpi": 110}):
+        _save(_draw_miou(results), miou)
+        _save(_draw_classes(results), classes)
+        _save(_draw_examples(rows, read_index(index), groups), examples)
+
+
+def _run(row: Row) -> dict[str, Any]:
+    return {key: row[key] for key in ("method", "seed", "step", "evaluation")}
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", bbox_inches="tight")
+    plt.close(figure)
+
+
+def _draw_miou(results: Sequence[Row]) -> Figure:
+    methods = list(dict.fromkeys(row["method"] for row in results))
+    steps = sorted({row["step"] for row in results})
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3), sharey=True)
+    for axis, measure in zip(axes, MEASURES, strict=True):
+        for number, method in enumerate(methods):
+            runs = pd.DataFrame([row for row in results if row["method"] == method])
+            curve = runs.groupby("step")[measure].agg(["mean", "std"]).dropna(how="all")
+            colour = COLOURS[number % len(COLOURS)]
+            if len(curve) == 1 and len(steps) > 1:  # joint: one training, one line
+                level = float(curve["mean"].iloc[0])
+                axis.axhline(level, color=colour, linestyle="--", label=method)
+            else:
+                axis.errorbar(
+                    curve.index,
+                    curve["mean"],
+                    yerr=curve["std"].fillna(0),
+                    marker="os^Dv"[number % 5],
+                    color=colour,
+                    label=method,
+                    capsize=2,
+                )
+        axis.set(title=measure, xlabel="step", xticks=steps, ylim=(0, 100))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("mIoU in percent")
+    axes[-1].legend(loc="best")
+    return figure
+
+
+def _draw_classes(results: Sequence[Row]) -> Figure:
+    methods = list(dict.fromkeys(row["method"] for row in results))
+    widest = max(results, key=lambda row: len(row["classes"]))
+    names = [entry["name"] for entry in widest["classes"]]
+    steps = sorted({row["step"] for row in results})
+    height = 1.2 + 0.22 * len(names)
+    figure, axes = plt.subplots(
+        1, len(methods), figsize=(1.5 + 2.2 * len(methods), height), squeeze=False
+    )
+    for axis, method in zip(axes[0], methods, strict=True):
+        matrix = np.full((len(names), len(steps)), np.nan)
+        for column, step in enumerate(steps):
+            runs = [
+                [np.nan if c["iou"] is None else c["iou"] for c in row["classes"]]
+                for row in results
+                if row["method"] == method and row["step"] == step
+            ]
+            if runs:
+                matrix[: len(runs[0]), column] = np.mean(runs, axis=0)
+        axis.imshow(matrix, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+        for (line, column), value in np.ndenumerate(matrix):
+            if not np.isnan(value):
+                ink = "white" if value < 60 else "black"
+                axis.text(
+                    column, line, f"{value:.0f}", ha="center", va="center", color=ink
+                )
+        axis.set(title=method, xlabel="step", xticks=range(len(steps)))
+        axis.set_xticklabels([str(step) for step in steps])
+        axis.set_yticks(range(len(names)), names if axis is axes[0][0] else [])
+    return figure
+
+
+def _draw_examples(rows: Sequence[Row], index: pd.DataFrame, groups: Groups) -> Figure:
+    first_seed = rows[0]["seed"]
+    shown = [row for row in rows if row["seed"] == first_seed]
+    columns: dict[str, Path] = {}
+    for row in shown:
+        folder = Path(row["evaluation"]).with_name("examples")
+        title = "step 0" if row["step"] == 0 else f"{row['method']}\nstep {row['step']}"
+        columns.setdefault(title, folder)
+    names = sorted(path.stem for path in next(iter(columns.values())).glob("*.png"))
+    table = LabelMap(groups).evaluation_table()
+    by_id = index.set_index("id")
+    figure, axes = plt.subplots(
+        max(1, len(names)),
+        2 + len(columns),
+        figsize=(1.25 * (2 + len(columns)), 1.25 * max(1, len(names)) + 0.8),
+        squeeze=False,
+    )
+    for axis in axes.ravel():
+        axis.axis("off")
+    for line, name in enumerate(names):
+        with Image.open(by_id.loc[name, "image"]) as image:
+            axes[line][0].imshow(image.convert("RGB"))
+        truth = table[read_label_image(by_id.loc[name, "mask"])]
+        axes[line][1].imshow(class_colours(truth))
+        for axis, folder in zip(axes[line][2:], columns.values(), strict=True):
+            axis.imshow(class_colours(read_label_image(folder / f"{name}.png")))
+    for axis, title in zip(axes[0], ("image", "truth", *columns), strict=True):
+        axis.set_title(title, fontsize=8)
+    last = max(shown, key=lambda row: row["step"])
+    entries = read_json(last["evaluation"])["classes"]
+    palette = class_colours(np.arange(len(entries), dtype=np.uint8)[None])[0] / 255
+    handles = [
+        Patch(
+            facecolor=tuple(colour),
+            edgecolor="grey",
+            label=f"{entry['name']} (step {entry['step']})",
+        )
+        for entry, colour in zip(entries, palette, strict=True)
+    ]
+    if len(handles) <= 24:
+        figure.legend(
+            handles=handles, ncol=6, loc="upper center", bbox_to_anchor=(0.5, 0.06),
+            fontsize=8,
+        )
+    figure.subplots_adjust(wspace=0.04, hspace=0.04)
+    return figure
+
+
+def class_colours(labels: np.ndarray) -> np.ndarray:
+    """Output indices (H, W) to colours (H, W, 3) uint8; 255 is grey."""
+    palette = np.array(label_palette(), np.uint8).reshape(256, 3)
+    valid = labels[labels != IGNORE]
+    if valid.size == 0 or valid.max() < len(CLASS_COLOURS):
+        palette[: len(CLASS_COLOURS)] = CLASS_COLOURS
+    palette[IGNORE] = 128
+    return palette[labels]
+
+
+# --- page ------------------------------------------------------------------------------
+
+
+def write_report(
+    summary: str | Path,
+    classes: str | Path,
+    figures: Sequence[str | Path],
+    page: str | Path,
+) -> None:
+    """Write one HTML page that opens alone: tables, and figures as embedded images.
+
+    Args:
+        summary: summary.csv.
+        classes: classes.csv.
+        figures: Paths results/<dataset>/<task>-<setting>/figures/<name>.png.
+        page: Output.
+    """
+    numbers, per_class = read_summary(summary), read_summary(classes)
+    experiments = []
+    for key, rows in numbers.groupby(EXPERIMENT, sort=False):
+        folder = f"{key[0]}/{key[1]}-{key[2]}"
+        wanted = dict(zip(EXPERIMENT, key, strict=True))
+        images = {
+            Path(path).stem: base64.b64encode(Path(path).read_bytes()).decode()
+            for path in figures
+            if Path(path).parent.parent.as_posix().endswith(folder)
+        }
+        seeds = sorted(int(seed) for seed in rows["seed"].unique())
+        own = per_class[(per_class[EXPERIMENT] == pd.Series(wanted)).all(axis=1)]
+        experiments.append(
+            {
+                "title": " ".join(key),
+                "seeds": seeds,
+                "rows": _page_rows(rows),
+                "images": images,
+                "forgetting": _forgetting(own),
+            }
+        )
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    source = (files("kproba") / "report.html.jinja").read_text(encoding="utf-8")
+    html = template.from_string(source).render(
+        experiments=experiments, version=__version__
+    )
+    with atomic_path(page) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+
+
+def _page_rows(rows: pd.DataFrame) -> list[dict[str, str]]:
+    """Mean over seeds, with the standard deviation where there are several."""
+    lines = []
+    for (method, step), runs in rows.groupby(["method", "step"], sort=False):
+        line = {"method": str(method), "step": str(step)}
+        for measure in (*MEASURES, "hiou", "seconds"):
+            mean, deviation = runs[measure].mean(), runs[measure].std()
+            text = "–" if math.isnan(mean) else f"{mean:.1f}"
+            line[measure] = text if math.isnan(deviation) else f"{text} ± {deviation:.1f}"
+        lines.append(line)
+    return lines
+
+
+def _forgetting(classes: pd.DataFrame) -> list[dict[str, str]]:
+    """Per method: mean over classes of (best IoU of earlier steps - final IoU)."""
+    lines = []
+    for method, runs in classes.groupby("method", sort=False):
+        last = runs["step"].max()
+        final = runs[runs["step"] == last].set_index(["seed", "class"])["iou"]
+        best = runs[runs["step"] < last].groupby(["seed", "class"])["iou"].max()
+        lost = (best - final).dropna()
+        if len(lost):
+            lines.append({"method": str(method), "points": f"{lost.mean():.1f}"})
+    return lines
+
+
+def main() -> int:
+    """Print the short table of a summary.csv."""
+    if len(sys.argv) != 2:
+        print("usage: python -m kproba.report results/summary.csv", file=sys.stderr)
+        return 2
+    print(short_table(read_summary(sys.argv[1])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,270 @@
+"""Tasks, class orders and image lists: which classes and images belong to a step.
+
+A *raw* label is the value in the mask file (0 background, 1..N classes, 255 ignored).
+An *output index* is the channel of the network: 0 background, then the classes in the
+order in which the task introduces them. See docs/protocol.md.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kproba.artifacts import atomic_path
+
+IGNORE = 255
+SETTINGS = ("overlap", "disjoint", "sequential")
+
+Groups = tuple[tuple[int, ...], ...]
+
+
+def parse_task(task: str, class_count: int) -> Groups:
+    """Class groups of a task named `A-B` (A classes, then B per step) or `offline`.
+
+    Args:
+        task: Such as "15-1", or "offline" for all classes in one step.
+        class_count: Number of classes of the dataset, background not counted.
+
+    Returns:
+        One tuple of raw labels per step, in the dataset's own order.
+
+    Raises:
+        ValueError: The name has another form, or the classes cannot be divided so.
+    """
+    if task == "offline":
+        return (tuple(range(1, class_count + 1)),)
+    match = re.fullmatch(r"(\d+)-(\d+)", task)
+    if match is None:
+        raise ValueError(
+            f"Expected a task like '15-1' (15 classes, then 1 per step), 'offline' or "
+            f"the name of an entry of `tasks`, but got '{task}'."
+        )
+    first, later = int(match[1]), int(match[2])
+    if first < 1 or later < 1 or first > class_count or (class_count - first) % later:
+        raise ValueError(
+            f"Expected task '{task}' to divide the dataset's {class_count} classes "
+            f"into {first} and then {later} per step, but {class_count} - {first} = "
+            f"{class_count - first} is not a multiple of {later}. Choose another task "
+            f"or list the groups under `tasks`."
+        )
+    order = range(1, class_count + 1)
+    starts = range(first, class_count, later)
+    return (tuple(order[:first]), *(tuple(order[i : i + later]) for i in starts))
+
+
+def canonical_task(classes: Sequence[int]) -> str:
+    """Name of the one-step task that trains `classes` at once.
+
+    It depends on nothing but the classes and their order, so that every task and method
+    with the same first step finds the same step-0 model: "15" for the classes 1..15,
+    else the count and a digest of the order, such as "15x3fa9c1".
+    """
+    if tuple(classes) == tuple(range(1, len(classes) + 1)):
+        return str(len(classes))
+    digest = hashlib.sha256(json.dumps(list(classes)).encode()).hexdigest()
+    return f"{len(classes)}x{digest[:6]}"
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Raw labels to output indices at the last step of `groups`.
+
+    Attributes:
+        groups: Raw labels of the steps 0..t.
+        setting: "overlap", "disjoint" or "sequential".
+    """
+
+    groups: Groups
+    setting: str = "overlap"
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """Raw labels of S_t without background, in output order (index 1, 2, ..)."""
+        return tuple(label for group in self.groups for label in group)
+
+    @property
+    def channels(self) -> int:
+        """|S_t|, background included."""
+        return 1 + len(self.seen)
+
+    @property
+    def first_new(self) -> int:
+        """Output index of the first class of C_t; C_t is `first_new`..`channels`-1."""
+        return self.channels - len(self.groups[-1])
+
+    def training_table(self) -> np.ndarray:
+        """Look-up table (256,) uint8, raw label to training target.
+
+        Classes of C_t get their output index, 255 stays 255, everything else (old,
+        future and background) is 0; under "sequential" old classes keep their index.
+        """
+        table = np.zeros(256, np.uint8)
+        named = self.groups if self.setting == "sequential" else self.groups[-1:]
+        labels = [label for group in named for label in group]
+        table[labels] = self.channels - len(labels) + np.arange(len(labels))
+        table[IGNORE] = IGNORE
+        return table
+
+    def evaluation_table(
+        self, *, unseen: int = IGNORE, background: int = 0
+    ) -> np.ndarray:
+        """Look-up table (256,) uint8, raw label to ground truth: all seen classes.
+
+        Args:
+            unseen: Target of labels that are not seen yet (255: ignored).
+            background: Target of raw label 0 (255: ignored).
+        """
+        table = np.full(256, unseen, np.uint8)
+        table[list(self.seen)] = 1 + np.arange(len(self.seen))
+        table[0] = background
+        table[IGNORE] = IGNORE
+        return table
+
+
+def in_step(
+    present: frozenset[int], seen: frozenset[int], new: frozenset[int], setting: str
+) -> bool:
+    """Whether an image belongs to a step.
+
+    Args:
+        present: Raw labels in the image; 0 and 255 may be among them.
+        seen: Classes of S_t.
+        new: Classes of C_t.
+        setting: "overlap": at least one class of C_t is present. "disjoint" and
+            "sequential": besides, no class that is not seen yet.
+    """
+    classes = present - {0, IGNORE}
+    return bool(classes & new) and (setting == "overlap" or classes <= seen)
+
+
+def parse_classes(cell: object) -> frozenset[int]:
+    """The set of raw labels in a `classes` cell of index.csv, such as "0 3 255"."""
+    return frozenset(int(label) for label in str(cell).split())
+
+
+def read_index(path: str | Path) -> pd.DataFrame:
+    """Read index.csv; ids and class lists stay text, whatever they look like."""
+    return pd.read_csv(
+        path,
+        dtype={"id": str, "image": str, "mask": str, "subset": str, "classes": str},
+        keep_default_na=False,
+    )
+
+
+def select_images(
+    index: pd.DataFrame, groups: Groups, setting: str, subset: str = "train"
+) -> pd.DataFrame:
+    """Rows of `index` that belong to the last step of `groups`, sorted by id.
+
+    Raises:
+        ValueError: No image holds a class of the step.
+    """
+    label_map = LabelMap(groups, setting)
+    seen, new = frozenset(label_map.seen), frozenset(groups[-1])
+    rows = index[index["subset"] == subset]
+    keep = [
+        in_step(parse_classes(cell), seen, new, setting) for cell in rows["classes"]
+    ]
+    chosen = rows[keep].sort_values("id", ignore_index=True)
+    if chosen.empty:
+        raise ValueError(
+            f"Expected at least one {subset} image with a class of {sorted(new)} for "
+            f"step {len(groups) - 1} ({setting}), but found none. Check the class "
+            f"groups of the task and the masks, or choose the 'overlap' setting."
+        )
+    return chosen
+
+
+def write_split(
+    index: str | Path, split: str | Path, *, groups: Groups, setting: str
+) -> None:
+    """Write the image list of the last step of `groups` as CSV."""
+    chosen = select_images(read_index(index), groups, setting)
+    with atomic_path(split) as temporary:
+        chosen.to_csv(temporary, index=False)
+
+
+def write_classes(
+    path: str | Path, *, groups: Groups, names: Mapping[int, str], setting: str
+) -> None:
+    """Write classes.json: output index, raw label, name and step of every class."""
+    classes = [{"index": 0, "label": 0, "name": "background", "step": 0}]
+    for step, group in enumerate(groups):
+        for label in group:
+            classes.append(
+                {
+                    "index": len(classes),
+                    "label": label,
+                    "name": names[label],
+                    "step": step,
+                }
+            )
+    content = {"setting": setting, "steps": len(groups), "classes": classes}
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_class_names(folder: str | Path) -> list[str]:
+    """Names of the classes 1..N from `folder`/classes.txt (first line: background).
+
+    Raises:
+        ValueError: The file is missing, or does not start with "background", or names
+            a class twice.
+    """
+    path = Path(folder) / "classes.txt"
+    if not path.is_file():
+        raise ValueError(
+            f"Expected the class names in {path}, one a line, the first "
+            f"'background', but there is no such file. Write it."
+        )
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    names = [name for name in names if name]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if names[:1] != ["background"] or twice:
+        raise ValueError(
+            f"Expected {path} to start with 'background' and to name each class once, "
+            f"but it starts with {names[:1]} and repeats {twice}. Mend the file."
+        )
+    return names[1:]
+
+
+def resolve_groups(
+    listed: Sequence[Sequence[int | str]],
+    labels: Mapping[str, int],
+    *,
+    where: str,
+    suggest: Callable[[str], str] = lambda _: "",
+) -> Groups:
+    """Class groups by number or name to groups by number.
+
+    Raises:
+        ValueError: A class is unknown, is the background, or stands in two groups.
+    """
+    groups: list[tuple[int, ...]] = []
+    used: dict[int, int] = {}
+    for step, group in enumerate(listed):
+        numbers = []
+        for entry in group:
+            label = labels.get(entry) if isinstance(entry, str) else entry
+            if label not in labels.values():
+                raise ValueError(
+                    f"{where}: expected classes of the dataset (numbers 1 to "
+                    f"{len(labels)} or names such as "
+                    f"{', '.join(list(labels)[:4])}), but got {entry!r} in step "
+                    f"{step}{suggest(str(entry))}."
+                )
+            if label in used:
+                raise ValueError(
+                    f"{where}: expected every class in one step, but {entry!r} is in "
+                    f"step {used[label]} and in step {step}. Remove one of them."
+                )
+            used[label] = step
+            numbers.append(label)
+        groups.append(tuple(numbers))
+    return tuple(groups)

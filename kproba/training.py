@@ -1,0 +1,785 @@
+"""The loop of one step, the same for every method; run by torchrun.
+
+    torchrun --standalone --nproc-per-node=1 -m kproba.training settings.json --split ..
+
+`settings.json` holds everything that determines the result and is itself a tracked
+artifact; the other arguments are files and the machine's means (threads, workers).
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+
+from kproba.artifacts import (
+    atomic_path,
+    fingerprint,
+    provenance,
+    read_json,
+)
+from kproba.data import (
+    Augmentation,
+    Batch,
+    TrainingImages,
+    TrainingStream,
+    training_loader,
+)
+from kproba.distributed import Process, process_group
+from kproba.losses import Counts, Masks, cell_masks, step_losses
+from kproba.methods import LossWeights, Method
+from kproba.model import (
+    Architecture,
+    SegmentationNetwork,
+    add_branch,
+    load_model,
+    save_model,
+)
+from kproba.splits import IGNORE, LabelMap
+
+log = logging.getLogger("kproba")
+
+ROWS = 50  # of metrics.csv and TensorBoard per step
+STOPPED = 143  # exit status after SIGTERM: state saved, ask again to go on
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How a step is optimised; method.md, "Optimisation".
+
+    Attributes:
+        epochs: Passes over the step's images.
+        batch_size: Images per iteration over all processes.
+        optimizer: "sgd" (Nesterov) or "adamw".
+        backbone, aspp, branch, old_branches: Learning rates; `branch` is the newest.
+        momentum: Of SGD.
+        weight_decay: For all parameters.
+        power, floor: lr = max(floor, lr_0 (1 - i/n)^power) at iteration i of n.
+        gradient_clip: Largest norm of the gradient, None for no clipping.
+        precision: "auto": bfloat16 on a GPU that supports it, else float16 with loss
+            scaling; float32 on the CPU. Or one of "float32", "bfloat16", "float16".
+    """
+
+    epochs: float
+    batch_size: int
+    optimizer: Literal["sgd", "adamw"]
+    backbone: float
+    aspp: float
+    branch: float
+    old_branches: float
+    momentum: float
+    weight_decay: float
+    power: float
+    floor: float
+    gradient_clip: float | None
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """Everything that determines the result of a step, besides its input files.
+
+    Attributes:
+        dataset, task, setting, method, seed, step: Which step of which run.
+        groups: Raw labels of the classes of the steps 0..t.
+        class_names: Names of S_t in output order, "background" first.
+        architecture, weights: Of the network; None from step 1 on, where both come
+            with the previous model.
+        augmentation, optimisation, recipe: How it trains.
+    """
+
+    dataset: str
+    task: str
+    setting: str
+    method: str
+    seed: int
+    step: int
+    groups: tuple[tuple[int, ...], ...]
+    class_names: list[str]
+    architecture: Architecture | None
+    weights: str | None
+    augmentation: Augmentation
+    optimisation: Optimisation
+    recipe: Method
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "StepSettings":
+        """From the content of settings.json."""
+        recipe = dict(content["recipe"])
+        recipe["losses"] = LossWeights(**recipe["losses"])
+        augmentation = dict(content["augmentation"])
+        augmentation["scale"] = tuple(augmentation["scale"])
+        architecture = content["architecture"]
+        return cls(
+            **{
+                **content,
+                "groups": tuple(tuple(group) for group in content["groups"]),
+                "architecture": architecture and Architecture(**architecture),
+                "augmentation": Augmentation(**augmentation),
+                "optimisation": Optimisation(**content["optimisation"]),
+                "recipe": Method(**recipe),
+            }
+        )
+
+    @property
+    def label_map(self) -> LabelMap:
+        """Raw labels to output indices at this step."""
+        return LabelMap(self.groups, self.setting)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Inputs and outputs of a step.
+
+    Attributes:
+        split: CSV of the step's images.
+        previous: Model of step t-1; None at step 0.
+        pseudo_labels: Folder of targets; None to train on the raw labels.
+        model, metrics, tensorboard: Outputs.
+        state: Where an unfinished run keeps its state; removed at the end.
+    """
+
+    split: Path
+    previous: Path | None
+    pseudo_labels: Path | None
+    model: Path
+    metrics: Path
+    tensorboard: Path
+    state: Path
+
+
+@dataclass(frozen=True)
+class Means:
+    """What the machine offers; changes speed, never the experiment.
+
+    Attributes:
+        gpu: One CUDA device per process, else the CPU.
+        threads: CPU threads per process.
+        workers: Loader processes per process.
+        accumulation: Micro-batches per iteration and process.
+        state_minutes: Minutes between two saved states.
+        log_seconds: Seconds between two log lines.
+    """
+
+    gpu: bool = False
+    threads: int = 1
+    workers: int = 0
+    accumulation: int = 1
+    state_minutes: float = 5.0
+    log_seconds: float = 15.0
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved its state."""
+
+
+def train(
+    settings: StepSettings, files: Files, means: Means, process: Process
+) -> None:
+    """Train one step and write its model, metrics and TensorBoard files.
+
+    Asked again after a kill, it goes on from its last saved state and ends with the
+    same bytes as an undisturbed run on the same kind of machine.
+
+    Raises:
+        Stopped: SIGTERM or SIGINT came; the state is saved.
+        FloatingPointError: A loss is not finite; the message names the images.
+    """
+    optimisation, recipe, label_map = (
+        settings.optimisation,
+        settings.recipe,
+        settings.label_map,
+    )
+    torch.set_num_threads(means.threads)
+    torch.use_deterministic_algorithms(not means.gpu, warn_only=True)
+
+    split = pd.read_csv(files.split, dtype={"id": str})
+    student, teacher = build_networks(settings, files, process)
+    optimizer = build_optimizer(student, optimisation)
+    precision = autocast_type(optimisation.precision, process.device)
+    scaler = torch.amp.GradScaler(
+        process.device.split(":")[0], enabled=precision == torch.float16
+    )
+    stream_settings = {
+        "epochs": optimisation.epochs,
+        "batch_size": optimisation.batch_size,
+        "seed": settings.seed,
+        "rank": process.rank,
+        "world_size": process.world_size,
+        "accumulation": means.accumulation,
+    }
+    iterations = TrainingStream(len(split), **stream_settings).iterations
+
+    inputs = [files.split, files.previous]
+    if files.pseudo_labels is not None:
+        inputs += sorted(files.pseudo_labels.glob("*.png"))
+    mark = fingerprint(
+        asdict(settings), *(path for path in inputs if path is not None)
+    )
+    progress = load_state(files.state, mark, student, optimizer, scaler, process)
+    start = progress.iteration
+    network = wrap(student, settings, process)
+
+    images = TrainingImages(
+        split,
+        augmentation=settings.augmentation,
+        seed=settings.seed,
+        label_table=label_map.training_table(),
+        pseudo_labels=files.pseudo_labels,
+    )
+    stream = TrainingStream(len(split), start=start, **stream_settings)
+    loader = iter(training_loader(images, stream, workers=means.workers))
+    if process.first:
+        log_header(settings, means, process, len(split), iterations, start, precision)
+    writer = (
+        SummaryWriter(str(files.tensorboard), purge_step=start)
+        if process.first
+        else None
+    )
+    stop = StopFlag()
+    clock = last_log = last_state = time.monotonic()
+    seconds_before = progress.seconds
+
+    for iteration in range(start, iterations):
+        micro_batches = [next(loader) for _ in range(means.accumulation)]
+        prepared = [prepare(batch, student, settings) for batch in micro_batches]
+        counts, asked_to_stop = global_counts(prepared, stop, process)
+        if asked_to_stop:
+            progress.sums = sum_terms(progress.sums, process)
+            if process.first:
+                save_state(files.state, mark, student, optimizer, scaler, progress)
+            process.wait()
+            raise Stopped(f"stopped at iteration {iteration} of {iterations}")
+
+        rates = set_learning_rates(optimizer, optimisation, iteration, iterations)
+        optimizer.zero_grad(set_to_none=True)
+        for number, (batch, masks) in enumerate(prepared):
+            last = number == len(prepared) - 1
+            losses = backward(
+                network,
+                teacher,
+                batch,
+                masks,
+                counts,
+                settings,
+                process,
+                scaler,
+                precision,
+                synchronise=last,
+            )
+            for name, value in losses.items():
+                progress.sums[name] = progress.sums.get(name, 0.0) + value
+        scaler.unscale_(optimizer)
+        if optimisation.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(student.parameters(), optimisation.gradient_clip)
+        scaler.step(optimizer)
+        scaler.update()
+
+        now = time.monotonic()
+        progress.iteration = done = iteration + 1
+        progress.seconds = seconds_before + now - clock
+        # A row is due at fixed iterations, whatever the speed: same run, same file.
+        if done % max(1, iterations // ROWS) == 0 or done == iterations:
+            progress.add_row(rates, process)
+            if writer is not None:
+                write_scalars(writer, progress.rows[-1])
+            if process.first and now - last_state > 60 * means.state_minutes:
+                save_state(files.state, mark, student, optimizer, scaler, progress)
+                last_state = now
+            if process.first and (
+                now - last_log > means.log_seconds or done == iterations
+            ):
+                log_progress(progress, start, iterations, optimisation.batch_size, now - clock)
+                last_log = now
+
+    process.wait()
+    if process.first:
+        assert writer is not None
+        writer.close()
+        with atomic_path(files.metrics) as temporary:
+            pd.DataFrame(progress.rows).to_csv(temporary, index=False)
+        save_model(student, files.model, about=describe(settings))
+        files.state.unlink(missing_ok=True)
+        summary = {
+            "step": settings.step,
+            "method": settings.method,
+            "iterations": iterations,
+            "images": len(split),
+            "seconds": round(progress.seconds, 1),
+            "loss": progress.rows[-1]["loss"],
+        }
+        log.info("%s", json.dumps(summary))
+
+
+def build_networks(
+    settings: StepSettings, files: Files, process: Process
+) -> tuple[SegmentationNetwork, SegmentationNetwork | None]:
+    """The student, and the frozen teacher if the method distils."""
+    teacher = None
+    if files.previous is None:
+        if settings.architecture is None or settings.weights is None:
+            raise ValueError("Step 0 needs `architecture` and `weights` in settings.")
+        student = SegmentationNetwork(
+            settings.architecture,
+            [len(settings.groups[0])],
+            weights=settings.weights,
+            seed=settings.seed,
+        )
+    else:
+        previous = load_model(files.previous, device="cpu")
+        seed = settings.seed + settings.step
+        student = add_branch(previous, len(settings.groups[-1]), seed=seed)
+        student.requires_grad_(True)
+        if settings.recipe.losses.gkd or settings.recipe.losses.bfd:
+            teacher = previous.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    student = student.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    set_training_mode(student, settings.step)
+    return student, teacher
+
+
+def set_training_mode(student: SegmentationNetwork, step: int) -> None:
+    """Training mode; from step 1 on batch norms stay as they are."""
+    student.train()
+    if step > 0:
+        student.freeze_batch_norm()
+
+
+def build_optimizer(
+    student: SegmentationNetwork, settings: Optimisation
+) -> torch.optim.Optimizer:
+    """Optimizer with one parameter group per part of the network."""
+    *old, newest = student.branches
+    parts: dict[str, Sequence[nn.Module]] = {
+        "backbone": [student.backbone],
+        "aspp": [student.aspp],
+        "branch": [newest],
+        "old_branches": old,
+    }
+    groups = [
+        {
+            "name": name,
+            "params": [
+                parameter
+                for module in modules
+                for parameter in module.parameters()
+                if parameter.requires_grad
+            ],
+            "lr": getattr(settings, name),
+        }
+        for name, modules in parts.items()
+        if modules
+    ]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        groups,
+        momentum=settings.momentum,
+        nesterov=settings.momentum > 0,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer,
+    settings: Optimisation,
+    iteration: int,
+    iterations: int,
+) -> dict[str, float]:
+    """Set and return the poly learning rate of every part."""
+    factor = (1 - iteration / iterations) ** settings.power
+    rates = {}
+    for group in optimizer.param_groups:
+        group["lr"] = max(settings.floor, getattr(settings, group["name"]) * factor)
+        rates[f"lr_{group['name']}"] = group["lr"]
+    return rates
+
+
+def autocast_type(precision: str, device: str) -> torch.dtype:
+    """The type of mixed precision on a device; float32 means none."""
+    if precision != "auto":
+        return getattr(torch, precision)
+    if device == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def wrap(
+    student: SegmentationNetwork, settings: StepSettings, process: Process
+) -> nn.Module:
+    """DistributedDataParallel around the student when there are several processes."""
+    if process.world_size == 1:
+        return student
+    recipe, distils = settings.recipe, bool(settings.recipe.losses.gkd)
+    if process.device != "cpu" and settings.step == 0:
+        # timm's conversion knows its batch norms with activation, torch's does not.
+        student = convert_sync_batchnorm(student)
+    return DistributedDataParallel(
+        student,
+        device_ids=None if process.device == "cpu" else [process.device],
+        # Without distillation the old branches get no gradient under PB-BCE.
+        find_unused_parameters=(
+            settings.step > 0 and recipe.protect_old_logits and not distils
+        ),
+        broadcast_buffers=False,
+    )
+
+
+def prepare(
+    batch: Batch, student: SegmentationNetwork, settings: StepSettings
+) -> tuple[Batch, Masks | None]:
+    """The batch with its M⁺ and M⁻ on the CPU (None at step 0)."""
+    if settings.step == 0:
+        return batch, None
+    stride = student.architecture.output_stride
+    size = [-(-extent // stride) for extent in batch.targets.shape[-2:]]
+    masks = cell_masks(
+        batch.targets,
+        settings.label_map.first_new,
+        size,
+        sequential=settings.setting == "sequential",
+    )
+    return batch, masks
+
+
+def global_counts(
+    prepared: list[tuple[Batch, Masks | None]], stop: "StopFlag", process: Process
+) -> tuple[Counts, bool]:
+    """Denominators over the global batch, and whether any process was told to stop."""
+    pixels = new = background = cells = 0.0
+    for batch, masks in prepared:
+        pixels += float((batch.targets != IGNORE).sum())
+        if masks is not None:
+            new += float(masks.new.sum())
+            background += float(masks.background.sum())
+            cells += masks.new.numel()
+    *counts, stopped = process.sum(
+        [pixels, new, background, cells, float(stop.asked)]
+    )
+    return Counts(*counts), stopped > 0
+
+
+def backward(
+    network: nn.Module,
+    teacher: SegmentationNetwork | None,
+    batch: Batch,
+    masks: Masks | None,
+    counts: Counts,
+    settings: StepSettings,
+    process: Process,
+    scaler: torch.amp.GradScaler,
+    precision: torch.dtype,
+    *,
+    synchronise: bool,
+) -> dict[str, float]:
+    """Forward and backward of one micro-batch; returns the value of every term.
+
+    Raises:
+        FloatingPointError: The loss is not finite.
+    """
+    device = process.device
+    images = batch.images.to(device, non_blocking=True)
+    targets = batch.targets.to(device, non_blocking=True)
+    if masks is not None:
+        masks = Masks(*(mask.to(device, non_blocking=True) for mask in masks))
+    # Dropout of an image depends on the seed and its place in the stream alone.
+    unwrap(network).dropout.keys = batch.keys + (settings.seed << 32)
+    alone = contextlib.nullcontext()
+    if not synchronise and isinstance(network, DistributedDataParallel):
+        alone = network.no_sync()  # type: ignore[assignment]
+    with alone:
+        with torch.autocast(
+            device.split(":")[0], precision, enabled=precision != torch.float32
+        ):
+            outputs = network(images)
+            with torch.no_grad():
+                taught = None if teacher is None else teacher(images)
+        losses = step_losses(outputs, taught, targets, masks, counts, settings.recipe)
+        terms = torch.stack(list(losses.values()))
+        values = dict(zip(losses, terms.tolist(), strict=True))
+        if not all(math.isfinite(value) for value in values.values()):
+            raise FloatingPointError(
+                f"The loss is not finite ({values}) at images {batch.ids}. Lower the "
+                f"learning rates or set gradient_clip. The last saved state is kept."
+            )
+        # DDP averages gradients over processes; ours are parts of a sum.
+        scaler.scale(terms.sum() * process.world_size).backward()
+    return values
+
+
+def unwrap(network: nn.Module) -> SegmentationNetwork:
+    """The network inside DistributedDataParallel."""
+    inner = network.module if isinstance(network, DistributedDataParallel) else network
+    assert isinstance(inner, SegmentationNetwork)
+    return inner
+
+
+def sum_terms(sums: dict[str, float], process: Process) -> dict[str, float]:
+    """Every term summed over all processes."""
+    return dict(zip(sums, process.sum(list(sums.values())), strict=True))
+
+
+def describe(settings: StepSettings) -> dict[str, Any]:
+    """What model.json records besides the architecture."""
+    return {
+        "classes": [
+            {"index": index, "label": label, "name": name}
+            for index, (label, name) in enumerate(
+                zip((0, *settings.label_map.seen), settings.class_names, strict=True)
+            )
+        ],
+        "settings": asdict(settings),
+        "provenance": provenance(),
+    }
+
+
+# --- state of an unfinished run ------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        iteration: Iterations done.
+        rows: Rows of metrics.csv so far.
+        sums: Every loss term summed over the iterations since the last row.
+        seconds: Time spent, over all restarts.
+    """
+
+    iteration: int = 0
+    rows: list[dict[str, float]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def add_row(self, rates: dict[str, float], process: Process) -> None:
+        """Close a row: the mean of every term per iteration since the last row."""
+        since = self.iteration - (self.rows[-1]["iteration"] if self.rows else 0)
+        totals = sum_terms(self.sums, process)
+        terms = {name: total / since for name, total in totals.items()}
+        row = {"iteration": self.iteration, "loss": sum(terms.values()), **terms}
+        self.rows.append({**row, **rates})
+        self.sums = {}
+
+
+class StopFlag:
+    """Set by SIGTERM (pre-emption, scancel) or SIGINT (Ctrl-C)."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Signals can be caught in the main thread only; elsewhere they are not ours.
+            with contextlib.suppress(ValueError):
+                signal.signal(number, self._set)
+
+    def _set(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+def save_state(
+    path: Path,
+    mark: str,
+    student: SegmentationNetwork,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    progress: Progress,
+) -> None:
+    """Save the state; it takes its name only when it is whole on disk."""
+    content = {
+        "mark": mark,
+        "model": student.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "progress": asdict(progress),
+    }
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+    log.info("state saved after %d iterations", progress.iteration)
+
+
+def load_state(
+    path: Path,
+    mark: str,
+    student: SegmentationNetwork,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    process: Process,
+) -> Progress:
+    """Restore the saved state of exactly this run, if there is one."""
+    if not path.is_file():
+        return Progress()
+    state = torch.load(path, map_location=process.device, weights_only=True)
+    if state["mark"] != mark:
+        log.warning("%s is the state of other settings or inputs; not used", path)
+        return Progress()
+    student.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    progress = Progress(**state["progress"])
+    if not process.first:
+        progress.sums = dict.fromkeys(progress.sums, 0.0)  # the first holds the sums
+    return progress
+
+
+# --- logging -------------------------------------------------------------------------
+
+
+def log_header(
+    settings: StepSettings,
+    means: Means,
+    process: Process,
+    images: int,
+    iterations: int,
+    start: int,
+    precision: torch.dtype,
+) -> None:
+    """What is trained, where and how."""
+    optimisation = settings.optimisation
+    per_process = optimisation.batch_size // (process.world_size * means.accumulation)
+    log.info(
+        "%s %s-%s, %s, seed %d, step %d: %s",
+        settings.dataset,
+        settings.task,
+        settings.setting,
+        settings.method,
+        settings.seed,
+        settings.step,
+        ", ".join(settings.class_names[settings.label_map.first_new :]),
+    )
+    log.info(
+        "%d images, %g epochs, %d iterations of %d = %d process(es) x %d "
+        "micro-batch(es) x %d; %s, %s, torch %s, %d thread(s), %d worker(s)",
+        images,
+        optimisation.epochs,
+        iterations,
+        optimisation.batch_size,
+        process.world_size,
+        means.accumulation,
+        per_process,
+        process.device,
+        precision,
+        torch.__version__,
+        means.threads,
+        means.workers,
+    )
+    if process.world_size > 1 and settings.step == 0:
+        log.info(
+            "batch norm: %s",
+            "statistics of each process's own images (no synchronisation on the CPU)"
+            if process.device == "cpu"
+            else "synchronised over all processes",
+        )
+    if start:
+        log.info("resumed after %d iterations", start)
+
+
+def log_progress(
+    progress: Progress, start: int, iterations: int, batch_size: int, seconds: float
+) -> None:
+    """One line: position, every term, learning rate, images/s, time left."""
+    row, done = progress.rows[-1], progress.iteration - start
+    terms = " ".join(
+        f"{name} {value:.4g}"
+        for name, value in row.items()
+        if name != "iteration" and not name.startswith("lr_")
+    )
+    log.info(
+        "iteration %d/%d: %s, lr %.2e, %.1f images/s, %.0f s left",
+        progress.iteration,
+        iterations,
+        terms,
+        row["lr_branch"],
+        done * batch_size / seconds,
+        (iterations - progress.iteration) * seconds / done,
+    )
+
+
+def write_scalars(writer: SummaryWriter, row: dict[str, float]) -> None:
+    """One row of metrics.csv as TensorBoard scalars."""
+    for name, value in row.items():
+        if name != "iteration":
+            group = "learning_rate" if name.startswith("lr_") else "loss"
+            writer.add_scalar(f"{group}/{name}", value, int(row["iteration"]))
+
+
+# --- command line ----------------------------------------------------------------------
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="kproba.training", description="Train one step; see config/README.md."
+    )
+    parser.add_argument("settings", type=Path, help="settings.json of the step")
+    for name, needed in (
+        ("split", True),
+        ("previous", False),
+        ("model", True),
+        ("metrics", True),
+        ("tensorboard", True),
+        ("state", True),
+    ):
+        parser.add_argument(f"--{name}", type=Path, required=needed)
+    parser.add_argument("--pseudo-labels", type=Path, nargs="?", help="or nothing")
+    parser.add_argument("--gpus", type=int, default=0, help="0 trains on the CPU")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--state-minutes", type=float, default=5.0)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train one step; exit status 143 when stopped with the state saved."""
+    options = arguments(argv)
+    # Spinning OpenMP threads make a shared machine several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    settings = StepSettings.from_dict(read_json(options.settings))
+    files = Files(
+        split=options.split,
+        previous=options.previous,
+        pseudo_labels=options.pseudo_labels,
+        model=options.model,
+        metrics=options.metrics,
+        tensorboard=options.tensorboard,
+        state=options.state,
+    )
+    means = Means(
+        gpu=options.gpus > 0,
+        threads=options.threads,
+        workers=options.workers,
+        accumulation=options.accumulation,
+        state_minutes=options.state_minutes,
+    )
+    with process_group(gpu=options.gpus > 0) as process:
+        logging.basicConfig(
+            level=logging.INFO if process.first else logging.WARNING,
+            format="%(asctime)s %(message)s",
+            datefmt="%H:%M:%S",
+            stream=sys.stderr,
+        )
+        try:
+            train(settings, files, means, process)
+        except Stopped as stopped:
+            log.warning("%s; the state is saved, ask again to go on", stopped)
+            return STOPPED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

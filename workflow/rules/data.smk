@@ -1,0 +1,90 @@
+def dataset_folder(wildcards):
+    settings = plan.config["datasets"][wildcards.dataset]
+    if settings["kind"] == "digits":
+        return f"results/data/{wildcards.dataset}/scenes"
+    return settings["path"]
+
+
+def digits_settings(wildcards):
+    settings = plan.config["datasets"][wildcards.dataset]
+    return {key: value for key, value in settings.items() if key != "kind"}
+
+
+def class_count(wildcards):
+    return plan.class_count(wildcards.dataset)
+
+
+def all_groups(wildcards):
+    return [list(group) for group in plan.groups(wildcards.dataset, wildcards.task)]
+
+
+def label_names(wildcards):
+    return plan.label_names(wildcards.dataset)
+
+
+rule write_digits:
+    message:
+        "Drawing the scenes of {wildcards.dataset}"
+    output:
+        scenes=directory("results/data/{dataset}/scenes"),
+    log:
+        "results/data/{dataset}/scenes.log",
+    params:
+        settings=digits_settings,
+    conda:
+        "../../envs/kproba.yaml"
+    script:
+        "../scripts/write_digits.py"
+
+
+rule prepare_dataset:
+    message:
+        "Checking and indexing the images and masks of {wildcards.dataset}"
+    input:
+        folder=dataset_folder,
+    output:
+        index="results/data/{dataset}/index.csv",
+        integrity="results/data/{dataset}/integrity.json",
+    log:
+        "results/data/{dataset}/index.log",
+    params:
+        class_count=class_count,
+    conda:
+        "../../envs/kproba.yaml"
+    threads: 2
+    script:
+        "../scripts/prepare_dataset.py"
+
+
+rule make_split:
+    message:
+        "Listing the images of step {wildcards.step} of {wildcards.dataset} "
+        "{wildcards.task}, {wildcards.setting}"
+    input:
+        index="results/data/{dataset}/index.csv",
+    output:
+        split="results/splits/{dataset}/{task}-{setting}/step{step}.csv",
+    log:
+        "results/splits/{dataset}/{task}-{setting}/step{step}.log",
+    params:
+        groups=groups_so_far,
+    conda:
+        "../../envs/kproba.yaml"
+    script:
+        "../scripts/make_split.py"
+
+
+rule list_classes:
+    message:
+        "Listing the classes of {wildcards.dataset} {wildcards.task}"
+    output:
+        classes="results/splits/{dataset}/{task}-{setting}/classes.json",
+    log:
+        "results/splits/{dataset}/{task}-{setting}/classes.log",
+    params:
+        groups=all_groups,
+        names=label_names,
+    conda:
+        "../../envs/kproba.yaml"
+    script:
+        "../scripts/list_classes.py"

@@ -1,0 +1,30 @@
+def evaluation_settings(wildcards):
+    return plan.config["evaluation"]
+
+
+rule evaluate:
+    message:
+        "Testing {wildcards.method} after step {wildcards.step} of {wildcards.dataset} "
+        "{wildcards.task} {wildcards.setting}, seed {wildcards.seed}"
+    input:
+        model=model_of_step,
+        index="results/data/{dataset}/index.csv",
+    output:
+        evaluation="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/evaluation.json",
+        confusion="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/confusion.csv",
+        examples=directory(
+            "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/examples"
+        ),
+    log:
+        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/evaluation.log",
+    params:
+        settings=evaluation_settings,
+        groups=groups_so_far,
+        names=names_so_far,
+    conda:
+        "../../envs/kproba.yaml"
+    threads: inference_threads
+    resources:
+        **inference_resources,
+    script:
+        "../scripts/evaluate.py"

@@ -1,0 +1,40 @@
+def previous_bank(wildcards):
+    if wildcards.step == "0":
+        return []
+    return bank_file(run_of(wildcards), int(wildcards.step) - 1)
+
+
+def pseudo_labels_after_step_0(wildcards):
+    return [] if wildcards.step == "0" else pseudo_labels_of_step(wildcards)
+
+
+def bank_settings(wildcards):
+    return plan.bank(wildcards.method)
+
+
+rule build_prototypes:
+    message:
+        "Building the prototype bank of {wildcards.method} after step {wildcards.step}"
+    input:
+        model=model_of_step,
+        split="results/splits/{dataset}/{task}-{setting}/step{step}.csv",
+        pseudo_labels=pseudo_labels_after_step_0,
+        previous=previous_bank,
+    output:
+        bank="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/prototypes.safetensors",
+        description="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/prototypes.json",
+    log:
+        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/prototypes.log",
+    benchmark:
+        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/prototypes.benchmark.tsv"
+    params:
+        settings=bank_settings,
+        groups=groups_so_far,
+        names=names_so_far,
+    conda:
+        "../../envs/kproba.yaml"
+    threads: inference_threads
+    resources:
+        **inference_resources,
+    script:
+        "../scripts/build_prototypes.py"

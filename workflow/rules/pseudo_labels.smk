@@ -1,0 +1,40 @@
+def bank_of_previous_step(wildcards):
+    if not plan.reads_bank(wildcards.method):
+        return []
+    return bank_file(run_of(wildcards), int(wildcards.step) - 1)
+
+
+def pseudo_label_settings(wildcards):
+    return plan.section("pseudo_labels", wildcards.method)
+
+
+rule export_pseudo_labels:
+    message:
+        "Looking for old classes in the images of step {wildcards.step}, "
+        "{wildcards.method}"
+    input:
+        model=previous_model,
+        bank=bank_of_previous_step,
+        split="results/splits/{dataset}/{task}-{setting}/step{step}.csv",
+    output:
+        labels=directory(
+            "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/pseudo_labels"
+        ),
+        table="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/pseudo_labels.csv",
+    log:
+        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/pseudo_labels.log",
+    benchmark:
+        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/pseudo_labels.benchmark.tsv"
+    wildcard_constraints:
+        step=r"[1-9]\d*",
+    params:
+        settings=pseudo_label_settings,
+        groups=groups_so_far,
+        names=names_so_far,
+    conda:
+        "../../envs/kproba.yaml"
+    threads: inference_threads
+    resources:
+        **inference_resources,
+    script:
+        "../scripts/export_pseudo_labels.py"

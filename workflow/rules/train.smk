@@ -1,0 +1,116 @@
+# Settings that determine a result are params or in settings.json. What the machine offers
+# is threads and resources: a change there never makes a step run again.
+training_threads = compute["threads"] * (compute["gpus"] or compute["processes"])
+training_resources = {
+    "gpu": compute["gpus"],
+    "processes": compute["processes"],
+    "cpu_threads": compute["threads"],
+    "workers": compute["workers"],
+    "accumulation": compute["accumulation"],
+    "state_minutes": str(compute["state_minutes"]),
+}
+
+
+def step_settings(wildcards):
+    return plan.step_settings(run_of(wildcards), int(wildcards.step))
+
+
+def pseudo_labels_of_step(wildcards):
+    if not plan.uses_pseudo_labels(wildcards.method, wildcards.setting):
+        return []
+    return f"{folder(run_of(wildcards), wildcards.step)}/pseudo_labels"
+
+
+# All that determines a step's training, and nothing else. Its own file, so that a step
+# runs again exactly when this changes, and can be run by hand.
+rule write_settings:
+    message:
+        "Writing the settings of {wildcards.method}, step {wildcards.step}"
+    output:
+        settings="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/settings.json",
+    log:
+        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/settings.log",
+    params:
+        settings=step_settings,
+    conda:
+        "../../envs/kproba.yaml"
+    localrule: True
+    script:
+        "../scripts/write_settings.py"
+
+
+rule train_base:
+    message:
+        "Training step 0 on {wildcards.task} classes of {wildcards.dataset}, "
+        "{wildcards.setting}, seed {wildcards.seed}"
+    input:
+        settings="results/{dataset}/{task}-{setting}/base/seed{seed}/step0/settings.json",
+        split="results/splits/{dataset}/{task}-{setting}/step0.csv",
+    output:
+        model="results/{dataset}/{task}-{setting}/base/seed{seed}/step0/model.safetensors",
+        description="results/{dataset}/{task}-{setting}/base/seed{seed}/step0/model.json",
+        metrics="results/{dataset}/{task}-{setting}/base/seed{seed}/step0/metrics.csv",
+        tensorboard=directory(
+            "results/{dataset}/{task}-{setting}/base/seed{seed}/step0/tensorboard"
+        ),
+    log:
+        "results/{dataset}/{task}-{setting}/base/seed{seed}/step0/train.log",
+    benchmark:
+        "results/{dataset}/{task}-{setting}/base/seed{seed}/step0/train.benchmark.tsv"
+    conda:
+        "../../envs/kproba.yaml"
+    threads: training_threads
+    resources:
+        **training_resources,
+    shell:
+        "OMP_WAIT_POLICY=passive OMP_NUM_THREADS={resources.cpu_threads}"
+        " torchrun --standalone"
+        " --nproc-per-node=$(({resources.gpu} ? {resources.gpu} : {resources.processes}))"
+        " -m kproba.training {input.settings} --split {input.split}"
+        " --model {output.model} --metrics {output.metrics}"
+        " --tensorboard {output.tensorboard}"
+        " --state $(dirname {output.model})/training-state.pt"
+        " --gpus {resources.gpu} --threads {resources.cpu_threads}"
+        " --workers {resources.workers} --accumulation {resources.accumulation}"
+        " --state-minutes {resources.state_minutes} &> {log}"
+
+
+rule train_step:
+    message:
+        "Training step {wildcards.step} of {wildcards.dataset} {wildcards.task} "
+        "{wildcards.setting}, {wildcards.method}, seed {wildcards.seed}"
+    input:
+        settings="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/settings.json",
+        split="results/splits/{dataset}/{task}-{setting}/step{step}.csv",
+        previous=previous_model,
+        pseudo_labels=pseudo_labels_of_step,
+    output:
+        model="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/model.safetensors",
+        description="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/model.json",
+        metrics="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/metrics.csv",
+        tensorboard=directory(
+            "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/tensorboard"
+        ),
+    log:
+        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/train.log",
+    benchmark:
+        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/train.benchmark.tsv"
+    wildcard_constraints:
+        step=r"[1-9]\d*",
+    conda:
+        "../../envs/kproba.yaml"
+    threads: training_threads
+    resources:
+        **training_resources,
+    shell:
+        "OMP_WAIT_POLICY=passive OMP_NUM_THREADS={resources.cpu_threads}"
+        " torchrun --standalone"
+        " --nproc-per-node=$(({resources.gpu} ? {resources.gpu} : {resources.processes}))"
+        " -m kproba.training {input.settings} --split {input.split}"
+        " --previous {input.previous} --pseudo-labels {input.pseudo_labels}"
+        " --model {output.model} --metrics {output.metrics}"
+        " --tensorboard {output.tensorboard}"
+        " --state $(dirname {output.model})/training-state.pt"
+        " --gpus {resources.gpu} --threads {resources.cpu_threads}"
+        " --workers {resources.workers} --accumulation {resources.accumulation}"
+        " --state-minutes {resources.state_minutes} &> {log}"
