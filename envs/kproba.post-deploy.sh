@@ -1,4 +1,7 @@
 #!/usr/bin/env bash
-# Installs the package and what it needs into the environment that Snakemake made.
+# Installs the package, with the tested versions, into the environment Snakemake made.
+# Snakemake runs this in the folder where snakemake was called; name the checkout if
+# that is another one: KPROBA_SOURCE=/path/to/kproba snakemake ...
 set -euo pipefail
-python -m pip install "${KPROBA_SOURCE:-$(git rev-parse --show-toplevel)}"
+source="${KPROBA_SOURCE:-$PWD}"
+python -m pip install --constraint "$source/constraints.txt" "$source"

@@ -110,12 +110,18 @@ def _git_commit() -> str | None:
     """The package's commit, with "+changes" when its files are not as committed."""
     here = Path(__file__).parent
     try:
-        run = {"cwd": here, "check": True, "capture_output": True, "text": True}
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
-        changed = subprocess.run(["git", "status", "--porcelain", "."], **run).stdout  # type: ignore[call-overload]
+        commit = _git(here, "rev-parse", "HEAD")
+        changed = _git(here, "status", "--porcelain", ".")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+changes" if changed.strip() else "")
+    return commit + ("+changes" if changed else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", *words], cwd=folder, check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
 
 
 def label_palette() -> list[int]:

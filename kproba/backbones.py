@@ -40,7 +40,9 @@ class Backbone(nn.Module):
     def __init__(self, name: str, *, output_stride: Literal[8, 16], weights: str):
         super().__init__()
         if output_stride not in (8, 16):
-            raise ValueError(f"Expected output_stride 8 or 16, but got {output_stride}.")
+            raise ValueError(
+                f"Expected output_stride 8 or 16, but got {output_stride}."
+            )
         if name == "efficientnet_lite0":
             self.body: nn.Module = timm.create_model(
                 "tf_efficientnet_lite0",

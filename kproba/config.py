@@ -34,7 +34,7 @@ class ConfigError(ValueError):
     """The configuration is wrong; the message names the key and the mend."""
 
 
-# --- schema ----------------------------------------------------------------------------
+# --- schema --------------------------------------------------------------------------
 
 
 def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
@@ -74,33 +74,38 @@ def _explain(error: jsonschema.ValidationError, where: str) -> str:
     parts = [where] if where else []
     path = ".".join(parts + [str(part) for part in error.absolute_path])
     path = path or "the top level"
-    got = f"got {error.instance!r}"
-    rule, wanted = error.validator, error.validator_value
+    instance: Any = error.instance
+    got = f"got {instance!r}"
+    rule = str(error.validator)
+    wanted: Any = error.validator_value
+    schema: Any = error.schema
     if rule == "additionalProperties":
-        known = list(error.schema.get("properties", {}))
-        unknown = [key for key in error.instance if key not in known]
+        known = list(schema.get("properties", {}))
+        unknown = [key for key in instance if key not in known]
         hints = [f"'{key}'{_suggestion(str(key), known)}" for key in unknown]
         return (
             f"{path}: unknown key {', '.join(hints)}. Known keys: {', '.join(known)}."
         )
     if rule == "required":
-        missing = [key for key in wanted if key not in error.instance]
+        missing = [key for key in wanted if key not in instance]
         return f"{path}: missing key {', '.join(missing)}. Add it."
     if rule == "enum":
-        hint = _suggestion(str(error.instance), [str(entry) for entry in wanted])
-        return f"{path}: expected one of {', '.join(map(str, wanted))}, but {got}{hint}."
+        hint = _suggestion(str(instance), [str(entry) for entry in wanted])
+        return (
+            f"{path}: expected one of {', '.join(map(str, wanted))}, but {got}{hint}."
+        )
     if rule == "type":
         kinds = wanted if isinstance(wanted, list) else [wanted]
         return f"{path}: expected {' or '.join(kinds)}, but {got}."
     if rule == "anyOf":
-        return f"{path}: {error.schema.get('description', 'no form fits')}; {got}."
+        return f"{path}: {schema.get('description', 'no form fits')}; {got}."
     if rule in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
         relation = {
             "minimum": "at least",
             "maximum": "at most",
             "exclusiveMinimum": "more than",
             "exclusiveMaximum": "less than",
-        }[str(rule)]
+        }[rule]
         return f"{path}: expected {relation} {wanted}, but {got}."
     return f"{path}: {error.message}."
 
@@ -111,7 +116,7 @@ def _suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def _numbers(value: Any) -> Any:
-    """Turn strings such as "1e-3", which YAML 1.1 does not read as numbers, to float."""
+    """Make strings such as "1e-3", which YAML 1.1 reads as text, numbers."""
     if isinstance(value, dict):
         return {key: _numbers(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -162,7 +167,7 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Config:
     return merged
 
 
-# --- plan ------------------------------------------------------------------------------
+# --- plan ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, order=True)
@@ -212,7 +217,9 @@ class Plan:
     def steps(self, run: Run) -> range:
         """Steps whose model is tested; `joint` has the last one only."""
         count = len(self.groups(run.dataset, run.task))
-        return range(count - 1, count) if self.recipe(run.method).joint else range(count)
+        return (
+            range(count - 1, count) if self.recipe(run.method).joint else range(count)
+        )
 
     def names(self, dataset: str, groups: Groups) -> list[str]:
         """Class names in output order, "background" first."""
@@ -280,9 +287,7 @@ class Plan:
         config, base = self.config, run.method == "base"
         groups = self.groups(run.dataset, run.task, step)
         model = config["model"]
-        optimisation = (
-            config["base"] if base else self.section("increment", run.method)
-        )
+        optimisation = config["base"] if base else self.section("increment", run.method)
         rates = optimisation["learning_rate"]
         recipe = self.recipe(run.method)
         recipe = replace(

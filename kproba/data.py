@@ -54,7 +54,7 @@ def index_folder(
     folder = Path(folder)
     pairs, problems = _pair_files(folder)
     with ThreadPoolExecutor(workers) as pool:
-        rows = list(pool.map(lambda pair: _index_row(*pair, class_count), pairs))
+        rows = list(pool.map(lambda pair: _index_row(pair, class_count), pairs))
     problems += [row for row in rows if isinstance(row, str)]
     if problems:
         listed = "\n  ".join(problems[:20])
@@ -124,9 +124,10 @@ def _pair_files(folder: Path) -> tuple[list[tuple[str, Path, Path]], list[str]]:
 
 
 def _index_row(
-    subset: str, image: Path, mask: Path, class_count: int
+    pair: tuple[str, Path, Path], class_count: int
 ) -> dict[str, object] | str:
     """One row of the index, or one line that says what is wrong."""
+    subset, image, mask = pair
     try:
         with Image.open(image) as opened:
             width, height = opened.size
@@ -136,8 +137,7 @@ def _index_row(
         return f"{image} or its mask: {error}"
     if labels.shape != (height, width):
         return (
-            f"{mask}: size {labels.shape[1]}x{labels.shape[0]}, "
-            f"image {width}x{height}"
+            f"{mask}: size {labels.shape[1]}x{labels.shape[0]}, image {width}x{height}"
         )
     present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
     wrong = [int(label) for label in present if class_count < label < IGNORE]
@@ -390,8 +390,8 @@ def training_loader(
 ) -> DataLoader[Batch]:
     """Loader of one process's micro-batches."""
     return DataLoader(
-        images,
-        batch_sampler=stream,  # type: ignore[arg-type]
+        images,  # type: ignore[arg-type]  # the collate function makes the batches
+        batch_sampler=stream,
         collate_fn=collate,
         num_workers=workers,
         worker_init_fn=_leave_signals_to_parent,
@@ -444,7 +444,7 @@ def whole_image_loader(
         else:
             batches.append([number])
     return DataLoader(
-        WholeImages(rows, label_table),
+        WholeImages(rows, label_table),  # type: ignore[arg-type]
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,

@@ -53,9 +53,9 @@ def process_group(*, gpu: bool) -> Iterator[Process]:
         RuntimeError: `gpu` is asked for and PyTorch sees no CUDA device for this
             process.
     """
-    rank = int(os.environ.get("RANK", 0))
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    rank = int(os.environ.get("RANK", "0"))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = "cpu"
     if gpu:
         if not torch.cuda.is_available() or local_rank >= torch.cuda.device_count():

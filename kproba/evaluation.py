@@ -4,12 +4,14 @@ IoU = TP / (TP + FP + FN) over the whole set, never a mean over images. What is 
 is a *policy*, one of the four that published tables use (docs/protocol.md); it is
 written into every result.
 
-| policy    | images                | unseen classes | raw label 0 | mean over            |
-|-----------|-----------------------|----------------|-------------|----------------------|
-| `ssul`    | all                   | ignored        | counted     | background + seen    |
-| `plop`    | with ≥ 1 seen class   | background     | counted     | background + seen    |
-| `dkd-ade` | with ≥ 1 seen class   | ignored        | counted     | background + seen    |
-| `mib`     | with ≥ 1 seen class   | ignored        | `ignore_background` | seen classes with ground truth |
+| policy    | images              | unseen classes | mean over                       |
+|-----------|---------------------|----------------|---------------------------------|
+| `ssul`    | all                 | ignored        | background and seen             |
+| `plop`    | with ≥ 1 seen class | background     | background and seen             |
+| `dkd-ade` | with ≥ 1 seen class | ignored        | background and seen             |
+| `mib`     | with ≥ 1 seen class | ignored        | seen classes with ground truth  |
+
+Raw label 0 is counted as background, but for `mib` with `ignore_background`.
 """
 
 from collections.abc import Iterable, Sequence

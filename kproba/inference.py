@@ -201,9 +201,7 @@ def evaluate_step(
     how = EvaluationSettings(**protocol)
     rows = read_index(index)
     described = read_json(Path(model).with_suffix(".json"))["classes"]
-    order = channel_order(
-        [entry["label"] for entry in described], LabelMap(seen).seen
-    )
+    order = channel_order([entry["label"] for entry in described], LabelMap(seen).seen)
     tested = select_rows(rows, seen, how.policy)
     loader = whole_image_loader(
         tested, ground_truth_table(seen, how), batch_size=batch_size

@@ -126,9 +126,7 @@ def full_bce(
     return bce(upsample(live.float(), targets.shape[-2:]), targets.long(), count)
 
 
-def bga_ce(
-    adaptation: torch.Tensor, new: torch.Tensor, count: float
-) -> torch.Tensor:
+def bga_ce(adaptation: torch.Tensor, new: torch.Tensor, count: float) -> torch.Tensor:
     """On M⁺, BCE(r_t → 0) = softplus(r_t): where a new class is, background falls.
 
     Args:

@@ -247,7 +247,7 @@ def add_branch(
     network = copy.deepcopy(previous)
     network.classes_per_step.append(classes)
     branch = Branch(network.architecture.aspp_channels, 1 + classes)
-    branch.block.load_state_dict(network.branches[0].block.state_dict())  # type: ignore[union-attr, operator]
+    branch.block.load_state_dict(network.branches[0].block.state_dict())  # type: ignore[union-attr]
     generator = torch.Generator().manual_seed(seed)
     nn.init.kaiming_normal_(branch.classifier.weight, generator=generator)
     nn.init.zeros_(branch.classifier.bias)  # type: ignore[arg-type]

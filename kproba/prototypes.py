@@ -16,6 +16,7 @@ Standardisation and maps are drawn once, at step 0, and stay with the bank.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,11 +103,11 @@ class Moments:
         cls, classes: int, dimension: int, *, scatter: bool, device: str = "cpu"
     ) -> "Moments":
         """Moments of nothing."""
-        kind = {"dtype": torch.float64, "device": device}
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
         return cls(
-            torch.zeros(classes, **kind),  # type: ignore[arg-type]
-            torch.zeros(classes, dimension, **kind),  # type: ignore[arg-type]
-            torch.zeros(dimension, dimension, **kind) if scatter else None,  # type: ignore[arg-type]
+            zeros(classes),
+            zeros(classes, dimension),
+            zeros(dimension, dimension) if scatter else None,
         )
 
     def update(self, vectors: torch.Tensor, labels: torch.Tensor) -> None:
@@ -231,8 +232,8 @@ class PrototypeBank:
         """Per map the linear rule A⁻¹ μ_c (D, C) and its bias (C,), by Cholesky."""
         if self.scatter is None:
             raise ValueError(
-                "Expected a bank with scatter for a Mahalanobis score, but this one was "
-                "built without. Rebuild it with scatter (pseudo_labels.rule klda/lda)."
+                "Expected a bank with scatter for a Mahalanobis score, but this one "
+                "has none. Build it for the rule that reads it (klda, lda, agree)."
             )
         log_prior = (self.share / self.share.sum()).clamp(min=1e-12).log()
         solved = []
@@ -253,7 +254,7 @@ class PrototypeBank:
     def log_kappa(
         self, features: torch.Tensor, *, temperature: float, metric: str
     ) -> torch.Tensor:
-        """log κ, κ_c = exp(-d_c/τ) / Σ exp(-d_c'/τ), averaged over the maps.
+        """Log κ, κ_c = exp(-d_c/τ) / Σ exp(-d_c'/τ), averaged over the maps.
 
         Args:
             features: (n, d).
@@ -274,7 +275,7 @@ class PrototypeBank:
     def _distances(
         self, number: int, vectors: torch.Tensor, metric: str
     ) -> torch.Tensor:
-        """(n, C) distances by ‖φ‖² - 2φᵀμ + ‖μ‖²: one matrix product for all classes."""
+        """(n, C) distances by ‖φ‖² - 2φᵀμ + ‖μ‖², one product for all classes."""
         mean = self.means[number].float()
         if metric == "mahalanobis":
             if self._solved is None:
@@ -461,7 +462,7 @@ def _sample_cells(
     seed: int,
     images: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Up to `calibration_cells` labelled cells, spread over as many images as needed."""
+    """Up to `calibration_cells` labelled cells, from as many images as needed."""
     generator = torch.Generator().manual_seed(seed)
     vectors, labels, taken = [], [], 0
     per_image = max(32, -(-settings.calibration_cells // max(images, 1)))
@@ -540,7 +541,9 @@ def follow(previous: PrototypeBank, current: PrototypeBank) -> PrototypeBank:
     shown = (current.count[:old] > 0)[:, None]
     means = []
     for before, now in zip(previous.means, current.means, strict=True):
-        moved = torch.where(shown, momentum * before + (1 - momentum) * now[:old], before)
+        moved = torch.where(
+            shown, momentum * before + (1 - momentum) * now[:old], before
+        )
         means.append(torch.cat([moved, now[old:]]))
     scatter = None
     if previous.scatter is not None and current.scatter is not None:

@@ -32,7 +32,6 @@ from kproba.model import Outputs, SegmentationNetwork, compose_logits, upsample
 from kproba.prototypes import PrototypeBank, bank_features
 
 
-
 @dataclass(frozen=True)
 class PseudoLabelSettings:
     """The rule and its numbers.
@@ -168,7 +167,10 @@ def export(
                         "pixels": target.numel(),
                         "background": int(zero.sum()),
                         "recovered": int(counts[1:].sum()),
-                        **{n: int(c) for n, c in zip(names[1:], counts[1:], strict=True)},
+                        **{
+                            n: int(c)
+                            for n, c in zip(names[1:], counts[1:], strict=True)
+                        },
                     }
                 )
         with atomic_path(table) as temporary_table:

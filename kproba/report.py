@@ -1,6 +1,6 @@
 """Tables, figures and the page that shows them.
 
-    python -m kproba.report results/summary.csv    # the short table, in the terminal
+python -m kproba.report results/summary.csv    # the short table, in the terminal
 """
 
 import base64
@@ -22,9 +22,9 @@ from kproba.artifacts import atomic_path, label_palette, read_json, read_label_i
 from kproba.splits import IGNORE, Groups, LabelMap, read_index
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.patches import Patch  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 Row = Mapping[str, Any]
 EXPERIMENT = ["dataset", "task", "setting"]
@@ -47,7 +47,7 @@ CLASS_COLOURS = [
 ]
 
 
-# --- tables ----------------------------------------------------------------------------
+# --- tables --------------------------------------------------------------------------
 
 
 def summarise(rows: Sequence[Row], summary: str | Path, classes: str | Path) -> None:
@@ -87,7 +87,7 @@ def read_summary(path: str | Path) -> pd.DataFrame:
 
 
 def short_table(summary: pd.DataFrame) -> str:
-    """mIoU of old, new and all classes after each step, for each method, as text."""
+    """MIoU of old, new and all classes after each step, for each method, as text."""
     blocks = []
     for key, experiment in summary.groupby(EXPERIMENT, sort=False):
         steps = sorted(experiment["step"].unique())
@@ -110,7 +110,7 @@ def _cell(value: float) -> str:
     return f"{'-':>7}" if math.isnan(value) else f"{value:7.1f}"
 
 
-# --- figures ---------------------------------------------------------------------------
+# --- figures -------------------------------------------------------------------------
 
 
 def draw_figures(
@@ -220,7 +220,8 @@ def _draw_examples(rows: Sequence[Row], index: pd.DataFrame, groups: Groups) -> 
         columns.setdefault(title, folder)
     names = sorted(path.stem for path in next(iter(columns.values())).glob("*.png"))
     table = LabelMap(groups).evaluation_table()
-    by_id = index.set_index("id")
+    image_of = dict(zip(index["id"], index["image"], strict=True))
+    mask_of = dict(zip(index["id"], index["mask"], strict=True))
     figure, axes = plt.subplots(
         max(1, len(names)),
         2 + len(columns),
@@ -230,9 +231,9 @@ def _draw_examples(rows: Sequence[Row], index: pd.DataFrame, groups: Groups) -> 
     for axis in axes.ravel():
         axis.axis("off")
     for line, name in enumerate(names):
-        with Image.open(by_id.loc[name, "image"]) as image:
+        with Image.open(image_of[name]) as image:
             axes[line][0].imshow(image.convert("RGB"))
-        truth = table[read_label_image(by_id.loc[name, "mask"])]
+        truth = table[read_label_image(mask_of[name])]
         axes[line][1].imshow(class_colours(truth))
         for axis, folder in zip(axes[line][2:], columns.values(), strict=True):
             axis.imshow(class_colours(read_label_image(folder / f"{name}.png")))
@@ -251,7 +252,10 @@ def _draw_examples(rows: Sequence[Row], index: pd.DataFrame, groups: Groups) -> 
     ]
     if len(handles) <= 24:
         figure.legend(
-            handles=handles, ncol=6, loc="upper center", bbox_to_anchor=(0.5, 0.06),
+            handles=handles,
+            ncol=6,
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0.06),
             fontsize=8,
         )
     figure.subplots_adjust(wspace=0.04, hspace=0.04)
@@ -268,7 +272,7 @@ def class_colours(labels: np.ndarray) -> np.ndarray:
     return palette[labels]
 
 
-# --- page ------------------------------------------------------------------------------
+# --- page ----------------------------------------------------------------------------
 
 
 def write_report(
@@ -287,7 +291,8 @@ def write_report(
     """
     numbers, per_class = read_summary(summary), read_summary(classes)
     experiments = []
-    for key, rows in numbers.groupby(EXPERIMENT, sort=False):
+    for labels, rows in numbers.groupby(EXPERIMENT, sort=False):
+        key = [str(label) for label in labels]
         folder = f"{key[0]}/{key[1]}-{key[2]}"
         wanted = dict(zip(EXPERIMENT, key, strict=True))
         images = {
@@ -323,7 +328,9 @@ def _page_rows(rows: pd.DataFrame) -> list[dict[str, str]]:
         for measure in (*MEASURES, "hiou", "seconds"):
             mean, deviation = runs[measure].mean(), runs[measure].std()
             text = "–" if math.isnan(mean) else f"{mean:.1f}"
-            line[measure] = text if math.isnan(deviation) else f"{text} ± {deviation:.1f}"
+            line[measure] = (
+                text if math.isnan(deviation) else f"{text} ± {deviation:.1f}"
+            )
         lines.append(line)
     return lines
 

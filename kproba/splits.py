@@ -251,7 +251,7 @@ def resolve_groups(
     for step, group in enumerate(listed):
         numbers = []
         for entry in group:
-            label = labels.get(entry) if isinstance(entry, str) else entry
+            label = labels.get(entry, -1) if isinstance(entry, str) else entry
             if label not in labels.values():
                 raise ValueError(
                     f"{where}: expected classes of the dataset (numbers 1 to "

@@ -12,13 +12,11 @@ import json
 import logging
 import math
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import pandas as pd
@@ -52,6 +50,7 @@ from kproba.model import (
     save_model,
 )
 from kproba.splits import IGNORE, LabelMap
+from kproba.state import Checkpoint, Progress, StopFlag, sum_terms
 
 log = logging.getLogger("kproba")
 
@@ -163,6 +162,13 @@ class Files:
     tensorboard: Path
     state: Path
 
+    def inputs(self) -> list[Path]:
+        """The files whose content determines the result."""
+        files = [path for path in (self.split, self.previous) if path is not None]
+        if self.pseudo_labels is not None:
+            files += sorted(self.pseudo_labels.glob("*.png"))
+        return files
+
 
 @dataclass(frozen=True)
 class Means:
@@ -189,9 +195,7 @@ class Stopped(Exception):
     """The run was asked to stop and has saved its state."""
 
 
-def train(
-    settings: StepSettings, files: Files, means: Means, process: Process
-) -> None:
+def train(settings: StepSettings, files: Files, means: Means, process: Process) -> None:
     """Train one step and write its model, metrics and TensorBoard files.
 
     Asked again after a kill, it goes on from its last saved state and ends with the
@@ -201,11 +205,7 @@ def train(
         Stopped: SIGTERM or SIGINT came; the state is saved.
         FloatingPointError: A loss is not finite; the message names the images.
     """
-    optimisation, recipe, label_map = (
-        settings.optimisation,
-        settings.recipe,
-        settings.label_map,
-    )
+    optimisation = settings.optimisation
     torch.set_num_threads(means.threads)
     torch.use_deterministic_algorithms(not means.gpu, warn_only=True)
 
@@ -213,26 +213,11 @@ def train(
     student, teacher = build_networks(settings, files, process)
     optimizer = build_optimizer(student, optimisation)
     precision = autocast_type(optimisation.precision, process.device)
-    scaler = torch.amp.GradScaler(
-        process.device.split(":")[0], enabled=precision == torch.float16
-    )
-    stream_settings = {
-        "epochs": optimisation.epochs,
-        "batch_size": optimisation.batch_size,
-        "seed": settings.seed,
-        "rank": process.rank,
-        "world_size": process.world_size,
-        "accumulation": means.accumulation,
-    }
-    iterations = TrainingStream(len(split), **stream_settings).iterations
-
-    inputs = [files.split, files.previous]
-    if files.pseudo_labels is not None:
-        inputs += sorted(files.pseudo_labels.glob("*.png"))
-    mark = fingerprint(
-        asdict(settings), *(path for path in inputs if path is not None)
-    )
-    progress = load_state(files.state, mark, student, optimizer, scaler, process)
+    kind = process.device.split(":")[0]
+    scaler = torch.amp.GradScaler(kind, enabled=precision == torch.float16)
+    mark = fingerprint(asdict(settings), *files.inputs())
+    checkpoint = Checkpoint(files.state, mark, student, optimizer, scaler)
+    progress = checkpoint.load(process)
     start = progress.iteration
     network = wrap(student, settings, process)
 
@@ -240,10 +225,20 @@ def train(
         split,
         augmentation=settings.augmentation,
         seed=settings.seed,
-        label_table=label_map.training_table(),
+        label_table=settings.label_map.training_table(),
         pseudo_labels=files.pseudo_labels,
     )
-    stream = TrainingStream(len(split), start=start, **stream_settings)
+    stream = TrainingStream(
+        len(split),
+        epochs=optimisation.epochs,
+        batch_size=optimisation.batch_size,
+        seed=settings.seed,
+        rank=process.rank,
+        world_size=process.world_size,
+        accumulation=means.accumulation,
+        start=start,
+    )
+    iterations = stream.iterations
     loader = iter(training_loader(images, stream, workers=means.workers))
     if process.first:
         log_header(settings, means, process, len(split), iterations, start, precision)
@@ -263,7 +258,7 @@ def train(
         if asked_to_stop:
             progress.sums = sum_terms(progress.sums, process)
             if process.first:
-                save_state(files.state, mark, student, optimizer, scaler, progress)
+                checkpoint.save(progress)
             process.wait()
             raise Stopped(f"stopped at iteration {iteration} of {iterations}")
 
@@ -300,12 +295,14 @@ def train(
             if writer is not None:
                 write_scalars(writer, progress.rows[-1])
             if process.first and now - last_state > 60 * means.state_minutes:
-                save_state(files.state, mark, student, optimizer, scaler, progress)
+                checkpoint.save(progress)
                 last_state = now
             if process.first and (
                 now - last_log > means.log_seconds or done == iterations
             ):
-                log_progress(progress, start, iterations, optimisation.batch_size, now - clock)
+                log_progress(
+                    progress, start, iterations, optimisation.batch_size, now - clock
+                )
                 last_log = now
 
     process.wait()
@@ -315,7 +312,7 @@ def train(
         with atomic_path(files.metrics) as temporary:
             pd.DataFrame(progress.rows).to_csv(temporary, index=False)
         save_model(student, files.model, about=describe(settings))
-        files.state.unlink(missing_ok=True)
+        checkpoint.remove()
         summary = {
             "step": settings.step,
             "method": settings.method,
@@ -468,9 +465,7 @@ def global_counts(
             new += float(masks.new.sum())
             background += float(masks.background.sum())
             cells += masks.new.numel()
-    *counts, stopped = process.sum(
-        [pixels, new, background, cells, float(stop.asked)]
-    )
+    *counts, stopped = process.sum([pixels, new, background, cells, float(stop.asked)])
     return Counts(*counts), stopped > 0
 
 
@@ -529,11 +524,6 @@ def unwrap(network: nn.Module) -> SegmentationNetwork:
     return inner
 
 
-def sum_terms(sums: dict[str, float], process: Process) -> dict[str, float]:
-    """Every term summed over all processes."""
-    return dict(zip(sums, process.sum(list(sums.values())), strict=True))
-
-
 def describe(settings: StepSettings) -> dict[str, Any]:
     """What model.json records besides the architecture."""
     return {
@@ -546,94 +536,6 @@ def describe(settings: StepSettings) -> dict[str, Any]:
         "settings": asdict(settings),
         "provenance": provenance(),
     }
-
-
-# --- state of an unfinished run ------------------------------------------------------
-
-
-@dataclass
-class Progress:
-    """Where a run stands.
-
-    Attributes:
-        iteration: Iterations done.
-        rows: Rows of metrics.csv so far.
-        sums: Every loss term summed over the iterations since the last row.
-        seconds: Time spent, over all restarts.
-    """
-
-    iteration: int = 0
-    rows: list[dict[str, float]] = field(default_factory=list)
-    sums: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def add_row(self, rates: dict[str, float], process: Process) -> None:
-        """Close a row: the mean of every term per iteration since the last row."""
-        since = self.iteration - (self.rows[-1]["iteration"] if self.rows else 0)
-        totals = sum_terms(self.sums, process)
-        terms = {name: total / since for name, total in totals.items()}
-        row = {"iteration": self.iteration, "loss": sum(terms.values()), **terms}
-        self.rows.append({**row, **rates})
-        self.sums = {}
-
-
-class StopFlag:
-    """Set by SIGTERM (pre-emption, scancel) or SIGINT (Ctrl-C)."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # Signals can be caught in the main thread only; elsewhere they are not ours.
-            with contextlib.suppress(ValueError):
-                signal.signal(number, self._set)
-
-    def _set(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-
-
-def save_state(
-    path: Path,
-    mark: str,
-    student: SegmentationNetwork,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    progress: Progress,
-) -> None:
-    """Save the state; it takes its name only when it is whole on disk."""
-    content = {
-        "mark": mark,
-        "model": student.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "progress": asdict(progress),
-    }
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
-    log.info("state saved after %d iterations", progress.iteration)
-
-
-def load_state(
-    path: Path,
-    mark: str,
-    student: SegmentationNetwork,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    process: Process,
-) -> Progress:
-    """Restore the saved state of exactly this run, if there is one."""
-    if not path.is_file():
-        return Progress()
-    state = torch.load(path, map_location=process.device, weights_only=True)
-    if state["mark"] != mark:
-        log.warning("%s is the state of other settings or inputs; not used", path)
-        return Progress()
-    student.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-    progress = Progress(**state["progress"])
-    if not process.first:
-        progress.sums = dict.fromkeys(progress.sums, 0.0)  # the first holds the sums
-    return progress
 
 
 # --- logging -------------------------------------------------------------------------
@@ -717,7 +619,7 @@ def write_scalars(writer: SummaryWriter, row: dict[str, float]) -> None:
             writer.add_scalar(f"{group}/{name}", value, int(row["iteration"]))
 
 
-# --- command line ----------------------------------------------------------------------
+# --- command line ------------------------------------------------------------------
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

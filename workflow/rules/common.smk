@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 from kproba.config import ConfigError, Plan, Run, check
 
 # Commands are found beside Snakemake too, when its environment is not activated.
-shell.prefix(f"PATH=\"$PATH:{Path(sys.executable).parent}\"; ")
+shell.prefix(f'PATH="$PATH:{Path(sys.executable).parent}"; ')
 
 SCHEMA = Path(workflow.basedir) / "workflow" / "schemas" / "config.schema.yaml"
 

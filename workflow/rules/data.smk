@@ -23,23 +23,21 @@ def label_names(wildcards):
 
 
 rule write_digits:
-    message:
-        "Drawing the scenes of {wildcards.dataset}"
     output:
         scenes=directory("results/data/{dataset}/scenes"),
     log:
         "results/data/{dataset}/scenes.log",
-    params:
-        settings=digits_settings,
     conda:
         "../../envs/kproba.yaml"
+    params:
+        settings=digits_settings,
+    message:
+        "Drawing the scenes of {wildcards.dataset}"
     script:
         "../scripts/write_digits.py"
 
 
 rule prepare_dataset:
-    message:
-        "Checking and indexing the images and masks of {wildcards.dataset}"
     input:
         folder=dataset_folder,
     output:
@@ -47,44 +45,46 @@ rule prepare_dataset:
         integrity="results/data/{dataset}/integrity.json",
     log:
         "results/data/{dataset}/index.log",
-    params:
-        class_count=class_count,
     conda:
         "../../envs/kproba.yaml"
     threads: 2
+    params:
+        class_count=class_count,
+    message:
+        "Checking and indexing the images and masks of {wildcards.dataset}"
     script:
         "../scripts/prepare_dataset.py"
 
 
 rule make_split:
-    message:
-        "Listing the images of step {wildcards.step} of {wildcards.dataset} "
-        "{wildcards.task}, {wildcards.setting}"
     input:
         index="results/data/{dataset}/index.csv",
     output:
         split="results/splits/{dataset}/{task}-{setting}/step{step}.csv",
     log:
         "results/splits/{dataset}/{task}-{setting}/step{step}.log",
-    params:
-        groups=groups_so_far,
     conda:
         "../../envs/kproba.yaml"
+    params:
+        groups=groups_so_far,
+    message:
+        "Listing the images of step {wildcards.step} of {wildcards.dataset} "
+        "{wildcards.task}, {wildcards.setting}"
     script:
         "../scripts/make_split.py"
 
 
 rule list_classes:
-    message:
-        "Listing the classes of {wildcards.dataset} {wildcards.task}"
     output:
         classes="results/splits/{dataset}/{task}-{setting}/classes.json",
     log:
         "results/splits/{dataset}/{task}-{setting}/classes.log",
+    conda:
+        "../../envs/kproba.yaml"
     params:
         groups=all_groups,
         names=label_names,
-    conda:
-        "../../envs/kproba.yaml"
+    message:
+        "Listing the classes of {wildcards.dataset} {wildcards.task}"
     script:
         "../scripts/list_classes.py"

@@ -3,9 +3,6 @@ def evaluation_settings(wildcards):
 
 
 rule evaluate:
-    message:
-        "Testing {wildcards.method} after step {wildcards.step} of {wildcards.dataset} "
-        "{wildcards.task} {wildcards.setting}, seed {wildcards.seed}"
     input:
         model=model_of_step,
         index="results/data/{dataset}/index.csv",
@@ -17,14 +14,17 @@ rule evaluate:
         ),
     log:
         "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/evaluation.log",
-    params:
-        settings=evaluation_settings,
-        groups=groups_so_far,
-        names=names_so_far,
     conda:
         "../../envs/kproba.yaml"
     threads: inference_threads
     resources:
         **inference_resources,
+    params:
+        settings=evaluation_settings,
+        groups=groups_so_far,
+        names=names_so_far,
+    message:
+        "Testing {wildcards.method} after step {wildcards.step} of {wildcards.dataset} "
+        "{wildcards.task} {wildcards.setting}, seed {wildcards.seed}"
     script:
         "../scripts/evaluate.py"

@@ -13,8 +13,6 @@ def bank_settings(wildcards):
 
 
 rule build_prototypes:
-    message:
-        "Building the prototype bank of {wildcards.method} after step {wildcards.step}"
     input:
         model=model_of_step,
         split="results/splits/{dataset}/{task}-{setting}/step{step}.csv",
@@ -27,14 +25,16 @@ rule build_prototypes:
         "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/prototypes.log",
     benchmark:
         "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/prototypes.benchmark.tsv"
-    params:
-        settings=bank_settings,
-        groups=groups_so_far,
-        names=names_so_far,
     conda:
         "../../envs/kproba.yaml"
     threads: inference_threads
     resources:
         **inference_resources,
+    params:
+        settings=bank_settings,
+        groups=groups_so_far,
+        names=names_so_far,
+    message:
+        "Building the prototype bank of {wildcards.method} after step {wildcards.step}"
     script:
         "../scripts/build_prototypes.py"

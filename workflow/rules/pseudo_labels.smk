@@ -9,9 +9,6 @@ def pseudo_label_settings(wildcards):
 
 
 rule export_pseudo_labels:
-    message:
-        "Looking for old classes in the images of step {wildcards.step}, "
-        "{wildcards.method}"
     input:
         model=previous_model,
         bank=bank_of_previous_step,
@@ -27,14 +24,17 @@ rule export_pseudo_labels:
         "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/pseudo_labels.benchmark.tsv"
     wildcard_constraints:
         step=r"[1-9]\d*",
-    params:
-        settings=pseudo_label_settings,
-        groups=groups_so_far,
-        names=names_so_far,
     conda:
         "../../envs/kproba.yaml"
     threads: inference_threads
     resources:
         **inference_resources,
+    params:
+        settings=pseudo_label_settings,
+        groups=groups_so_far,
+        names=names_so_far,
+    message:
+        "Looking for old classes in the images of step {wildcards.step}, "
+        "{wildcards.method}"
     script:
         "../scripts/export_pseudo_labels.py"

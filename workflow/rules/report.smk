@@ -26,7 +26,9 @@ def time_files(run, step):
         files.append(f"{folder(run, step)}/pseudo_labels.benchmark.tsv")
         if plan.reads_bank(run.method):
             bank = bank_file(run, step - 1)
-            files.append(bank.replace("prototypes.safetensors", "prototypes.benchmark.tsv"))
+            files.append(
+                bank.replace("prototypes.safetensors", "prototypes.benchmark.tsv")
+            )
     return files
 
 
@@ -102,8 +104,6 @@ def figures_of_experiments(wildcards):
 
 
 rule summarise:
-    message:
-        "Collecting the results of all runs"
     input:
         evaluations=all_evaluations,
         times=all_times,
@@ -120,18 +120,18 @@ rule summarise:
         ),
     log:
         "results/summary.log",
-    params:
-        rows=all_rows,
+    localrule: True
     conda:
         "../../envs/kproba.yaml"
-    localrule: True
+    params:
+        rows=all_rows,
+    message:
+        "Collecting the results of all runs"
     script:
         "../scripts/summarise.py"
 
 
 rule draw_figures:
-    message:
-        "Drawing the figures of {wildcards.dataset} {wildcards.task} {wildcards.setting}"
     input:
         evaluations=evaluations_of_experiment,
         examples=examples_of_experiment,
@@ -154,19 +154,19 @@ rule draw_figures:
         ),
     log:
         "results/{dataset}/{task}-{setting}/figures/figures.log",
+    localrule: True
+    conda:
+        "../../envs/kproba.yaml"
     params:
         rows=rows_of_experiment,
         groups=all_groups,
-    conda:
-        "../../envs/kproba.yaml"
-    localrule: True
+    message:
+        "Drawing the figures of {wildcards.dataset} {wildcards.task} {wildcards.setting}"
     script:
         "../scripts/draw_figures.py"
 
 
 rule write_report:
-    message:
-        "Writing the report"
     input:
         summary="results/summary.csv",
         classes="results/classes.csv",
@@ -177,8 +177,10 @@ rule write_report:
         page="results/report.html",
     log:
         "results/report.log",
+    localrule: True
     conda:
         "../../envs/kproba.yaml"
-    localrule: True
+    message:
+        "Writing the report"
     script:
         "../scripts/write_report.py"

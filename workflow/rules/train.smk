@@ -24,25 +24,22 @@ def pseudo_labels_of_step(wildcards):
 # All that determines a step's training, and nothing else. Its own file, so that a step
 # runs again exactly when this changes, and can be run by hand.
 rule write_settings:
-    message:
-        "Writing the settings of {wildcards.method}, step {wildcards.step}"
     output:
         settings="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/settings.json",
     log:
         "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/settings.log",
-    params:
-        settings=step_settings,
+    localrule: True
     conda:
         "../../envs/kproba.yaml"
-    localrule: True
+    params:
+        settings=step_settings,
+    message:
+        "Writing the settings of {wildcards.method}, step {wildcards.step}"
     script:
         "../scripts/write_settings.py"
 
 
 rule train_base:
-    message:
-        "Training step 0 on {wildcards.task} classes of {wildcards.dataset}, "
-        "{wildcards.setting}, seed {wildcards.seed}"
     input:
         settings="results/{dataset}/{task}-{setting}/base/seed{seed}/step0/settings.json",
         split="results/splits/{dataset}/{task}-{setting}/step0.csv",
@@ -62,6 +59,9 @@ rule train_base:
     threads: training_threads
     resources:
         **training_resources,
+    message:
+        "Training step 0 on {wildcards.task} classes of {wildcards.dataset}, "
+        "{wildcards.setting}, seed {wildcards.seed}"
     shell:
         "OMP_WAIT_POLICY=passive OMP_NUM_THREADS={resources.cpu_threads}"
         " torchrun --standalone"
@@ -76,9 +76,6 @@ rule train_base:
 
 
 rule train_step:
-    message:
-        "Training step {wildcards.step} of {wildcards.dataset} {wildcards.task} "
-        "{wildcards.setting}, {wildcards.method}, seed {wildcards.seed}"
     input:
         settings="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/settings.json",
         split="results/splits/{dataset}/{task}-{setting}/step{step}.csv",
@@ -102,6 +99,9 @@ rule train_step:
     threads: training_threads
     resources:
         **training_resources,
+    message:
+        "Training step {wildcards.step} of {wildcards.dataset} {wildcards.task} "
+        "{wildcards.setting}, {wildcards.method}, seed {wildcards.seed}"
     shell:
         "OMP_WAIT_POLICY=passive OMP_NUM_THREADS={resources.cpu_threads}"
         " torchrun --standalone"

@@ -9,6 +9,4 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with open(snakemake.log[0], "w", buffering=1) as sys.stderr:
-    summarise(
-        snakemake.params.rows, snakemake.output.summary, snakemake.output.classes
-    )
+    summarise(snakemake.params.rows, snakemake.output.summary, snakemake.output.classes)

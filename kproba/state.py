@@ -1,0 +1,115 @@
+"""The state of an unfinished run: saved whole or not at all, resumed exactly."""
+
+import contextlib
+import logging
+import signal
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+
+from kproba.artifacts import atomic_path
+from kproba.distributed import Process
+
+log = logging.getLogger("kproba")
+
+
+def sum_terms(sums: dict[str, float], process: Process) -> dict[str, float]:
+    """Every term summed over all processes."""
+    return dict(zip(sums, process.sum(list(sums.values())), strict=True))
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        iteration: Iterations done.
+        rows: Rows of metrics.csv so far.
+        sums: Every loss term summed over the iterations since the last row.
+        seconds: Time spent, over all restarts.
+    """
+
+    iteration: int = 0
+    rows: list[dict[str, float]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def add_row(self, rates: dict[str, float], process: Process) -> None:
+        """Close a row: the mean of every term per iteration since the last row."""
+        since = self.iteration - (self.rows[-1]["iteration"] if self.rows else 0)
+        totals = sum_terms(self.sums, process)
+        terms = {name: total / since for name, total in totals.items()}
+        row = {"iteration": self.iteration, "loss": sum(terms.values()), **terms}
+        self.rows.append({**row, **rates})
+        self.sums = {}
+
+
+class StopFlag:
+    """Set by SIGTERM (pre-emption, scancel) or SIGINT (Ctrl-C)."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Signals can be caught in the main thread only.
+            with contextlib.suppress(ValueError):
+                signal.signal(number, self._set)
+
+    def _set(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+@dataclass
+class Checkpoint:
+    """Everything that a resumed run needs, in one file outside the tracked outputs.
+
+    Orders, augmentation and dropout depend on keys alone, so there is no generator
+    whose position would have to be kept.
+
+    Attributes:
+        path: Of the file.
+        mark: Fingerprint of settings and inputs; a state with another one is refused.
+        network, optimizer, scaler: What is trained.
+    """
+
+    path: Path
+    mark: str
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+    def save(self, progress: Progress) -> None:
+        """Save the state; it takes its name only when it is whole on disk."""
+        content = {
+            "mark": self.mark,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": asdict(progress),
+        }
+        with atomic_path(self.path) as temporary:
+            torch.save(content, temporary)
+        log.info("state saved after %d iterations", progress.iteration)
+
+    def load(self, process: Process) -> Progress:
+        """Restore the saved state of exactly this run, if there is one."""
+        if not self.path.is_file():
+            return Progress()
+        state = torch.load(self.path, map_location=process.device, weights_only=True)
+        if state["mark"] != self.mark:
+            log.warning("%s: state of other settings or inputs, not used", self.path)
+            return Progress()
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        progress = Progress(**state["progress"])
+        if not process.first:
+            # The first process holds the sums over all.
+            progress.sums = dict.fromkeys(progress.sums, 0.0)
+        return progress
+
+    def remove(self) -> None:
+        """Remove the file: the run is finished."""
+        self.path.unlink(missing_ok=True)
