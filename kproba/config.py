@@ -29,6 +29,9 @@ from kproba.splits import (
 
 Config = dict[str, Any]
 
+# Of DeepLabV3, by output stride; meant for feature maps of about 33 x 33 cells.
+ATROUS_RATES = {16: [6, 12, 18], 8: [12, 24, 36]}
+
 
 class ConfigError(ValueError):
     """The configuration is wrong; the message names the key and the mend."""
@@ -301,6 +304,8 @@ class Plan:
             "architecture": {
                 "backbone": model["backbone"],
                 "output_stride": model["output_stride"],
+                "atrous_rates": model["atrous_rates"]
+                or ATROUS_RATES[model["output_stride"]],
                 "aspp_channels": model["aspp_channels"],
                 "aspp_dropout": model["aspp_dropout"],
                 "bn_momentum": model["bn_momentum"],

@@ -30,7 +30,7 @@ CLASS_NAMES = (
 )
 SUBSETS = ("train", "val")
 GLYPH_SIZE = 8  # pixels, side of a glyph of load_digits
-INK = 0.45  # ink above this share of full ink belongs to the digit
+INK = 0.36  # ink above this share of full ink belongs to the digit
 VISIBLE = 0.8  # a digit is placed where at least this share of each digit stays visible
 
 

@@ -26,7 +26,6 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 from kproba.artifacts import atomic_path, read_json, write_json
 from kproba.backbones import Backbone
 
-ATROUS_RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Architecture:
     Attributes:
         backbone: One of `kproba.backbones.BACKBONES`.
         output_stride: 16 or 8.
+        atrous_rates: Dilations of the ASPP's 3×3 convolutions, in cells.
         aspp_channels: Channels A of the ASPP and of the 3×3 blocks.
         aspp_dropout: Probability of the ASPP's dropout.
         bn_momentum: Of the backbone's batch norms at step 0.
@@ -43,6 +43,7 @@ class Architecture:
 
     backbone: str
     output_stride: Literal[8, 16]
+    atrous_rates: tuple[int, ...]
     aspp_channels: int
     aspp_dropout: float
     bn_momentum: float
@@ -137,7 +138,7 @@ class SegmentationNetwork(nn.Module):
                 if isinstance(module, nn.BatchNorm2d):
                     module.momentum = architecture.bn_momentum
             self.aspp = ASPP(
-                self.backbone.channels, list(ATROUS_RATES[stride]), channels
+                self.backbone.channels, list(architecture.atrous_rates), channels
             )
             # torchvision fixes the dropout at 0.5 and draws it from a global generator
             self.dropout = KeyedDropout(architecture.aspp_dropout)

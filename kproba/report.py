@@ -132,15 +132,11 @@ def draw_figures(
         classes: Output: IoU of every class after every step, per method.
         examples: Output: the same validation images through steps and methods.
     """
-    results = [{**row, **read_json(row["evaluation"])} for row in map(_run, rows)]
+    results = [{**read_json(row["evaluation"]), **row} for row in rows]
     with plt.rc_context({"font.size": 9, "figure.dpi": 110}):
         _save(_draw_miou(results), miou)
         _save(_draw_classes(results), classes)
         _save(_draw_examples(rows, read_index(index), groups), examples)
-
-
-def _run(row: Row) -> dict[str, Any]:
-    return {key: row[key] for key in ("method", "seed", "step", "evaluation")}
 
 
 def _save(figure: Figure, path: str | Path) -> None:

@@ -50,10 +50,8 @@ def run_of(wildcards):
 
 def folder(run, step):
     """Folder of a step's artifacts."""
-    return (
-        f"results/{run.dataset}/{run.task}-{run.setting}/{run.method}"
-        f"/seed{run.seed}/step{step}"
-    )
+    chain = f"results/{run.dataset}/{run.task}-{run.setting}/{run.method}"
+    return f"{chain}/seed{run.seed}/step{step}"
 
 
 def base_run(run, method="base"):
@@ -106,3 +104,196 @@ def groups_so_far(wildcards):
 def names_so_far(wildcards):
     groups = plan.groups(wildcards.dataset, wildcards.task, int(wildcards.step))
     return plan.names(wildcards.dataset, groups)
+
+
+# --- Data ----------------------------------------------------------------------------
+
+
+def dataset_folder(wildcards):
+    settings = plan.config["datasets"][wildcards.dataset]
+    if settings["kind"] == "digits":
+        return f"results/data/{wildcards.dataset}/scenes"
+    return settings["path"]
+
+
+def digits_settings(wildcards):
+    settings = plan.config["datasets"][wildcards.dataset]
+    return {key: value for key, value in settings.items() if key != "kind"}
+
+
+def class_count(wildcards):
+    return plan.class_count(wildcards.dataset)
+
+
+def all_groups(wildcards):
+    return [list(group) for group in plan.groups(wildcards.dataset, wildcards.task)]
+
+
+def label_names(wildcards):
+    return plan.label_names(wildcards.dataset)
+
+
+# --- Training ------------------------------------------------------------------------
+
+
+# Settings that determine a result are params or in settings.json. What the machine
+# offers is threads and resources: a change there never makes a step run again.
+training_threads = compute["threads"] * (compute["gpus"] or compute["processes"])
+training_resources = {
+    "gpu": compute["gpus"],
+    "processes": compute["processes"],
+    "cpu_threads": compute["threads"],
+    "workers": compute["workers"],
+    "accumulation": compute["accumulation"],
+    "state_minutes": str(compute["state_minutes"]),
+}
+
+
+def step_settings(wildcards):
+    return plan.step_settings(run_of(wildcards), int(wildcards.step))
+
+
+def pseudo_labels_of_step(wildcards):
+    if not plan.uses_pseudo_labels(wildcards.method, wildcards.setting):
+        return []
+    return f"{folder(run_of(wildcards), wildcards.step)}/pseudo_labels"
+
+
+# --- Prototype banks -----------------------------------------------------------------
+
+
+def previous_bank(wildcards):
+    if wildcards.step == "0":
+        return []
+    return bank_file(run_of(wildcards), int(wildcards.step) - 1)
+
+
+def pseudo_labels_after_step_0(wildcards):
+    return [] if wildcards.step == "0" else pseudo_labels_of_step(wildcards)
+
+
+def bank_settings(wildcards):
+    return plan.bank(wildcards.method)
+
+
+# --- Pseudo labels -------------------------------------------------------------------
+
+
+def bank_of_previous_step(wildcards):
+    if not plan.reads_bank(wildcards.method):
+        return []
+    return bank_file(run_of(wildcards), int(wildcards.step) - 1)
+
+
+def pseudo_label_settings(wildcards):
+    return plan.section("pseudo_labels", wildcards.method)
+
+
+# --- Evaluation ----------------------------------------------------------------------
+
+
+def evaluation_settings(wildcards):
+    return plan.config["evaluation"]
+
+
+def run_and_step(wildcards):
+    return {**vars(run_of(wildcards)), "step": int(wildcards.step)}
+
+
+# --- Summary, figures and report -----------------------------------------------------
+
+
+def rows_of(runs):
+    """One row of the summary per run and step: where its result and its times are."""
+    rows = []
+    for run in runs:
+        for step in plan.steps(run):
+            rows.append(
+                {
+                    "dataset": run.dataset,
+                    "task": run.task,
+                    "setting": run.setting,
+                    "method": run.method,
+                    "seed": run.seed,
+                    "step": step,
+                    "evaluation": evaluation_file(run, step),
+                    "times": time_files(run, step),
+                }
+            )
+    return rows
+
+
+def time_files(run, step):
+    """Snakemake's benchmarks of the jobs that made a step's model."""
+    model = model_file(run, step)
+    files = [model.replace("model.safetensors", "train.benchmark.tsv")]
+    if step > 0 and plan.uses_pseudo_labels(run.method, run.setting):
+        files.append(f"{folder(run, step)}/pseudo_labels.benchmark.tsv")
+        if plan.reads_bank(run.method):
+            bank = bank_file(run, step - 1)
+            files.append(
+                bank.replace("prototypes.safetensors", "prototypes.benchmark.tsv")
+            )
+    return files
+
+
+def runs_of_experiment(wildcards):
+    wanted = (wildcards.dataset, wildcards.task, wildcards.setting)
+    return [run for run in plan.runs if (run.dataset, run.task, run.setting) == wanted]
+
+
+def all_rows(wildcards):
+    return rows_of(plan.runs)
+
+
+def rows_of_experiment(wildcards):
+    return rows_of(runs_of_experiment(wildcards))
+
+
+def all_evaluations(wildcards):
+    return sorted({row["evaluation"] for row in all_rows(wildcards)})
+
+
+def all_times(wildcards):
+    return sorted({path for row in all_rows(wildcards) for path in row["times"]})
+
+
+def evaluations_of_experiment(wildcards):
+    return sorted({row["evaluation"] for row in rows_of_experiment(wildcards)})
+
+
+def examples_of_experiment(wildcards):
+    files = evaluations_of_experiment(wildcards)
+    return [path.replace("evaluation.json", "examples") for path in files]
+
+
+def last_banks(wildcards):
+    """The bank after the last step: an artifact that the next step would start from."""
+    return [
+        bank_file(run, plan.steps(run)[-1])
+        for run in plan.runs
+        if plan.uses_pseudo_labels(run.method, run.setting)
+        and plan.reads_bank(run.method)
+    ]
+
+
+def class_lists(wildcards):
+    return [
+        f"results/splits/{run.dataset}/{run.task}-{run.setting}/classes.json"
+        for run in experiments()
+    ]
+
+
+def experiments():
+    """One run of each experiment, whatever its methods and seeds."""
+    return list(
+        {(run.dataset, run.task, run.setting): run for run in plan.runs}.values()
+    )
+
+
+def figures_of_experiments(wildcards):
+    return [
+        f"results/{run.dataset}/{run.task}-{run.setting}/figures/{name}.png"
+        for run in experiments()
+        for name in ("miou", "classes", "examples")
+    ]

@@ -1,27 +1,3 @@
-def dataset_folder(wildcards):
-    settings = plan.config["datasets"][wildcards.dataset]
-    if settings["kind"] == "digits":
-        return f"results/data/{wildcards.dataset}/scenes"
-    return settings["path"]
-
-
-def digits_settings(wildcards):
-    settings = plan.config["datasets"][wildcards.dataset]
-    return {key: value for key, value in settings.items() if key != "kind"}
-
-
-def class_count(wildcards):
-    return plan.class_count(wildcards.dataset)
-
-
-def all_groups(wildcards):
-    return [list(group) for group in plan.groups(wildcards.dataset, wildcards.task)]
-
-
-def label_names(wildcards):
-    return plan.label_names(wildcards.dataset)
-
-
 rule write_digits:
     output:
         scenes=directory("results/data/{dataset}/scenes"),

@@ -1,7 +1,3 @@
-def evaluation_settings(wildcards):
-    return plan.config["evaluation"]
-
-
 rule evaluate:
     input:
         model=model_of_step,
@@ -21,6 +17,7 @@ rule evaluate:
         **inference_resources,
     params:
         settings=evaluation_settings,
+        about=run_and_step,
         groups=groups_so_far,
         names=names_so_far,
     message:

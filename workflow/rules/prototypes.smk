@@ -1,17 +1,3 @@
-def previous_bank(wildcards):
-    if wildcards.step == "0":
-        return []
-    return bank_file(run_of(wildcards), int(wildcards.step) - 1)
-
-
-def pseudo_labels_after_step_0(wildcards):
-    return [] if wildcards.step == "0" else pseudo_labels_of_step(wildcards)
-
-
-def bank_settings(wildcards):
-    return plan.bank(wildcards.method)
-
-
 rule build_prototypes:
     input:
         model=model_of_step,

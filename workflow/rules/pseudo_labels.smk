@@ -1,13 +1,3 @@
-def bank_of_previous_step(wildcards):
-    if not plan.reads_bank(wildcards.method):
-        return []
-    return bank_file(run_of(wildcards), int(wildcards.step) - 1)
-
-
-def pseudo_label_settings(wildcards):
-    return plan.section("pseudo_labels", wildcards.method)
-
-
 rule export_pseudo_labels:
     input:
         model=previous_model,

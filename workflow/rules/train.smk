@@ -1,26 +1,3 @@
-# Settings that determine a result are params or in settings.json. What the machine offers
-# is threads and resources: a change there never makes a step run again.
-training_threads = compute["threads"] * (compute["gpus"] or compute["processes"])
-training_resources = {
-    "gpu": compute["gpus"],
-    "processes": compute["processes"],
-    "cpu_threads": compute["threads"],
-    "workers": compute["workers"],
-    "accumulation": compute["accumulation"],
-    "state_minutes": str(compute["state_minutes"]),
-}
-
-
-def step_settings(wildcards):
-    return plan.step_settings(run_of(wildcards), int(wildcards.step))
-
-
-def pseudo_labels_of_step(wildcards):
-    if not plan.uses_pseudo_labels(wildcards.method, wildcards.setting):
-        return []
-    return f"{folder(run_of(wildcards), wildcards.step)}/pseudo_labels"
-
-
 # All that determines a step's training, and nothing else. Its own file, so that a step
 # runs again exactly when this changes, and can be run by hand.
 rule write_settings:

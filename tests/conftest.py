@@ -1,0 +1,75 @@
+"""What several tests share: real class lists, and small folder datasets."""
+
+import os
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from kproba.artifacts import write_label_image
+
+DATA_VARIABLE = "KPROBA_TEST_DATA"
+# Per dataset the raw labels that its masks hold beside the classes.
+OTHER_LABELS = {"voc": (0, 255), "ade": (0,)}
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Folder of real data; once promised, its absence is a failure and no skip."""
+    named = os.environ.get(DATA_VARIABLE)
+    if not named:
+        pytest.skip(f"needs real data: set {DATA_VARIABLE} to the folder that holds it")
+    folder = Path(named)
+    if not folder.is_dir():
+        pytest.fail(f"Expected {DATA_VARIABLE} to name a folder, but got '{named}'.")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def presence_index(test_data: Path) -> Callable[[str], pd.DataFrame]:
+    """Index of "voc" or "ade" as published: ids and classes, no pictures."""
+
+    @cache
+    def read(dataset: str) -> pd.DataFrame:
+        rows = []
+        for subset in ("train", "val"):
+            path = test_data / "presence" / f"{dataset}_{subset}.txt"
+            if not path.is_file():
+                pytest.fail(f"Expected {DATA_VARIABLE} to hold {path}.")
+            for line in path.read_text().splitlines():
+                name, *classes = line.split()
+                labels = {int(number) + 1 for number in classes}
+                labels |= set(OTHER_LABELS[dataset])
+                cell = " ".join(str(label) for label in sorted(labels))
+                rows.append({"id": name, "subset": subset, "classes": cell})
+        return pd.DataFrame(rows)
+
+    return read
+
+
+@pytest.fixture
+def folder_dataset(tmp_path: Path) -> Callable[..., Path]:
+    """Writer of a folder dataset: per subset, masks by id; images are noise."""
+
+    def write(
+        masks: Mapping[str, Mapping[str, np.ndarray]],
+        names: tuple[str, ...] = ("background", "cat", "dog", "cow"),
+    ) -> Path:
+        folder = tmp_path / "dataset"
+        rng = np.random.default_rng(0)
+        for subset, labels_of in masks.items():
+            for kind in ("images", "masks"):
+                (folder / kind / subset).mkdir(parents=True)
+            for name, labels in labels_of.items():
+                noise = rng.integers(0, 256, (*labels.shape, 3), dtype=np.uint8)
+                image = Image.fromarray(noise)
+                image.save(folder / "images" / subset / f"{name}.png")
+                write_label_image(folder / "masks" / subset / f"{name}.png", labels)
+        (folder / "classes.txt").write_text("\n".join(names) + "\n")
+        return folder
+
+    return write

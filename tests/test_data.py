@@ -1,0 +1,610 @@
+"""The index of a folder, augmentation, and the order of the training stream."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from kproba.artifacts import write_label_image
+from kproba.data import (
+    Augmentation,
+    Item,
+    TrainingImages,
+    TrainingStream,
+    augment,
+    index_folder,
+    keyed_generator,
+    training_loader,
+    whole_image_loader,
+)
+from kproba.splits import read_index
+
+CLASS_COUNT = 3
+
+
+def _labels(*values: int, shape: tuple[int, int] = (4, 6)) -> np.ndarray:
+    """A mask of `shape` that starts with `values`."""
+    mask = np.zeros(shape, np.uint8)
+    mask.ravel()[: len(values)] = values
+    return mask
+
+
+# --- the index ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(folder_dataset) -> Path:
+    """Three training and two validation images without a fault."""
+    return folder_dataset(
+        {
+            "train": {
+                "b": _labels(1, 255),
+                "a": _labels(3, 2),
+                "007": np.full((5, 4), 2, np.uint8),  # no background
+            },
+            "val": {"d": _labels(1, 1), "c": _labels()},
+        }
+    )
+
+
+def _index(folder: Path) -> tuple[Path, Path]:
+    paths = folder.parent / "index.csv", folder.parent / "report.json"
+    index_folder(folder, *paths, class_count=CLASS_COUNT)
+    return paths
+
+
+def test_index_names_size_subset_and_labels_of_every_image(folder):
+    path, _ = _index(folder)
+    index = read_index(path)
+    assert list(index.columns) == (
+        ["id", "image", "mask", "width", "height", "subset", "classes"]
+    )
+    facts = ["id", "width", "height", "subset", "classes"]
+    assert index[facts].values.tolist() == [
+        ["007", 4, 5, "train", "2"],
+        ["a", 6, 4, "train", "0 2 3"],
+        ["b", 6, 4, "train", "0 1 255"],
+        ["c", 6, 4, "val", "0"],
+        ["d", 6, 4, "val", "0 1"],
+    ]
+    for kind in ("image", "mask"):
+        expected = folder / f"{kind}s" / "val" / "d.png"
+        assert index.loc[index["id"] == "d", kind].item() == str(expected)
+
+
+def test_integrity_report_counts_images_and_labels(folder):
+    _, path = _index(folder)
+    assert json.loads(path.read_text()) == {
+        "folder": str(folder),
+        "images": {"train": 3, "val": 2},
+        "images_with_label": {"0": 4, "1": 2, "2": 2, "3": 1, "255": 1},
+        "problems": [],
+    }
+
+
+def test_image_and_mask_are_paired_whatever_the_ending(folder):
+    image = folder / "images" / "train" / "b.png"
+    Image.open(image).save(image.with_suffix(".JPG"), format="JPEG")
+    image.unlink()
+    (folder / "images" / "train" / "notes.txt").write_text("no image")
+    path, _ = _index(folder)
+    index = read_index(path)
+    assert len(index) == 5
+    assert index.loc[index["id"] == "b", "image"].item().endswith("b.JPG")
+
+
+def _remove_mask(folder: Path) -> None:
+    (folder / "masks/train/b.png").unlink()
+
+
+def _add_mask(folder: Path) -> None:
+    write_label_image(folder / "masks/val/z.png", _labels())
+
+
+def _shrink_mask(folder: Path) -> None:
+    write_label_image(folder / "masks/train/b.png", _labels(shape=(4, 5)))
+
+
+def _transpose_mask(folder: Path) -> None:
+    write_label_image(folder / "masks/train/b.png", _labels(shape=(6, 4)))
+
+
+def _colour_mask(folder: Path) -> None:
+    colours = np.zeros((4, 6, 3), np.uint8)
+    Image.fromarray(colours).save(folder / "masks/train/b.png")
+
+
+def _deep_mask(folder: Path) -> None:
+    Image.fromarray(np.zeros((4, 6), np.uint16)).save(folder / "masks/train/b.png")
+
+
+def _label_beyond_classes(folder: Path) -> None:
+    write_label_image(folder / "masks/train/b.png", _labels(1, CLASS_COUNT + 1))
+
+
+def _label_below_ignored(folder: Path) -> None:
+    write_label_image(folder / "masks/train/b.png", _labels(254))
+
+
+def _cut_image(folder: Path) -> None:
+    path = folder / "images/train/b.png"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _empty_image(folder: Path) -> None:
+    (folder / "images/train/b.png").write_bytes(b"")
+
+
+def _empty_mask(folder: Path) -> None:
+    (folder / "masks/train/b.png").write_bytes(b"")
+
+
+def _same_id_in_both_subsets(folder: Path) -> None:
+    for kind in ("images", "masks"):
+        shutil.copy(folder / kind / "train/b.png", folder / kind / "val/b.png")
+
+
+def _same_id_in_one_subset(folder: Path) -> None:
+    shutil.copy(folder / "images/train/b.png", folder / "images/train/b.bmp")
+
+
+def _remove_masks_folder(folder: Path) -> None:
+    shutil.rmtree(folder / "masks/val")
+
+
+def _remove_images_folder(folder: Path) -> None:
+    shutil.rmtree(folder / "images/val")
+
+
+def _remove_all_validation_images(folder: Path) -> None:
+    for kind in ("images", "masks"):
+        for path in (folder / kind / "val").iterdir():
+            path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named", "reason"),
+    [
+        (_remove_mask, "images/train/b.png", "no mask"),
+        (_add_mask, "masks/val/z.png", "no image"),
+        (_shrink_mask, "masks/train/b.png", "size 5x4, image 6x4"),
+        (_transpose_mask, "masks/train/b.png", "size 4x6, image 6x4"),
+        (_colour_mask, "masks/train/b.png", "mode RGB"),
+        (_deep_mask, "masks/train/b.png", "mode I;16"),
+        (_label_beyond_classes, "masks/train/b.png", "labels [4], but"),
+        (_label_below_ignored, "masks/train/b.png", "labels [254], but"),
+        (_cut_image, "images/train/b.png", ""),
+        (_empty_image, "images/train/b.png", ""),
+        (_empty_mask, "masks/train/b.png", ""),
+        (_same_id_in_both_subsets, "images/val/b.png", "already used in train"),
+        (_same_id_in_one_subset, "images/train/b.png", "already used in train"),
+        (_remove_masks_folder, "masks/val", "no such folder"),
+        (_remove_images_folder, "images/val", "no such folder"),
+        (_remove_all_validation_images, "images/val", "holds no image"),
+    ],
+)
+def test_faulty_folder_is_refused_by_name_and_nothing_is_written(
+    folder, spoil, named, reason
+):
+    spoil(folder)
+    with pytest.raises(ValueError, match=r"found 1 problem\(s\)") as error:
+        _index(folder)
+    [line] = str(error.value).splitlines()[1:-1]
+    assert str(folder / named) in line
+    assert reason in line
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_many_problems_are_counted_and_the_first_twenty_named(folder_dataset):
+    masks = {f"{number:02d}": _labels() for number in range(26)}
+    folder = folder_dataset({"train": masks, "val": {"v": _labels()}})
+    for path in sorted((folder / "masks/train").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"found 25 problem\(s\)") as error:
+        _index(folder)
+    lines = str(error.value).splitlines()[1:-1]
+    named = [line.split(":")[0].strip() for line in lines]
+    assert named == [
+        str(folder / f"images/train/{number:02d}.png") for number in range(1, 21)
+    ]
+
+
+def test_problems_of_pairing_and_of_content_stand_in_one_message(folder):
+    _remove_mask(folder)
+    write_label_image(folder / "masks/val/c.png", _labels(9))
+    with pytest.raises(ValueError, match=r"found 2 problem\(s\)") as error:
+        _index(folder)
+    assert "no mask" in str(error.value)
+    assert "labels [9]" in str(error.value)
+
+
+# --- augmentation ------------------------------------------------------------------
+
+
+def _augmentation(crop: int, **changes) -> Augmentation:
+    settings = {"crop_size": crop, "scale": (1.0, 1.0), "horizontal_flip": 0.0}
+    return Augmentation(**{**settings, **changes})
+
+
+def _coordinates(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """An image that holds row, column and their sum, and a target of the columns."""
+    rows, columns = torch.meshgrid(
+        torch.arange(height), torch.arange(width), indexing="ij"
+    )
+    image = torch.stack([rows, columns, rows + columns]).to(torch.uint8)
+    return image, columns.to(torch.uint8)
+
+
+def _noise(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (3, height, width), dtype=np.uint8)
+    target = rng.choice(np.array([0, 7, 20], np.uint8), (height, width))
+    return torch.from_numpy(image), torch.from_numpy(target)
+
+
+FULL = {
+    "scale": (0.5, 2.0),
+    "horizontal_flip": 0.5,
+    "brightness": 0.3,
+    "contrast": 0.3,
+    "saturation": 0.3,
+}
+
+
+def test_augmentation_is_a_function_of_its_key():
+    settings = _augmentation(16, **FULL)
+
+    def draw(key: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return augment(*_noise(20, 30), settings, keyed_generator(key))
+
+    first, again, other = draw("a"), draw("a"), draw("b")
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+    assert not torch.equal(first[1], other[1])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 40), (40, 8), (40, 40), (16, 16)])
+def test_crop_has_its_size_and_type_whatever_the_image(size):
+    settings = _augmentation(16, **FULL)
+    for key in range(4):
+        image, target = augment(*_noise(*size), settings, keyed_generator(key))
+        assert (image.shape, image.dtype) == ((3, 16, 16), torch.uint8)
+        assert (target.shape, target.dtype) == ((16, 16), torch.uint8)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_padding_is_ignored_in_the_target_and_grey_in_the_image(flip):
+    image, target = _coordinates(10, 12)
+    settings = _augmentation(16, horizontal_flip=flip)
+    padded, labels = augment(image, target, settings, keyed_generator(0))
+    inside = labels != 255
+    assert int(inside.sum()) == 10 * 12
+    assert (padded[:, ~inside] == 128).all()
+    assert torch.equal(padded[1][inside], labels[inside])
+
+
+def test_crop_of_a_larger_image_is_a_window_of_it():
+    image, target = _coordinates(20, 30)
+    crop, labels = augment(image, target, _augmentation(8), keyed_generator(1))
+    top, left = int(crop[0, 0, 0]), int(crop[1, 0, 0])
+    window = slice(top, top + 8), slice(left, left + 8)
+    assert torch.equal(crop, image[:, *window])
+    assert torch.equal(labels, target[*window])
+
+
+def test_crop_reaches_every_place():
+    image, target = _coordinates(5, 6)
+    crops = [
+        augment(image, target, _augmentation(4), keyed_generator(key))[0]
+        for key in range(60)
+    ]
+    places = {(int(crop[0, 0, 0]), int(crop[1, 0, 0])) for crop in crops}
+    assert places == {(top, left) for top in range(2) for left in range(3)}
+
+
+def test_flip_mirrors_image_and_target_alike():
+    sample = _noise(20, 30)
+    plain, mirrored = (
+        augment(*sample, _augmentation(24, horizontal_flip=flip), keyed_generator(5))
+        for flip in (0.0, 1.0)
+    )
+    assert torch.equal(mirrored[0], plain[0].flip(-1))
+    assert torch.equal(mirrored[1], plain[1].flip(-1))
+    assert not torch.equal(mirrored[0], plain[0])
+
+
+def test_flip_happens_as_often_as_asked():
+    image, target = _coordinates(4, 4)
+    settings = _augmentation(4, horizontal_flip=0.25)
+    first_columns = [
+        int(augment(image, target, settings, keyed_generator(key))[1][0, 0])
+        for key in range(200)
+    ]
+    assert set(first_columns) == {0, 3}
+    assert 30 <= first_columns.count(3) <= 70
+
+
+def test_scaling_invents_no_label():
+    image, target = _noise(20, 20)
+    settings = _augmentation(32, scale=(0.5, 2.0), horizontal_flip=0.5)
+    seen = set()
+    for key in range(20):
+        seen |= set(augment(image, target, settings, keyed_generator(key))[1].unique())
+    assert {int(label) for label in seen} == {0, 7, 20, 255}
+
+
+def test_scale_lies_between_its_bounds_and_varies():
+    image, target = _coordinates(20, 10)
+    settings = _augmentation(48, scale=(0.5, 2.0))
+    sizes = set()
+    for key in range(40):
+        inside = augment(image, target, settings, keyed_generator(key))[1] != 255
+        height, width = int(inside.any(1).sum()), int(inside.any(0).sum())
+        assert int(inside.sum()) == height * width
+        assert abs(height - 2 * width) <= 1  # both sides by the same factor
+        sizes.add(height)
+    assert min(sizes) in range(10, 15)
+    assert max(sizes) in range(36, 41)
+
+
+@pytest.mark.parametrize("factor", [1 / 3, 0.6, 1.7])
+def test_scaled_image_and_target_stay_aligned(factor):
+    """The label must be that of the place whose colour the image shows."""
+    columns = torch.arange(60, dtype=torch.uint8).expand(12, 60)
+    image, target = (4 * columns).expand(3, 12, 60), columns
+    settings = _augmentation(100, scale=(factor, factor))
+    scaled, labels = augment(image, target, settings, keyed_generator(0))
+    inside = labels != 255
+    shift = (labels[inside].double() - scaled[0][inside].double() / 4).mean()
+    assert abs(float(shift)) < 0.1  # columns of the source
+
+
+@pytest.mark.parametrize("change", ["brightness", "contrast", "saturation"])
+def test_colour_changes_leave_the_target_alone(change):
+    sample = _noise(16, 16)
+    plain, changed = (
+        augment(*sample, _augmentation(16, **amount), keyed_generator(3))
+        for amount in ({}, {change: 0.5})
+    )
+    assert torch.equal(plain[0], sample[0])
+    assert not torch.equal(changed[0], plain[0])
+    assert torch.equal(changed[1], plain[1])
+
+
+def test_keyed_generator_is_the_same_in_every_process():
+    assert keyed_generator("augment", 0, 3, "a").random() == 0.896331693850482
+
+
+@pytest.mark.parametrize("key", [("a", 1, 2), ("a", 2, 1), ("a", 12), ("a", "1", 2)])
+def test_keyed_generator_tells_keys_apart(key):
+    assert keyed_generator(*key).random() != keyed_generator("a", 1, 3).random()
+    assert keyed_generator(*key).random() == keyed_generator(*key).random()
+
+
+# --- the stream --------------------------------------------------------------------
+
+
+def _stream(images: int = 10, **changes) -> TrainingStream:
+    settings = {"epochs": 3, "batch_size": 4, "seed": 0}
+    return TrainingStream(images, **{**settings, **changes})
+
+
+def _global_batches(world_size: int, accumulation: int, **settings) -> list[list[Item]]:
+    """Per iteration the items of all ranks and micro-batches."""
+    ranks = [
+        list(
+            _stream(
+                rank=rank, world_size=world_size, accumulation=accumulation, **settings
+            )
+        )
+        for rank in range(world_size)
+    ]
+    sizes = {
+        len(micro_batch) for micro_batches in ranks for micro_batch in micro_batches
+    }
+    assert sizes == {settings["batch_size"] // (world_size * accumulation)}
+    iterations = len(ranks[0]) // accumulation
+    return [
+        [
+            item
+            for micro_batches in ranks
+            for micro_batch in micro_batches[i * accumulation : (i + 1) * accumulation]
+            for item in micro_batch
+        ]
+        for i in range(iterations)
+    ]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_processes_and_micro_batches_share_the_global_batch(world_size, accumulation):
+    settings = {"images": 37, "epochs": 2, "batch_size": 24}
+    whole = list(_stream(**settings))
+    assert _global_batches(world_size, accumulation, **settings) == whole
+    assert len(whole) == 4  # 74 places in batches of 24, the last one filled up
+
+
+@pytest.mark.parametrize(("images", "batch_size"), [(10, 4), (12, 4), (7, 7), (5, 3)])
+def test_every_epoch_shows_every_image_once(images, batch_size):
+    stream = _stream(images, batch_size=batch_size)
+    items = [item for batch in stream for item in batch]
+    assert {len(batch) for batch in stream} == {batch_size}
+    assert images * 3 <= len(items) < images * 3 + batch_size
+    for epoch in range(3):
+        places = items[epoch * images : (epoch + 1) * images]
+        assert {item.epoch for item in places} == {epoch}
+        assert sorted(item.image for item in places) == list(range(images))
+
+
+def _order(epoch: int, **settings) -> list[int]:
+    items = [item for batch in _stream(100, **settings) for item in batch]
+    return [item.image for item in items if item.epoch == epoch]
+
+
+def test_order_depends_on_epoch_and_seed_alone():
+    assert _order(0) == _order(0, batch_size=10)
+    assert _order(0) != _order(1)
+    assert _order(0) != _order(0, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "iterations"), [(1, 3), (2, 5), (0.5, 2), (0.4, 1), (0.01, 1)]
+)
+def test_number_of_iterations(epochs, iterations):
+    stream = _stream(10, epochs=epochs)
+    assert stream.iterations == len(stream) == len(list(stream)) == iterations
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 7, 8])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_resumed_stream_is_the_tail(start, rank):
+    settings = {"rank": rank, "world_size": 2, "accumulation": 2}
+    whole = list(_stream(10, **settings))
+    resumed = _stream(10, start=start, **settings)
+    assert list(resumed) == whole[2 * start :]
+    assert len(resumed) == len(whole) - 2 * start
+    assert resumed.iterations == 8
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "accumulation"), [(4, 3, 1), (4, 1, 3), (4, 2, 4)]
+)
+def test_batch_that_cannot_be_shared_is_refused(batch_size, world_size, accumulation):
+    with pytest.raises(ValueError, match=rf"batch_size {batch_size} .*{world_size} x"):
+        _stream(batch_size=batch_size, world_size=world_size, accumulation=accumulation)
+
+
+def test_batch_may_hold_more_than_the_dataset():
+    [batch] = _stream(3, epochs=1, batch_size=8)
+    assert [item.epoch for item in batch] == [0, 0, 0, 1, 1, 1, 2, 2]
+    for epoch in (0, 1):
+        images = [item.image for item in batch if item.epoch == epoch]
+        assert sorted(images) == [0, 1, 2]
+
+
+# --- the loaders -------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows(folder) -> pd.DataFrame:
+    """The training rows of the small folder."""
+    index = read_index(_index(folder)[0])
+    return index[index["subset"] == "train"].reset_index(drop=True)
+
+
+SHIFTED = np.array([*range(100, 255), *range(100), 255], np.uint8)  # any bijection
+
+
+def _training_images(rows: pd.DataFrame, **changes) -> TrainingImages:
+    settings = {"augmentation": _augmentation(8), "seed": 0, "label_table": SHIFTED}
+    return TrainingImages(rows, **{**settings, **changes})
+
+
+def test_loader_workers_do_not_change_the_batches(rows):
+    images = _training_images(rows, augmentation=_augmentation(8, **FULL))
+    stream = _stream(len(rows), epochs=4, batch_size=3)
+    alone, workers = (
+        list(training_loader(images, stream, workers=workers)) for workers in (0, 2)
+    )
+    assert len(alone) == len(workers) == 4
+    for one, other in zip(alone, workers, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.targets, other.targets)
+        assert one.ids == other.ids
+        assert torch.equal(one.keys, other.keys)
+
+
+def test_batch_names_its_images_and_places(rows):
+    stream = _stream(len(rows), epochs=2, batch_size=3)
+    for batch, items in zip(
+        training_loader(_training_images(rows), stream, workers=0), stream, strict=True
+    ):
+        assert batch.images.shape == (3, 3, 8, 8)
+        assert batch.targets.shape == (3, 8, 8)
+        assert batch.ids == [rows["id"][item.image] for item in items]
+        keys = [item.epoch * len(rows) + item.image for item in items]
+        assert batch.keys.tolist() == keys
+
+
+def test_target_is_the_mask_through_the_table(rows):
+    images = _training_images(rows)
+    number = int(np.flatnonzero(rows["id"] == "a")[0])
+    image, target, name, _ = images[Item(0, number)]
+    assert name == "a"
+    assert target[0, :3].tolist() == [SHIFTED[3], SHIFTED[2], SHIFTED[0]]
+    with Image.open(rows["image"][number]) as opened:
+        expected = np.asarray(opened).transpose(2, 0, 1)
+    np.testing.assert_array_equal(image[:, :4, :6], expected)
+
+
+def test_epochs_augment_an_image_differently(rows):
+    images = _training_images(rows, augmentation=_augmentation(4, **FULL))
+    epochs = [images[Item(epoch, 0)][0] for epoch in (0, 1)]
+    assert not torch.equal(*epochs)
+
+
+def test_pseudo_labels_replace_masks_and_are_not_mapped(rows, tmp_path):
+    written = {name: _labels(k, 200, 255) for k, name in enumerate(rows["id"])}
+    written["007"] = _labels(9, shape=(5, 4))
+    for name, labels in written.items():
+        write_label_image(tmp_path / f"{name}.png", labels)
+    images = _training_images(rows, label_table=None, pseudo_labels=tmp_path)
+    for number, name in enumerate(rows["id"]):
+        height, width = written[name].shape
+        target = images[Item(0, number)][1][:height, :width]
+        np.testing.assert_array_equal(target, written[name])
+
+
+def test_images_without_any_target_are_refused(rows):
+    with pytest.raises(ValueError, match="label_table or a pseudo_labels"):
+        _training_images(rows, label_table=None)
+
+
+@pytest.fixture
+def sized_rows(folder_dataset) -> pd.DataFrame:
+    """Rows of two sizes, in an order that is not that of the ids."""
+    wide, tall = (4, 6), (6, 4)
+    shapes = {"e": wide, "a": wide, "d": wide, "b": tall, "c": wide}
+    masks = {
+        name: _labels(number % 4, shape=shape)
+        for number, (name, shape) in enumerate(shapes.items())
+    }
+    folder = folder_dataset({"train": masks, "val": {"v": _labels()}})
+    index = read_index(_index(folder)[0]).set_index("id", drop=False)
+    return index.loc[list(shapes)].reset_index(drop=True)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "batches"),
+    [
+        (1, [["e"], ["a"], ["d"], ["b"], ["c"]]),
+        (2, [["e", "a"], ["d"], ["b"], ["c"]]),
+        (8, [["e", "a", "d"], ["b"], ["c"]]),
+    ],
+)
+def test_whole_images_come_once_in_order_and_in_equal_sizes(
+    sized_rows, batch_size, batches
+):
+    loader = whole_image_loader(sized_rows, SHIFTED, batch_size=batch_size)
+    assert [batch.ids for batch in loader] == batches
+
+
+def test_whole_images_keep_size_pixels_and_mapped_labels(sized_rows):
+    batches = list(whole_image_loader(sized_rows, SHIFTED, batch_size=2))
+    assert [tuple(batch.images.shape) for batch in batches] == [
+        (2, 3, 4, 6),
+        (1, 3, 4, 6),
+        (1, 3, 6, 4),
+        (1, 3, 4, 6),
+    ]
+    firsts = [int(target[0, 0]) for batch in batches for target in batch.targets]
+    assert firsts == [SHIFTED[k % 4] for k in range(5)]
+    with Image.open(sized_rows["image"][3]) as opened:
+        expected = np.asarray(opened).transpose(2, 0, 1)
+    np.testing.assert_array_equal(batches[2].images[0], expected)

@@ -1,0 +1,279 @@
+"""One step by torchrun: processes, restarts, workers and accumulation agree."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kproba.config import Plan, Run, check
+from kproba.data import index_folder
+from kproba.digits import DigitScenes, write_digits
+from kproba.splits import parse_task, read_index, select_images
+from kproba.training import Optimisation, set_learning_rates
+
+ROOT = Path(__file__).parents[1]
+SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
+RATES = {"backbone": 1e-3, "aspp": 3e-3, "branch": 3e-3, "old_branches": 1e-3}
+
+
+def step_settings(step: int, method: str = "kproba", **optimisation: Any) -> dict:
+    shared = {
+        "batch_size": 4,
+        "epochs": 1,
+        "optimizer": "sgd",
+        "learning_rate": RATES,
+        **optimisation,
+    }
+    config = {
+        "datasets": {"tiny": {"kind": "digits"}},
+        "experiments": [{"dataset": "tiny", "task": "6-2"}],
+        "model": {"aspp_channels": 16, "atrous_rates": [1, 2], "weights": "none"},
+        "base": shared,
+        "increment": shared,
+        "augmentation": {"crop_size": 48, "horizontal_flip": 0},
+    }
+    plan = Plan(check(config, SCHEMA))
+    if step == 0:
+        return plan.step_settings(Run("tiny", "6", "overlap", "base", 0), 0)
+    settings = plan.step_settings(Run("tiny", "6-2", "overlap", method, 0), step)
+    settings["recipe"]["use_pseudo_labels"] = False  # the raw labels serve here
+    return settings
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    scenes = DigitScenes(
+        train=20,
+        val=10,
+        size=48,
+        digits=(2, 3),
+        height=(0.4, 0.6),
+        rotation=10,
+        seed=0,
+    )
+    write_digits(folder / "scenes", scenes)
+    index_folder(
+        folder / "scenes", folder / "index.csv", folder / "i.json", class_count=10
+    )
+    for step in (0, 1):
+        groups = parse_task("6-2", 10)[: step + 1]
+        chosen = select_images(read_index(folder / "index.csv"), groups, "overlap")
+        chosen.to_csv(folder / f"step{step}.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(data: Path) -> Path:
+    """A trained step 0."""
+    return train(data, data / "base", step_settings(0)) / "model.safetensors"
+
+
+def command(
+    data: Path,
+    out: Path,
+    settings: dict,
+    *options: str,
+    previous: Path | None = None,
+    processes: int = 1,
+) -> list[str]:
+    out.mkdir(exist_ok=True)
+    (out / "settings.json").write_text(json.dumps(settings))
+    words = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *(f"--nproc-per-node={processes}", "-m", "kproba.training"),
+        *(
+            str(out / "settings.json"),
+            "--split",
+            str(data / f"step{settings['step']}.csv"),
+        ),
+        *("--model", str(out / "model.safetensors")),
+        *("--metrics", str(out / "metrics.csv")),
+        *("--tensorboard", str(out / "tensorboard")),
+        *("--state", str(out / "training-state.pt")),
+        *options,
+    ]
+    return words if previous is None else [*words, "--previous", str(previous)]
+
+
+def train(data: Path, out: Path, settings: dict, *options: str, **more: Any) -> Path:
+    done = subprocess.run(
+        command(data, out, settings, *options, **more),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    (out / "train.log").write_text(done.stderr)
+    return out
+
+
+def largest_relative_difference(one: Path, other: Path) -> float:
+    first, second = (load_file(path / "model.safetensors") for path in (one, other))
+    assert first.keys() == second.keys()
+    return max(
+        float(
+            (first[key] - second[key]).abs().max() / first[key].abs().max().clamp(1e-3)
+        )
+        for key in first
+        if first[key].is_floating_point()
+    )
+
+
+@pytest.mark.parametrize(
+    ("processes", "options"),
+    [(2, ()), (1, ("--accumulation", "2")), (2, ("--accumulation", "2"))],
+)
+def test_processes_and_micro_batches_give_the_weights_of_one_process(
+    data: Path, base: Path, tmp_path: Path, processes: int, options: tuple[str, ...]
+) -> None:
+    settings = step_settings(1)
+    alone = train(data, tmp_path / "alone", settings, previous=base)
+    shared = train(
+        data,
+        tmp_path / "shared",
+        settings,
+        *options,
+        previous=base,
+        processes=processes,
+    )
+    assert largest_relative_difference(alone, shared) < 1e-5
+    columns = [pd.read_csv(path / "metrics.csv")["loss"] for path in (alone, shared)]
+    torch.testing.assert_close(*(torch.tensor(c.to_numpy()) for c in columns))
+
+
+def test_training_changes_what_it_should(
+    data: Path, base: Path, tmp_path: Path
+) -> None:
+    out = train(data, tmp_path / "out", step_settings(1), previous=base)
+    before, after = load_file(base), load_file(out / "model.safetensors")
+    assert set(after) - set(before) == {k for k in after if k.startswith("branches.1")}
+    frozen = [
+        key for key in before if "running_" in key or "num_batches_tracked" in key
+    ]
+    assert frozen
+    assert all(torch.equal(before[key], after[key]) for key in frozen)
+    assert not torch.equal(
+        before["aspp.convs.0.0.weight"], after["aspp.convs.0.0.weight"]
+    )
+
+
+def test_loader_workers_do_not_change_a_byte(
+    data: Path, base: Path, tmp_path: Path
+) -> None:
+    settings = step_settings(1)
+    one, two = (
+        train(data, tmp_path / n, settings, "--workers", n, previous=base)
+        for n in ("0", "2")
+    )
+    for name in ("model.safetensors", "metrics.csv"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+def interrupt(words: list[str], number: int, when: Callable[[], bool]) -> int:
+    process = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    for _ in range(1200):
+        if when() or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    process.send_signal(number)
+    return process.wait()
+
+
+def test_stopped_run_saves_its_state_and_ends_with_the_same_bytes(
+    data: Path, base: Path, tmp_path: Path
+) -> None:
+    settings = step_settings(1, epochs=60)
+    whole = train(data, tmp_path / "whole", settings, previous=base)
+    out = tmp_path / "out"
+    words = command(data, out, settings, previous=base)
+    events = out / "tensorboard"
+    # TensorBoard's file appears just before the first iteration.
+    status = interrupt(words, signal.SIGTERM, lambda: any(events.glob("events*")))
+    assert status != 0
+    assert (out / "training-state.pt").is_file()
+    assert not (out / "model.safetensors").exists()
+    train(data, out, settings, previous=base)
+    assert "resumed after" in (out / "train.log").read_text()
+    for name in ("model.safetensors", "metrics.csv"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert not (out / "training-state.pt").exists()
+
+
+def test_state_of_other_settings_is_not_used(
+    data: Path, base: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = command(data, out, step_settings(1, epochs=60), previous=base)
+    interrupt(words, signal.SIGTERM, lambda: any((out / "tensorboard").glob("events*")))
+    other = step_settings(1, epochs=2)
+    train(data, out, other, previous=base)
+    assert "state of other settings" in (out / "train.log").read_text()
+    fresh = train(data, tmp_path / "fresh", other, previous=base)
+    assert (out / "model.safetensors").read_bytes() == (
+        fresh / "model.safetensors"
+    ).read_bytes()
+
+
+def test_loss_that_is_not_finite_names_the_images(
+    data: Path, base: Path, tmp_path: Path
+) -> None:
+    hot = dict.fromkeys(RATES, 1e12)
+    settings = step_settings(1, epochs=20, learning_rate=hot)
+    done = subprocess.run(
+        command(data, tmp_path / "out", settings, previous=base),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "The loss is not finite" in done.stderr
+    assert "train_0" in done.stderr
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("method", ["kproba", "finetune"])
+def test_log_and_metrics_name_every_term(
+    data: Path, base: Path, tmp_path: Path, method: str
+) -> None:
+    out = train(data, tmp_path / "out", step_settings(1, method), previous=base)
+    terms = {"kproba": ["bce", "bga_ce", "bga_t", "gkd", "bfd"], "finetune": ["bce"]}
+    metrics = pd.read_csv(out / "metrics.csv")
+    columns = [name for name in metrics if not name.startswith("lr_")]
+    assert columns == ["iteration", "loss", *terms[method]]
+    torch.testing.assert_close(
+        torch.tensor(metrics[terms[method]].sum(axis=1).to_numpy()),
+        torch.tensor(metrics["loss"].to_numpy()),
+    )
+    log = (out / "train.log").read_text()
+    assert "images/s" in log
+    assert json.loads(log.strip().splitlines()[-1].split(" ", 1)[1])["step"] == 1
+
+
+def test_learning_rates_follow_the_poly_schedule() -> None:
+    settings = Optimisation(
+        **{
+            **step_settings(0)["optimisation"],
+            "backbone": 1.0,
+            "branch": 2e-6,
+            "floor": 1e-6,
+        }
+    )
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    groups = [{"name": name, "params": [parameter]} for name in ("backbone",)]
+    groups.append({"name": "branch", "params": [torch.nn.Parameter(torch.zeros(1))]})
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    rates = set_learning_rates(optimizer, settings, iteration=75, iterations=100)
+    assert rates["lr_backbone"] == pytest.approx(0.25**0.9)
+    assert rates["lr_branch"] == 1e-6  # the floor

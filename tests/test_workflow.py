@@ -1,0 +1,309 @@
+"""The real chain on the tiny configuration: what is built, and what is built again.
+
+One run of the whole DAG is shared; every test works on its own copy of it.
+"""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+CHAIN = "results/tiny/6-2-overlap"
+BASE = "results/tiny/6-overlap/base/seed0/step0"
+
+pytestmark = pytest.mark.workflow
+
+
+def command(folder: Path, *words: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--directory",
+        str(folder),
+        "--configfile",
+        str(folder / "config.yaml"),
+        "--cores",
+        "2",
+        *words,
+    ]
+
+
+def snakemake(folder: Path, *words: str, succeeds: bool = True) -> str:
+    done = subprocess.run(
+        command(folder, *words), capture_output=True, text=True, check=False
+    )
+    output = done.stdout + done.stderr
+    assert (done.returncode == 0) == succeeds, output[-5000:]
+    return output
+
+
+def jobs(folder: Path, *words: str) -> dict[str, int]:
+    """Rules that Snakemake would run, and how often."""
+    output = snakemake(folder, "--dry-run", *words)
+    table = re.findall(r"^([a-z_0-9]+) +(\d+)$", output, re.MULTILINE)
+    return {rule: int(count) for rule, count in table if rule != "total"}
+
+
+def write_config(folder: Path, change: dict[str, Any] | None = None) -> None:
+    """The tiny configuration with some keys changed, section by section."""
+    config = yaml.safe_load((ROOT / "config" / "test.yaml").read_text())
+    for section, values in (change or {}).items():
+        if isinstance(values, dict):
+            config.setdefault(section, {}).update(values)
+        else:
+            config[section] = values
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    folder.mkdir()
+    write_config(folder)
+    snakemake(folder)
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, times of files included."""
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy, copy_function=shutil.copy2)
+    return copy
+
+
+def test_everything_is_built_and_a_second_call_does_nothing(run: Path) -> None:
+    for method in ("kproba", "finetune"):
+        for step in (1, 2):
+            step_folder = run / CHAIN / method / "seed0" / f"step{step}"
+            for name in ("model.safetensors", "model.json", "metrics.csv"):
+                assert (step_folder / name).is_file()
+            assert list((step_folder / "tensorboard").glob("events*"))
+            assert (step_folder / "evaluation.json").is_file()
+    for step in (1, 2):
+        step_folder = run / CHAIN / "kproba" / "seed0" / f"step{step}"
+        assert (step_folder / "prototypes.safetensors").is_file()
+        assert list((step_folder / "pseudo_labels").glob("*.png"))
+    assert "http" not in re.sub(
+        r"data:[^\"]*", "", (run / "results" / "report.html").read_text()
+    )
+    assert jobs(run) == {}
+
+
+def test_summary_has_one_row_per_step_and_method(run: Path) -> None:
+    summary = pd.read_csv(run / "results" / "summary.csv")
+    rows = summary[["method", "step"]].to_numpy().tolist()
+    chains = [[method, step] for method in ("kproba", "finetune") for step in range(3)]
+    assert rows == [*chains, ["joint", 2]]
+    columns = "dataset task setting method seed step old new all hiou seconds"
+    assert list(summary) == columns.split()
+    assert (summary["seconds"] > 0).all()
+
+
+def test_step_0_is_trained_once_for_all_methods(run: Path) -> None:
+    models = {str(path.relative_to(run)) for path in run.glob("**/model.safetensors")}
+    assert models == {
+        f"{BASE}/model.safetensors",
+        "results/tiny/10-overlap/base/seed0/step0/model.safetensors",
+        *(
+            f"{CHAIN}/{method}/seed0/step{step}/model.safetensors"
+            for method in ("kproba", "finetune")
+            for step in (1, 2)
+        ),
+    }
+
+
+def test_deleted_model_is_rebuilt_with_the_same_bytes(run: Path) -> None:
+    model = run / CHAIN / "kproba" / "seed0" / "step2" / "model.safetensors"
+    before = model.read_bytes()
+    model.unlink()
+    target = str(model.relative_to(run))
+    assert jobs(run, target) == {"train_step": 1}
+    snakemake(run, target)
+    assert model.read_bytes() == before
+
+
+def test_whole_chain_again_gives_the_same_bytes(run: Path, finished: Path) -> None:
+    shutil.rmtree(run / "results")
+    target = f"{CHAIN}/kproba/seed0/step1/model.safetensors"
+    with_other_means = {"compute": {"workers": 2, "batch_size": 3}}
+    write_config(run, with_other_means)
+    snakemake(run, target)
+    names = [
+        f"{BASE}/model.safetensors",
+        "results/tiny/6-overlap/kproba/seed0/step0/prototypes.json",
+        f"{CHAIN}/kproba/seed0/step1/pseudo_labels.csv",
+        target,
+        f"{CHAIN}/kproba/seed0/step1/metrics.csv",
+    ]
+    for name in names:
+        assert (run / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_evaluation_setting_runs_evaluation_alone(run: Path) -> None:
+    write_config(run, {"evaluation": {"policy": "plop"}})
+    again = jobs(run)
+    assert again.pop("evaluate") == 6
+    assert set(again) == {"summarise", "draw_figures", "write_report", "all"}
+
+
+def test_means_of_the_machine_run_nothing_again(run: Path) -> None:
+    write_config(
+        run,
+        {"compute": {"workers": 1, "threads": 2, "state_minutes": 1, "batch_size": 2}},
+    )
+    assert jobs(run) == {}
+
+
+def test_bank_dimension_keeps_step_0_and_finetuning(run: Path) -> None:
+    write_config(run, {"bank": {"dimension": 32}})
+    again = jobs(run)
+    assert again["build_prototypes"] == 3
+    assert again["export_pseudo_labels"] == 2
+    assert again["train_step"] == 2  # kproba's, not finetune's
+    assert "train_base" not in again
+    snakemake(run, f"{CHAIN}/kproba/seed0/step1/model.safetensors")
+    bank = load_file(
+        run / "results/tiny/6-overlap/kproba/seed0/step0/prototypes.safetensors"
+    )
+    assert bank["means.0"].shape == (7, 32)
+
+
+def test_increment_setting_keeps_step_0(run: Path) -> None:
+    write_config(run, {"increment": {"epochs": 2, "batch_size": 4}})
+    again = jobs(run)
+    assert again["train_step"] == 4
+    assert "train_base" not in again
+
+
+def test_base_setting_trains_all_again(run: Path) -> None:
+    write_config(run, {"base": {"epochs": 2}})
+    again = jobs(run)
+    assert again["train_base"] == 2
+    assert again["train_step"] == 4
+    assert "make_split" not in again
+
+
+def test_added_step_trains_that_step_alone(tmp_path: Path) -> None:
+    two = [["zero", "one", "two", "three"], ["four"]]
+    experiment = {"dataset": "tiny", "task": "mine", "methods": ["kproba"]}
+    change: dict[str, Any] = {"experiments": [experiment], "tasks": {"mine": two}}
+    write_config(tmp_path, change)
+    chain = "results/tiny/mine-overlap/kproba/seed0"
+    snakemake(tmp_path, f"{chain}/step1/evaluation.json")
+    change["tasks"] = {"mine": [*two, ["five"]]}
+    write_config(tmp_path, change)
+    again = jobs(tmp_path, f"{chain}/step2/model.safetensors")
+    assert again == {
+        "build_prototypes": 1,
+        "export_pseudo_labels": 1,
+        "make_split": 1,
+        "train_step": 1,
+        "write_settings": 1,
+    }
+
+
+def test_killed_run_goes_on_and_ends_with_the_same_bytes(
+    run: Path, finished: Path
+) -> None:
+    target = f"{CHAIN}/kproba/seed0/step2/model.safetensors"
+    state = run / Path(target).with_name("training-state.pt")
+    # Long enough to be caught in the middle; a state after every row of metrics.
+    settings = {"increment": {"epochs": 20}, "compute": {"state_minutes": 0.0001}}
+    write_config(run, settings)
+    undisturbed = run.with_name("undisturbed")
+    shutil.copytree(run, undisturbed, copy_function=shutil.copy2)
+    snakemake(undisturbed, target)
+
+    process = subprocess.Popen(
+        command(run, target),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    for _ in range(1200):
+        if state.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    kill_session(process.pid)
+    process.wait()
+    assert state.exists(), "the run was not caught in the middle"
+    assert not (run / target).exists()
+
+    snakemake(run, "--unlock")
+    snakemake(run, "--rerun-incomplete", target)
+    log = (run / target).with_name("train.log").read_text()
+    assert "resumed after" in log
+    assert (run / target).read_bytes() == (undisturbed / target).read_bytes()
+    metrics = Path(target).with_name("metrics.csv")
+    assert (run / metrics).read_bytes() == (undisturbed / metrics).read_bytes()
+    assert not state.exists()
+
+
+def kill_session(leader: int) -> None:
+    """SIGKILL every process of a session, torchrun's children included."""
+    listed = subprocess.run(
+        ["ps", "-eo", "pid=,ppid=,sid="], capture_output=True, text=True, check=True
+    )
+    rows = [list(map(int, line.split())) for line in listed.stdout.splitlines()]
+    doomed = {pid for pid, _, session in rows if session == leader}
+    grown = True
+    while grown:
+        children = {pid for pid, parent, _ in rows if parent in doomed} - doomed
+        doomed |= children
+        grown = bool(children)
+    for pid in doomed:
+        subprocess.run(["kill", f"-{signal.SIGKILL.value}", str(pid)], check=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"bse": {"epochs": 1}}, "did you mean 'base'"),
+        ({"base": {"epochs": "many"}}, "base.epochs: expected number"),
+        (
+            {"experiments": [{"dataset": "tiny", "task": "6-3"}]},
+            "experiments.0.task: .*divide the dataset's 10 classes",
+        ),
+        (
+            {"experiments": [{"dataset": "tinny", "task": "6-2"}]},
+            "did you mean 'tiny'",
+        ),
+        (
+            {"compute": {"processes": 3}},
+            "base.batch_size: expected a multiple of 3 process",
+        ),
+        (
+            {"datasets": {"mine": {"kind": "folder", "path": "nowhere"}}},
+            "datasets.mine.path: .*classes.txt",
+        ),
+    ],
+)
+def test_wrong_configuration_stops_before_any_work(
+    tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    write_config(tmp_path, change)
+    output = snakemake(tmp_path, succeeds=False)
+    assert re.search(told, output), output
+    assert "Traceback" not in output
+    assert not (tmp_path / "results").exists()
+
+
+def test_default_configuration_is_a_valid_dag(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text((ROOT / "config/config.yaml").read_text())
+    planned = jobs(tmp_path)
+    assert planned["train_base"] == 2
+    assert planned["train_step"] == 4
