@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from kproba.methods import LossWeights, Method
-from kproba.model import Outputs, training_background, upsample
+from kproba.model import Outputs, compose_logits, training_background, upsample
 from kproba.splits import IGNORE
 
 
@@ -99,7 +99,7 @@ def pb_bce(
     """
     new = logits[-1].shape[1] - 1
     first_new = 1 + sum(z.shape[1] - 1 for z in logits[:-1])
-    background = training_background(logits, protect=True)
+    background = training_background(logits)
     live = torch.cat([background, logits[-1][:, 1:]], dim=1)
     live = upsample(live.float(), targets.shape[-2:])
     return bce(live, _live_channels(targets, first_new, new), count)
@@ -119,11 +119,10 @@ def full_bce(
 ) -> torch.Tensor:
     """BCE over S_t against the target, every channel learns (step 0, fine-tuning).
 
-    Arguments as in `pb_bce`.
+    The background's logit is the one of inference. Arguments as in `pb_bce`.
     """
-    background = training_background(logits, protect=False)
-    live = torch.cat([background, *(z[:, 1:] for z in logits)], dim=1)
-    return bce(upsample(live.float(), targets.shape[-2:]), targets.long(), count)
+    live = upsample(compose_logits(logits).float(), targets.shape[-2:])
+    return bce(live, targets.long(), count)
 
 
 def bga_ce(adaptation: torch.Tensor, new: torch.Tensor, count: float) -> torch.Tensor:

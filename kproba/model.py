@@ -27,7 +27,6 @@ from kproba.artifacts import atomic_path, read_json, write_json
 from kproba.backbones import Backbone
 
 
-
 @dataclass(frozen=True)
 class Architecture:
     """What the network is built from, but for the classes.
@@ -207,24 +206,16 @@ def compose_logits(logits: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([background, *(z[:, 1:] for z in logits)], dim=1)
 
 
-def training_background(
-    logits: Sequence[torch.Tensor], *, protect: bool
-) -> torch.Tensor:
-    """The background's logit while the newest step trains.
+def training_background(logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The background's logit while the newest step trains, earlier parts protected.
 
     Args:
-        logits: z_k of the branches 0..t, each (B, 1 + |C_k|, h, w).
-        protect: Stop the gradient into the parts of earlier steps.
+        logits: z_k of the branches 0..t, each (B, 1 + |C_k|, h, w), t ≥ 1.
 
     Returns:
-        (B, 1, h, w): sg(z_0) + Σ_{k<t} sg(min(r_k, 0)) + r_t; at step 0 just z_0.
+        (B, 1, h, w): sg(z_0) + Σ_{k<t} sg(min(r_k, 0)) + r_t.
     """
-    if len(logits) == 1:
-        return logits[0][:, :1]
-    earlier = compose_logits(logits[:-1])[:, :1]
-    if protect:
-        earlier = earlier.detach()
-    return earlier + logits[-1][:, :1]
+    return compose_logits(logits[:-1])[:, :1].detach() + logits[-1][:, :1]
 
 
 def upsample(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -465,7 +465,7 @@ def _sample_cells(
     """Up to `calibration_cells` labelled cells, from as many images as needed."""
     generator = torch.Generator().manual_seed(seed)
     vectors, labels, taken = [], [], 0
-    per_image = max(32, -(-settings.calibration_cells // max(images, 1)))
+    per_image = max(64, -(-settings.calibration_cells // max(images, 1)))
     for features, targets in batches:
         cells, classes = cells_of(features, targets)
         want = min(len(cells), per_image * len(features))

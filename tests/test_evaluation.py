@@ -273,7 +273,7 @@ def _batch(predicted: np.ndarray, truth: np.ndarray) -> Batch:
 
 @pytest.mark.parametrize("order", itertools.permutations(range(4)))
 def test_counts_are_in_the_order_of_the_task(order):
-    """Whatever channel of the model holds a class, its row and column are the task's."""
+    """Whatever channel of the model holds a class, its row is that of the task."""
     rng = np.random.default_rng(0)
     shapes = [(2, 3, 5), (1, 6, 4)]
     truths = [rng.choice(np.array([0, 1, 2, 3, 255]), shape) for shape in shapes]

@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kproba import splits
 from kproba.splits import (
     IGNORE,
     Groups,
@@ -283,7 +284,7 @@ def test_disjoint_step_emptied_by_future_classes_is_refused():
 
 
 @pytest.fixture(scope="module")
-def ids_of_steps(presence_index) -> Callable[[str, Groups, str], list[list[str]]]:
+def ids_of_steps(presence_index) -> Iterator[Callable[..., list[list[str]]]]:
     """Ids of the training images of every step, each task selected once."""
 
     @cache
@@ -294,7 +295,10 @@ def ids_of_steps(presence_index) -> Callable[[str, Groups, str], list[list[str]]
             for step in range(len(groups))
         ]
 
-    return select
+    with pytest.MonkeyPatch.context() as patch:
+        # The same cells come back for every step: reading them takes most of the time.
+        patch.setattr(splits, "parse_classes", cache(parse_classes))
+        yield select
 
 
 @pytest.mark.parametrize(("dataset", "task", "setting"), TRAIN_COUNTS)
@@ -481,14 +485,14 @@ def test_split_holds_the_rows_of_the_step(tmp_path, index_file):
 
 @pytest.mark.parametrize("setting", ["overlap", "disjoint", "sequential"])
 def test_appended_step_leaves_earlier_splits_as_they_are(tmp_path, index_file, setting):
-    def splits(name: str, groups: Groups) -> list[bytes]:
+    def written(name: str, groups: Groups) -> list[bytes]:
         paths = [tmp_path / f"{name}{step}.csv" for step in range(len(groups))]
         for step, path in enumerate(paths):
             write_split(index_file, path, groups=groups[: step + 1], setting=setting)
         return [path.read_bytes() for path in paths]
 
-    before = splits("before", ((1,), (2,)))
-    after = splits("after", ((1,), (2,), (3,)))
+    before = written("before", ((1,), (2,)))
+    after = written("after", ((1,), (2,), (3,)))
     assert after[:2] == before
     assert after[2] not in before
 
