@@ -195,11 +195,16 @@ class Stopped(Exception):
     """The run was asked to stop and has saved its state."""
 
 
-def train(settings: StepSettings, files: Files, means: Means, process: Process) -> None:
+def train(
+    settings: StepSettings, files: Files, means: Means, process: Process
+) -> SegmentationNetwork:
     """Train one step and write its model, metrics and TensorBoard files.
 
     Asked again after a kill, it goes on from its last saved state and ends with the
     same bytes as an undisturbed run on the same kind of machine.
+
+    Returns:
+        The trained network, the same in every process.
 
     Raises:
         Stopped: SIGTERM or SIGINT came; the state is saved.
@@ -322,6 +327,7 @@ def train(settings: StepSettings, files: Files, means: Means, process: Process) 
             "loss": progress.rows[-1]["loss"],
         }
         log.info("%s", json.dumps(summary))
+    return student
 
 
 def build_networks(

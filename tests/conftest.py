@@ -12,6 +12,9 @@ from PIL import Image
 
 from kproba.artifacts import write_label_image
 
+# Tensors are small here: threads of torch would spend their time waiting.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 DATA_VARIABLE = "KPROBA_TEST_DATA"
 # Per dataset the raw labels that its masks hold beside the classes.
 OTHER_LABELS = {"voc": (0, 255), "ade": (0,)}

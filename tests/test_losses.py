@@ -20,7 +20,7 @@ from kproba.losses import (
     step_losses,
 )
 from kproba.methods import METHODS, LossWeights, Method
-from kproba.model import Outputs, training_background
+from kproba.model import Outputs
 
 BATCH, CELLS, PIXELS, WIDTH = 4, (2, 3), (6, 9), 5
 CLASSES = (2, 1, 2)  # S_t = background, 1 2 | 3 | 4 5
@@ -74,18 +74,27 @@ def binary_cross_entropy(z, target):
     return -(target * torch.log(p) + (1 - target) * torch.log(1 - p))
 
 
-def plain_training_logits(logits, *, protect):
-    def stop(z):
-        return z.detach() if protect else z
+def falling(r):
+    return torch.where(r < 0, r, 0.0)
 
+
+def classes_of(branches):
+    return [z[:, c] for z in branches for c in range(1, z.shape[1])]
+
+
+def plain_logits(logits):
+    background = logits[0][:, 0]
+    for z in logits[1:]:
+        background = background + falling(z[:, 0])
+    return torch.stack([background, *classes_of(logits)], dim=1)
+
+
+def plain_protected_logits(logits):
     *earlier, newest = logits
-    background = stop(earlier[0][:, 0])
-    for z in earlier[1:]:
-        background = background + stop(torch.where(z[:, 0] < 0, z[:, 0], 0.0))
-    background = background + newest[:, 0]
-    old = [stop(z[:, c]) for z in earlier for c in range(1, z.shape[1])]
-    new = [newest[:, c] for c in range(1, newest.shape[1])]
-    return torch.stack([background, *old, *new], dim=1)
+    fixed = plain_logits(earlier).detach()
+    background = fixed[:, 0] + newest[:, 0]
+    old = [fixed[:, c] for c in range(1, fixed.shape[1])]
+    return torch.stack([background, *old, *classes_of([newest])], dim=1)
 
 
 def plain_bce_per_channel(logits, targets):
@@ -213,7 +222,7 @@ def test_full_bce_teaches_every_channel_like_the_plain_formula():
     targets, logits = uneven_targets(), branch_logits(30)
     ours, plain = leaves(logits), leaves(logits, torch.float64)
     count = float((targets != 255).sum())
-    composed = plain_training_logits(plain, protect=False)
+    composed = plain_logits(plain)
     expected = plain_bce_per_channel(composed, targets).sum()
     assert_same(full_bce(ours, targets, count), expected, ours, plain)
 
@@ -222,9 +231,7 @@ def test_pb_bce_teaches_background_and_new_classes_like_the_plain_formula():
     targets, logits = uneven_targets(), branch_logits(40)
     ours, plain = leaves(logits), leaves(logits, torch.float64)
     value = pb_bce(ours, targets, float((targets != 255).sum()))
-    per_channel = plain_bce_per_channel(
-        plain_training_logits(plain, protect=True), targets
-    )
+    per_channel = plain_bce_per_channel(plain_protected_logits(plain), targets)
     *old, newest = gradients(value, ours)
     assert all((gradient == 0).all() for gradient in old)
     assert (newest != 0).any(dim=(0, 2, 3)).all()
@@ -243,21 +250,9 @@ def test_pb_bce_of_the_first_increment_has_one_old_branch():
     logits = [random(BATCH, 4, *CELLS, seed=50), random(BATCH, 2, *CELLS, seed=51)]
     ours, plain = leaves(logits), leaves(logits, torch.float64)
     value = pb_bce(ours, targets, float((targets != 255).sum()))
-    composed = plain_training_logits(plain, protect=True)
+    composed = plain_protected_logits(plain)
     expected = plain_bce_per_channel(composed, targets)[[0, 4]].sum()
     assert_same(value, expected, ours, plain)
-
-
-@pytest.mark.parametrize("protect", [True, False])
-def test_background_in_training_is_a_residual_sum_with_the_newest_part_free(protect):
-    # min(r_1, 0) is 0 in the first cell, -2 in the second; r_2 is never clamped.
-    parts = [[1.0, 1.0], [3.0, -2.0], [5.0, -7.0]]
-    logits = leaves([torch.tensor(part).view(1, 1, 1, 2) for part in parts])
-    background = training_background(logits, protect=protect)
-    assert background.flatten().tolist() == [6, -8]
-    earlier = [[0, 0], [0, 0]] if protect else [[1, 1], [0, 1]]
-    found = [g.flatten().tolist() for g in gradients(background.sum(), logits)]
-    assert found == [*earlier, [1, 1]]
 
 
 def test_bga_ce_pushes_background_down_on_new_classes():
@@ -311,9 +306,7 @@ def test_kproba_adds_the_terms_with_the_weights_of_the_paper():
         outputs_of(our_blocks, ours), teacher, targets, masks, counts, METHODS["kproba"]
     )
     plain, plain_blocks = leaves(logits, torch.float64), leaves(blocks, torch.float64)
-    per_channel = plain_bce_per_channel(
-        plain_training_logits(plain, protect=True), targets
-    )
+    per_channel = plain_bce_per_channel(plain_protected_logits(plain), targets)
     taught = [z.double() for z in teacher.logits]
     taught_blocks = [g.double() for g in teacher.blocks]
     expected = {
@@ -337,7 +330,7 @@ def test_finetune_is_nothing_but_bce_over_all_channels():
         outputs, teacher_outputs(), targets, masks, counts, METHODS["finetune"]
     )
     assert list(losses) == ["bce"]
-    composed = plain_training_logits(plain, protect=False)
+    composed = plain_logits(plain)
     expected = plain_bce_per_channel(composed, targets).sum()
     assert_same(losses["bce"], expected, ours, plain)
 

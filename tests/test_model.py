@@ -33,14 +33,6 @@ ARCHITECTURE = Architecture(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def images():
     generator = torch.Generator().manual_seed(0)
@@ -137,28 +129,11 @@ def test_inference_adds_only_negative_adaptations_to_the_background():
 def test_training_background_is_free_of_the_clamp_and_of_earlier_gradients():
     values = [(1.0, 1.0, 1.0), (2.0, -3.0, -3.0), (5.0, 5.0, -4.0)]
     logits = [channel(*value).requires_grad_() for value in values]
-    background = training_background(logits, protect=True)
+    background = training_background(logits)
     assert background.flatten().tolist() == [6, 3, -6]
     background.sum().backward()
     assert logits[0].grad is None and logits[1].grad is None
     assert logits[2].grad.flatten().tolist() == [1, 1, 1]
-
-
-def test_unprotected_training_background_teaches_the_earlier_parts_too():
-    values = [(1.0, 1.0, 1.0), (2.0, -3.0, -3.0), (5.0, 5.0, -4.0)]
-    logits = [channel(*value).requires_grad_() for value in values]
-    training_background(logits, protect=False).sum().backward()
-    found = [z.grad.flatten().tolist() for z in logits]
-    assert found == [[1, 1, 1], [0, 1, 1], [1, 1, 1]]
-
-
-@pytest.mark.parametrize("protect", [True, False])
-def test_training_background_of_the_first_step_is_the_plain_logit(protect):
-    logits = torch.tensor([[1.0, 2.0]]).view(1, 2, 1, 1).requires_grad_()
-    background = training_background([logits], protect=protect)
-    background.sum().backward()
-    assert background.flatten().tolist() == [1]
-    assert logits.grad.flatten().tolist() == [1, 0]
 
 
 def test_a_new_block_starts_as_branch_0_with_its_running_statistics(previous, grown):

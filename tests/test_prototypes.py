@@ -39,14 +39,6 @@ LDA = replace(SETTINGS, map="identity", maps=1, ridge=1e-9)
 WIDTH = 5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def scene(seed=0, classes=(0, 1, 2, 3), images=6, cells=(4, 5), distance=1.2):
     """Gaussian cells with one covariance, uneven classes and some ignored cells."""
     random = np.random.default_rng(seed)
@@ -330,6 +322,14 @@ def test_median_gamma_is_one_over_the_median_squared_distance():
     x = (vectors - vectors.mean(0)) / vectors.std(0, ddof=1)
     squared = [((u - v) ** 2).sum() for n, u in enumerate(x) for v in x[:n]]
     assert bank.gamma == pytest.approx(1 / np.median(squared), rel=1e-2)
+
+
+def test_a_given_gamma_is_used():
+    data = scene()
+    bank = build(data, replace(SETTINGS, gamma=0.4))
+    assert bank.gamma == 0.4
+    phi = FourierFeatures(WIDTH, 24, gamma=0.4, seed=7)
+    torch.testing.assert_close(bank.maps[0].omega, phi.omega)
 
 
 def test_a_channel_that_never_fires_is_not_divided_by_zero():

@@ -169,7 +169,11 @@ def test_outputs_follow_the_order_of_the_groups():
     label_map = LabelMap(REORDERED)
     assert label_map.seen == (3, 1, 5, 2, 4)
     assert label_map.channels == 6
-    assert label_map.first_new == 4
+
+
+@pytest.mark.parametrize(("steps", "first_new"), [(1, 1), (2, 3), (3, 4)])
+def test_new_classes_come_last(steps, first_new):
+    assert LabelMap(REORDERED[:steps]).first_new == first_new
 
 
 @pytest.mark.parametrize("setting", ["overlap", "disjoint"])
@@ -471,6 +475,13 @@ def test_index_keeps_ids_and_classes_as_text(index_file):
     assert list(index["id"]) == ["0010", "0009", "null", "0011", "0012"]
     assert index["classes"].iloc[2] == "2"
     assert index["width"].iloc[0] == 4
+
+
+def test_index_of_numbers_stays_text(tmp_path):
+    lines = INDEX.splitlines()
+    (tmp_path / "index.csv").write_text("\n".join((lines[0], lines[4], lines[5])))
+    index = read_index(tmp_path / "index.csv")
+    assert list(index["id"]) == ["0011", "0012"]
 
 
 def test_split_holds_the_rows_of_the_step(tmp_path, index_file):

@@ -1,7 +1,10 @@
 """One step by torchrun: processes, restarts, workers and accumulation agree."""
 
 import json
+import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,13 +15,23 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import multiprocessing
 
+from kproba.artifacts import read_json
 from kproba.config import Plan, Run, check
 from kproba.data import index_folder
 from kproba.digits import DigitScenes, write_digits
+from kproba.distributed import process_group
 from kproba.splits import parse_task, read_index, select_images
-from kproba.training import Optimisation, set_learning_rates
+from kproba.training import (
+    Files,
+    Means,
+    Optimisation,
+    StepSettings,
+    set_learning_rates,
+    train,
+)
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
@@ -75,7 +88,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def base(data: Path) -> Path:
     """A trained step 0."""
-    return train(data, data / "base", step_settings(0)) / "model.safetensors"
+    return launch(data, data / "base", step_settings(0)) / "model.safetensors"
 
 
 def command(
@@ -105,7 +118,7 @@ def command(
     return words if previous is None else [*words, "--previous", str(previous)]
 
 
-def train(data: Path, out: Path, settings: dict, *options: str, **more: Any) -> Path:
+def launch(data: Path, out: Path, settings: dict, *options: str, **more: Any) -> Path:
     done = subprocess.run(
         command(data, out, settings, *options, **more),
         capture_output=True,
@@ -137,8 +150,8 @@ def test_processes_and_micro_batches_give_the_weights_of_one_process(
     data: Path, base: Path, tmp_path: Path, processes: int, options: tuple[str, ...]
 ) -> None:
     settings = step_settings(1)
-    alone = train(data, tmp_path / "alone", settings, previous=base)
-    shared = train(
+    alone = launch(data, tmp_path / "alone", settings, previous=base)
+    shared = launch(
         data,
         tmp_path / "shared",
         settings,
@@ -151,10 +164,46 @@ def test_processes_and_micro_batches_give_the_weights_of_one_process(
     torch.testing.assert_close(*(torch.tensor(c.to_numpy()) for c in columns))
 
 
+def train_in_rank(rank: int, port: int, folder: Path, base: Path) -> None:
+    """One of two processes; writes the weights that it ended with."""
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    settings = StepSettings.from_dict(read_json(folder / "settings.json"))
+    files = Files(
+        split=folder / "split.csv",
+        previous=base,
+        pseudo_labels=None,
+        model=folder / "model.safetensors",
+        metrics=folder / "metrics.csv",
+        tensorboard=folder / "tensorboard",
+        state=folder / "state.pt",
+    )
+    with process_group(gpu=False) as process:
+        network = train(settings, files, Means(), process)
+    save_file(dict(network.state_dict()), folder / f"rank{rank}.safetensors")
+
+
+def test_two_processes_end_with_equal_weights(
+    data: Path, base: Path, tmp_path: Path
+) -> None:
+    settings = step_settings(1)
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    shutil.copy(data / "step1.csv", tmp_path / "split.csv")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(train_in_rank, (port, tmp_path, base), nprocs=2)
+    first, second = (load_file(tmp_path / f"rank{r}.safetensors") for r in (0, 1))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    start = load_file(base)
+    assert any(not torch.equal(first[key], start[key]) for key in start)
+
+
 def test_training_changes_what_it_should(
     data: Path, base: Path, tmp_path: Path
 ) -> None:
-    out = train(data, tmp_path / "out", step_settings(1), previous=base)
+    out = launch(data, tmp_path / "out", step_settings(1), previous=base)
     before, after = load_file(base), load_file(out / "model.safetensors")
     assert set(after) - set(before) == {k for k in after if k.startswith("branches.1")}
     frozen = [
@@ -172,7 +221,7 @@ def test_loader_workers_do_not_change_a_byte(
 ) -> None:
     settings = step_settings(1)
     one, two = (
-        train(data, tmp_path / n, settings, "--workers", n, previous=base)
+        launch(data, tmp_path / n, settings, "--workers", n, previous=base)
         for n in ("0", "2")
     )
     for name in ("model.safetensors", "metrics.csv"):
@@ -195,7 +244,7 @@ def test_stopped_run_saves_its_state_and_ends_with_the_same_bytes(
     data: Path, base: Path, tmp_path: Path
 ) -> None:
     settings = step_settings(1, epochs=60)
-    whole = train(data, tmp_path / "whole", settings, previous=base)
+    whole = launch(data, tmp_path / "whole", settings, previous=base)
     out = tmp_path / "out"
     words = command(data, out, settings, previous=base)
     events = out / "tensorboard"
@@ -204,7 +253,7 @@ def test_stopped_run_saves_its_state_and_ends_with_the_same_bytes(
     assert status != 0
     assert (out / "training-state.pt").is_file()
     assert not (out / "model.safetensors").exists()
-    train(data, out, settings, previous=base)
+    launch(data, out, settings, previous=base)
     assert "resumed after" in (out / "train.log").read_text()
     for name in ("model.safetensors", "metrics.csv"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
@@ -218,9 +267,9 @@ def test_state_of_other_settings_is_not_used(
     words = command(data, out, step_settings(1, epochs=60), previous=base)
     interrupt(words, signal.SIGTERM, lambda: any((out / "tensorboard").glob("events*")))
     other = step_settings(1, epochs=2)
-    train(data, out, other, previous=base)
+    launch(data, out, other, previous=base)
     assert "state of other settings" in (out / "train.log").read_text()
-    fresh = train(data, tmp_path / "fresh", other, previous=base)
+    fresh = launch(data, tmp_path / "fresh", other, previous=base)
     assert (out / "model.safetensors").read_bytes() == (
         fresh / "model.safetensors"
     ).read_bytes()
@@ -247,7 +296,7 @@ def test_loss_that_is_not_finite_names_the_images(
 def test_log_and_metrics_name_every_term(
     data: Path, base: Path, tmp_path: Path, method: str
 ) -> None:
-    out = train(data, tmp_path / "out", step_settings(1, method), previous=base)
+    out = launch(data, tmp_path / "out", step_settings(1, method), previous=base)
     terms = {"kproba": ["bce", "bga_ce", "bga_t", "gkd", "bfd"], "finetune": ["bce"]}
     metrics = pd.read_csv(out / "metrics.csv")
     columns = [name for name in metrics if not name.startswith("lr_")]
