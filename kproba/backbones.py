@@ -57,13 +57,34 @@ class Backbone(nn.Module):
         else:
             raise ValueError(f"Expected a backbone of {BACKBONES}, but got '{name}'.")
         self.normalisation = Normalisation(*statistics)
+        self.stages = _stages(self.body, name)
         if weights != "none":
             load_backbone_weights(self.body, name, weights)
+
+    def freeze(self, stages: int) -> None:
+        """Keep the first stages, batch norms included, as they are; 0 for none.
+
+        Early stages hold edges and textures that ImageNet taught; without their
+        backward pass, which runs at high resolution, training is faster.
+        """
+        for module in self.stages[:stages]:
+            module.eval().requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised images to the last feature map."""
         features = self.body(images)
         return features[-1] if isinstance(features, list) else features
+
+
+def _stages(body: nn.Module, name: str) -> list[nn.Module]:
+    """Stem and first stage as one, then stage by stage, in the order of the forward."""
+    parts = dict(body.named_children())
+    if name == "efficientnet_lite0":
+        *_, blocks = parts.values()
+        stem = [parts["conv_stem"], parts["bn1"], blocks[0]]  # type: ignore[index]
+        return [nn.ModuleList(stem), *blocks[1:]]  # type: ignore[index]
+    modules = list(parts.values())  # conv1, bn1, relu, maxpool, layer1, ...
+    return [nn.ModuleList(modules[:5]), *modules[5:]]
 
 
 def _dilated_resnet(name: str, output_stride: int) -> nn.Module:

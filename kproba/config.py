@@ -309,6 +309,7 @@ class Plan:
                 "aspp_channels": model["aspp_channels"],
                 "aspp_dropout": model["aspp_dropout"],
                 "bn_momentum": model["bn_momentum"],
+                "frozen_stages": model["frozen_stages"],
             }
             if base
             else None,

@@ -38,6 +38,7 @@ class Architecture:
         aspp_channels: Channels A of the ASPP and of the 3×3 blocks.
         aspp_dropout: Probability of the ASPP's dropout.
         bn_momentum: Of the backbone's batch norms at step 0.
+        frozen_stages: First stages of the backbone that are never trained.
     """
 
     backbone: str
@@ -46,6 +47,7 @@ class Architecture:
     aspp_channels: int
     aspp_dropout: float
     bn_momentum: float
+    frozen_stages: int = 0
 
 
 class Outputs(NamedTuple):
@@ -181,6 +183,17 @@ class SegmentationNetwork(nn.Module):
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Labels (B, H, W) uint8 in output indices; 0 is background."""
         return self.predict_logits(images).argmax(dim=1).to(torch.uint8)
+
+    def set_training_mode(self, *, batch_norm: bool) -> None:
+        """Training mode, but for the frozen stages.
+
+        Args:
+            batch_norm: Whether batch norms train (step 0) or stay as they are.
+        """
+        self.train()
+        self.backbone.freeze(self.architecture.frozen_stages)
+        if not batch_norm:
+            self.freeze_batch_norm()
 
     def freeze_batch_norm(self) -> None:
         """Keep statistics, scale and shift of every batch norm as they are."""

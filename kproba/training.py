@@ -352,15 +352,8 @@ def build_networks(
         if settings.recipe.losses.gkd or settings.recipe.losses.bfd:
             teacher = previous.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     student = student.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    set_training_mode(student, settings.step)
+    student.set_training_mode(batch_norm=settings.step == 0)
     return student, teacher
-
-
-def set_training_mode(student: SegmentationNetwork, step: int) -> None:
-    """Training mode; from step 1 on batch norms stay as they are."""
-    student.train()
-    if step > 0:
-        student.freeze_batch_norm()
 
 
 def build_optimizer(
