@@ -85,7 +85,8 @@ def fingerprint(*parts: Any) -> str:
             with part.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         else:
-            digest.update(json.dumps(part, sort_keys=True).encode())
+            text = json.dumps(part, sort_keys=True)
+            digest.update(hashlib.sha256(text.encode()).digest())
     return digest.hexdigest()
 
 

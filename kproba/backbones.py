@@ -148,7 +148,8 @@ def load_backbone_weights(body: nn.Module, name: str, weights: str) -> None:
                 f"Expected {len(whole)} tensors of EfficientNet-Lite0 in {weights}, "
                 f"but got {len(state)}."
             )
-        state = dict(zip(whole, state.values(), strict=True))
+        if state.keys() != whole.keys():
+            state = dict(zip(whole, state.values(), strict=True))
     else:
         state = {
             f"{_RESNET_ORDER.index(key.split('.')[0])}.{key.split('.', 1)[1]}": tensor

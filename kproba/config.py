@@ -8,6 +8,7 @@ Nothing here imports torch: the rules ask at the start of every Snakemake call.
 
 import copy
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -49,12 +50,15 @@ def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
     """
     schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
     config = _numbers(copy.deepcopy(dict(config)))
-    _validate(config, schema)
+    _refuse(_errors(config, schema) + _not_finite(config))
     filled = _with_defaults(config, schema, schema)
+    errors = _wrong_ranges(filled)
     for name, changes in filled["methods"].items():
         for section in ("bank", "pseudo_labels", "increment"):
             merged = _merged(filled[section], changes.get(section, {}))
-            _validate(merged, _section(schema, section), f"methods.{name}.{section}")
+            where = f"methods.{name}.{section}"
+            errors += _errors(merged, _section(schema, section), where)
+    _refuse(errors)
     return filled
 
 
@@ -63,13 +67,42 @@ def _section(schema: Config, section: str) -> Config:
     return {**_resolve(schema["properties"][section], schema), "$defs": schema["$defs"]}
 
 
-def _validate(value: Any, schema: Mapping[str, Any], where: str = "") -> None:
+def _errors(value: Any, schema: Mapping[str, Any], where: str = "") -> list[str]:
     validator = jsonschema.Draft202012Validator(schema)
     errors = sorted(validator.iter_errors(value), key=lambda e: list(map(str, e.path)))
+    return list(dict.fromkeys(_explain(error, where) for error in errors))
+
+
+def _refuse(errors: list[str]) -> None:
     if errors:
-        lines = [_explain(error, where) for error in errors]
-        listed = "".join(f"\n  {line}" for line in dict.fromkeys(lines))
+        listed = "".join(f"\n  {line}" for line in errors)
         raise ConfigError(f"The configuration is wrong:{listed}")
+
+
+def _not_finite(value: Any, path: str = "") -> list[str]:
+    """Numbers that are NaN or infinite."""
+    if isinstance(value, dict):
+        items = value.items()
+        return [e for key, item in items for e in _not_finite(item, f"{path}.{key}")]
+    if isinstance(value, list):
+        return [e for item in value for e in _not_finite(item, path)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"{path[1:]}: expected a finite number, but got {value}."]
+    return []
+
+
+def _wrong_ranges(config: Config) -> list[str]:
+    """Ranges whose smallest value is above the largest."""
+    ranges = {"augmentation.scale": config["augmentation"]["scale"]}
+    for name, settings in config["datasets"].items():
+        for key in ("digits", "height"):
+            if key in settings:
+                ranges[f"datasets.{name}.{key}"] = settings[key]
+    return [
+        f"{path}: expected the smallest value first, but got {low} and {high}."
+        for path, (low, high) in ranges.items()
+        if low > high
+    ]
 
 
 def _explain(error: jsonschema.ValidationError, where: str) -> str:
@@ -118,12 +151,21 @@ def _suggestion(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
-def _numbers(value: Any) -> Any:
-    """Make strings such as "1e-3", which YAML 1.1 reads as text, numbers."""
-    if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
+def _numbers(value: Any, where: str = "the top level") -> Any:
+    """Make strings such as "1e-3", which YAML 1.1 reads as text, numbers.
+
+    Raises:
+        ConfigError: A key is no text.
+    """
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ConfigError(
+                    f"{where}: expected text as key, but got {key!r}. Put it in quotes."
+                )
+        return {key: _numbers(item, key) for key, item in value.items()}
     if isinstance(value, list):
-        return [_numbers(item) for item in value]
+        return [_numbers(item, where) for item in value]
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+\.?\d*[eE][+-]?\d+", value):
         return float(value)
     return value
@@ -156,6 +198,8 @@ def _with_defaults(value: Any, schema: Config, root: Config) -> Any:
                 value[key] = _with_defaults(value[key], entry, root)
     elif isinstance(value, list) and "items" in schema:
         value = [_with_defaults(item, schema["items"], root) for item in value]
+    elif isinstance(value, float) and schema.get("type") == "integer":
+        value = int(value)  # 8.0, or "8e0", where the schema wants a whole number
     return value
 
 
@@ -414,11 +458,13 @@ class Plan:
                     f"{split}, but got {batch}. Change batch_size, or compute.gpus, "
                     f"compute.processes or compute.accumulation."
                 )
-        if self.config["base"]["batch_size"] // split == 1 and not compute["gpus"]:
+        # On several GPUs batch norm is synchronised, elsewhere each process is alone.
+        together = compute["accumulation"] if compute["gpus"] > 1 else split
+        if self.config["base"]["batch_size"] // together == 1:
             raise ConfigError(
                 f"base.batch_size: expected at least 2 images per micro-batch, because "
                 f"batch norm learns at step 0, but {self.config['base']['batch_size']} "
-                f"over {split} leaves 1. Raise base.batch_size or lower "
+                f"over {together} leaves 1. Raise base.batch_size or lower "
                 f"compute.processes or compute.accumulation."
             )
 

@@ -214,7 +214,7 @@ def augment(
     height, width = (max(1, round(factor * extent)) for extent in target.shape)
     image = F.resize(image, [height, width], antialias=True)
     target = F.resize(
-        target[None], [height, width], interpolation=v2.InterpolationMode.NEAREST
+        target[None], [height, width], interpolation=v2.InterpolationMode.NEAREST_EXACT
     )
     pad = [0, 0, max(0, side - width), max(0, side - height)]
     image = F.pad(image, pad, fill=[128.0])

@@ -127,7 +127,7 @@ def centre_crop(image: torch.Tensor, side: int, *, labels: bool) -> torch.Tensor
     scale = side / min(height, width)
     size = [max(side, round(scale * extent)) for extent in (height, width)]
     if labels:
-        image = F.interpolate(image.float(), size, mode="nearest").to(torch.uint8)
+        image = F.interpolate(image.float(), size, mode="nearest-exact").to(torch.uint8)
     else:
         image = F.interpolate(
             image.float(), size, mode="bilinear", align_corners=False, antialias=True

@@ -49,6 +49,9 @@ class Architecture:
     bn_momentum: float
     frozen_stages: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "atrous_rates", tuple(self.atrous_rates))
+
 
 class Outputs(NamedTuple):
     """Everything a forward pass computes, at feature resolution.
@@ -251,7 +254,8 @@ def add_branch(
     """
     network = copy.deepcopy(previous)
     network.classes_per_step.append(classes)
-    branch = Branch(network.architecture.aspp_channels, 1 + classes)
+    with torch.random.fork_rng(devices=[]):
+        branch = Branch(network.architecture.aspp_channels, 1 + classes)
     branch.block.load_state_dict(network.branches[0].block.state_dict())  # type: ignore[union-attr]
     generator = torch.Generator().manual_seed(seed)
     nn.init.kaiming_normal_(branch.classifier.weight, generator=generator)

@@ -530,7 +530,7 @@ def follow(previous: PrototypeBank, current: PrototypeBank) -> PrototypeBank:
 
     A class of S_{t-1} (background included) that the step shows moves by the momentum
     m: μ ← m μ + (1-m) μ^(t); count and share stay those of the step that labelled it.
-    The scatter adds up.
+    A class that no step has shown so far is taken as measured. The scatter adds up.
 
     Args:
         previous: Bank over S_{t-1}.
@@ -539,11 +539,13 @@ def follow(previous: PrototypeBank, current: PrototypeBank) -> PrototypeBank:
     old = previous.classes
     momentum = current.settings.momentum
     shown = (current.count[:old] > 0)[:, None]
+    first = previous.count == 0
     means = []
     for before, now in zip(previous.means, current.means, strict=True):
         moved = torch.where(
             shown, momentum * before + (1 - momentum) * now[:old], before
         )
+        moved = torch.where(first[:, None], now[:old], moved)
         means.append(torch.cat([moved, now[old:]]))
     scatter = None
     if previous.scatter is not None and current.scatter is not None:
@@ -551,12 +553,20 @@ def follow(previous: PrototypeBank, current: PrototypeBank) -> PrototypeBank:
         scatter = [before + now for before, now in pairs]
     return replace(
         current,
-        count=torch.cat([previous.count, current.count[old:]]),
-        share=torch.cat([previous.share, current.share[old:]]),
+        count=_known_first(previous.count, current.count, first),
+        share=_known_first(previous.share, current.share, first),
         means=means,
         scatter=scatter,
         scatter_count=previous.scatter_count + current.scatter_count,
     )
+
+
+def _known_first(
+    before: torch.Tensor, now: torch.Tensor, first: torch.Tensor
+) -> torch.Tensor:
+    """Values (C,) of the old classes, but for those seen first; then the new ones."""
+    old = len(before)
+    return torch.cat([torch.where(first, now[:old], before), now[old:]])
 
 
 def _calibrate(

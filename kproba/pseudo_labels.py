@@ -78,7 +78,7 @@ def decide(
     log_p = F.logsigmoid(logits)
     best, label = log_p.max(dim=1)
     sure = best.exp() >= settings.threshold
-    if log_evidence is None:
+    if log_evidence is None or rule not in RULES_WITH_BANK:
         if rule == "confidence":
             label = label * sure
     elif rule in ("klda", "lda"):
@@ -120,7 +120,7 @@ def pseudo_label(
     size = images.shape[-2:]
     logits = upsample(compose_logits(outputs.logits).float(), size)
     log_evidence = None
-    if bank is not None:
+    if bank is not None and settings.rule in RULES_WITH_BANK:
         log_evidence = upsample(evidence(outputs, bank, settings).clamp(min=-60), size)
     return decide(logits, log_evidence, settings)
 

@@ -31,7 +31,7 @@ EXPERIMENT = ["dataset", "task", "setting"]
 MEASURES = ["old", "new", "all"]
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-# Twelve classes that stay apart in a small picture; more classes use VOC's colour map.
+# Eleven colours that stay apart in a small picture.
 CLASS_COLOURS = [
     (0, 0, 0),
     (230, 159, 0),
@@ -83,7 +83,14 @@ def summarise(rows: Sequence[Row], summary: str | Path, classes: str | Path) -> 
 
 def read_summary(path: str | Path) -> pd.DataFrame:
     """Read summary.csv; names stay text."""
-    return pd.read_csv(path, dtype=dict.fromkeys((*EXPERIMENT, "method"), str))
+    names = (*EXPERIMENT, "method", "class")
+    numbers = {name: [""] for name in (*MEASURES, "hiou", "iou")}
+    return pd.read_csv(
+        path,
+        dtype=dict.fromkeys(names, str),
+        keep_default_na=False,
+        na_values=numbers,
+    )
 
 
 def short_table(summary: pd.DataFrame) -> str:
@@ -93,7 +100,7 @@ def short_table(summary: pd.DataFrame) -> str:
         steps = sorted(experiment["step"].unique())
         width = max(len(name) for name in experiment["method"]) + 2
         head = " " * width + "".join(f"{f'step {step}':^21}" for step in steps)
-        columns = " " * width + "   old    new    all" * len(steps)
+        columns = " " * width + "    old    new    all" * len(steps)
         lines = [f"{key[0]} {key[1]} {key[2]}: mIoU in percent", head, columns]
         for method, runs in experiment.groupby("method", sort=False):
             line = f"{method:<{width}}"
@@ -216,6 +223,9 @@ def _draw_examples(rows: Sequence[Row], index: pd.DataFrame, groups: Groups) -> 
         columns.setdefault(title, folder)
     names = sorted(path.stem for path in next(iter(columns.values())).glob("*.png"))
     table = LabelMap(groups).evaluation_table()
+    last = max(shown, key=lambda row: row["step"])
+    entries = read_json(last["evaluation"])["classes"]
+    palette = class_colours(len(entries))
     image_of = dict(zip(index["id"], index["image"], strict=True))
     mask_of = dict(zip(index["id"], index["mask"], strict=True))
     figure, axes = plt.subplots(
@@ -230,21 +240,18 @@ def _draw_examples(rows: Sequence[Row], index: pd.DataFrame, groups: Groups) -> 
         with Image.open(image_of[name]) as image:
             axes[line][0].imshow(image.convert("RGB"))
         truth = table[read_label_image(mask_of[name])]
-        axes[line][1].imshow(class_colours(truth))
+        axes[line][1].imshow(palette[truth])
         for axis, folder in zip(axes[line][2:], columns.values(), strict=True):
-            axis.imshow(class_colours(read_label_image(folder / f"{name}.png")))
+            axis.imshow(palette[read_label_image(folder / f"{name}.png")])
     for axis, title in zip(axes[0], ("image", "truth", *columns), strict=True):
         axis.set_title(title, fontsize=8)
-    last = max(shown, key=lambda row: row["step"])
-    entries = read_json(last["evaluation"])["classes"]
-    palette = class_colours(np.arange(len(entries), dtype=np.uint8)[None])[0] / 255
     handles = [
         Patch(
-            facecolor=tuple(colour),
+            facecolor=tuple(colour / 255),
             edgecolor="grey",
             label=f"{entry['name']} (step {entry['step']})",
         )
-        for entry, colour in zip(entries, palette, strict=True)
+        for entry, colour in zip(entries, palette, strict=False)
     ]
     if len(handles) <= 24:
         figure.legend(
@@ -258,14 +265,17 @@ def _draw_examples(rows: Sequence[Row], index: pd.DataFrame, groups: Groups) -> 
     return figure
 
 
-def class_colours(labels: np.ndarray) -> np.ndarray:
-    """Output indices (H, W) to colours (H, W, 3) uint8; 255 is grey."""
+def class_colours(classes: int) -> np.ndarray:
+    """Colours of output indices, (256, 3) uint8, for a task of so many classes.
+
+    Up to eleven classes get colours that stay apart, also for colour-blind readers;
+    more get VOC's colour map. 255 is grey.
+    """
     palette = np.array(label_palette(), np.uint8).reshape(256, 3)
-    valid = labels[labels != IGNORE]
-    if valid.size == 0 or valid.max() < len(CLASS_COLOURS):
+    if classes <= len(CLASS_COLOURS):
         palette[: len(CLASS_COLOURS)] = CLASS_COLOURS
     palette[IGNORE] = 128
-    return palette[labels]
+    return palette
 
 
 # --- page ----------------------------------------------------------------------------
@@ -294,7 +304,7 @@ def write_report(
         images = {
             Path(path).stem: base64.b64encode(Path(path).read_bytes()).decode()
             for path in figures
-            if Path(path).parent.parent.as_posix().endswith(folder)
+            if Path("/", path).parent.parent.as_posix().endswith(f"/{folder}")
         }
         seeds = sorted(int(seed) for seed in rows["seed"].unique())
         own = per_class[(per_class[EXPERIMENT] == pd.Series(wanted)).all(axis=1)]

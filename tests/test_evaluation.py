@@ -223,10 +223,10 @@ def test_crop_invents_no_label():
 
 
 def test_crop_averages_the_image_and_keeps_its_range():
-    image = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-    image[..., ::2] = 255
-    cropped = centre_crop(image, 4, labels=False)
-    assert (cropped[..., 1:-1].float() - 127.5).abs().max() <= 32
+    image = torch.zeros(1, 1, 24, 24, dtype=torch.uint8)
+    image[..., ::4] = 200  # one column in four; four become one
+    cropped = centre_crop(image, 6, labels=False)
+    assert (cropped[..., 1:-1].float() - 50).abs().max() <= 10
     white = torch.full((1, 3, 10, 14), 255, dtype=torch.uint8)
     assert (centre_crop(white, 7, labels=False) == 255).all()
 

@@ -278,6 +278,11 @@ def test_dropout_is_the_identity_in_evaluation(dropout):
     assert torch.equal(dropout.eval()(x), x)
 
 
+def test_dropout_of_probability_0_needs_no_keys():
+    x = torch.rand(2, 3, 4, 4)
+    assert torch.equal(KeyedDropout(0.0).train()(x), x)
+
+
 @pytest.mark.parametrize("keys", [None, torch.tensor([1])])
 def test_dropout_without_one_key_per_image_is_an_error(dropout, keys):
     dropout.keys = keys
