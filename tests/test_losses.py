@@ -432,7 +432,8 @@ def test_micro_batches_add_up_to_the_global_batch(parts):
         assert one.grad.any()
 
 
-def test_logits_in_half_precision_are_summed_in_single_precision():
+@pytest.mark.parametrize("name", ["kproba", "finetune"])
+def test_logits_in_half_precision_are_summed_in_single_precision(name):
     targets = uneven_targets()
     masks, counts = step_setting(targets)
     halves = outputs_of(
@@ -442,13 +443,13 @@ def test_logits_in_half_precision_are_summed_in_single_precision():
     singles = outputs_of(
         [g.float() for g in halves.blocks], [z.float() for z in halves.logits]
     )
-    method, teacher = METHODS["kproba"], teacher_outputs()
+    method, teacher = METHODS[name], teacher_outputs()
     rounded = step_losses(halves, teacher, targets, masks, counts, method)
     exact = step_losses(singles, teacher, targets, masks, counts, method)
-    for name, value in rounded.items():
+    for term, value in rounded.items():
         assert value.dtype == torch.float32
-        # Only the background's sum of two logits is rounded to eight bits.
-        assert value.item() == pytest.approx(exact[name].item(), rel=2e-3)
+        # Only the background's sum of logits is rounded to eight bits.
+        assert value.item() == pytest.approx(exact[term].item(), rel=2e-3)
 
 
 @pytest.mark.parametrize(
