@@ -30,8 +30,9 @@ CLASS_NAMES = (
 )
 SUBSETS = ("train", "val")
 GLYPH_SIZE = 8  # pixels, side of a glyph of load_digits
-INK = 0.36  # ink above this share of full ink belongs to the digit
-VISIBLE = 0.8  # a digit is placed where at least this share of each digit stays visible
+INK = 0.42  # ink above this share of full ink belongs to the digit
+CONTRAST = 150  # grey levels between a digit and what is behind it, in RGB space
+VISIBLE = 0.9  # a digit is placed where at least this share of each digit stays visible
 
 
 @dataclass(frozen=True)
@@ -173,9 +174,9 @@ def _render(glyph: np.ndarray, height: float, angle: float) -> np.ndarray:
 
 
 def _colour_against(rng: np.random.Generator, behind: np.ndarray) -> np.ndarray:
-    """A random colour at a clear distance (at least 110 grey levels) from `behind`."""
+    """A random colour at a clear distance from the mean colour `behind` it."""
     while True:
         hue, saturation, value = rng.random(), rng.uniform(0, 1), rng.uniform(0.05, 1)
         colour = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value))
-        if np.linalg.norm(colour - behind) >= 110:
+        if np.linalg.norm(colour - behind) >= CONTRAST:
             return colour

@@ -632,6 +632,12 @@ def test_switches_of_a_method_win_over_what_it_is_based_on():
     assert recipe.losses == plan.recipe("kproba").losses
 
 
+def test_weights_not_named_are_those_of_the_method_it_is_based_on():
+    changes = {"based_on": "finetune", "losses": {"gkd": 1}}
+    losses = _plan(methods={"mine": changes}).recipe("mine").to_dict()["losses"]
+    assert losses == {"bga_ce": 0, "bga_t": 0, "gkd": 1, "bfd": 0}
+
+
 def test_unknown_method_has_no_recipe():
     with pytest.raises(ConfigError, match=r"kproba, finetune, joint.*'other'"):
         _plan().recipe("other")

@@ -240,6 +240,66 @@ def test_batch_norms_that_are_not_frozen_move_by_the_set_momentum(images):
     torch.testing.assert_close(moved, 0.25 * first.mean(dim=(0, 2, 3)))
 
 
+FROZEN_BY_TWO_STAGES = ("conv_stem.", "bn1.", "blocks.0.", "blocks.1.")
+
+
+def test_frozen_stages_keep_weights_and_statistics(images):
+    architecture = replace(ARCHITECTURE, frozen_stages=2)
+    network = SegmentationNetwork(architecture, [2], seed=1)
+    network.set_training_mode(batch_norm=True)
+    network.dropout.keys = torch.tensor([1, 2])
+    body = network.backbone.body
+    before = state_of(body)
+    sum(z.sum() for z in network(images).logits).backward()
+    for key, parameter in body.named_parameters():
+        assert (parameter.grad is None) == key.startswith(FROZEN_BY_TWO_STAGES), key
+    for key, value in body.state_dict().items():
+        if "running" in key:
+            kept = torch.equal(value, before[key])
+            assert kept == key.startswith(FROZEN_BY_TWO_STAGES), key
+    assert all(p.grad is not None for p in network.aspp.parameters())
+
+
+def test_without_frozen_stages_everything_trains():
+    network = SegmentationNetwork(ARCHITECTURE, [2], seed=1)
+    network.set_training_mode(batch_norm=True)
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert all(module.training for module in network.modules())
+
+
+def test_an_increment_freezes_batch_norms_and_its_own_stages_alone():
+    architecture = replace(ARCHITECTURE, frozen_stages=1)
+    previous = SegmentationNetwork(architecture, [2], seed=1)
+    network = add_branch(previous, 1, seed=2)
+    network.set_training_mode(batch_norm=False)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert not module.training and not module.weight.requires_grad
+    body = network.backbone.body
+    assert not body.conv_stem.weight.requires_grad
+    assert body.blocks[1][0].conv_dw.weight.requires_grad
+    assert network.dropout.training
+    assert all(parameter.requires_grad for parameter in previous.parameters())
+
+
+def test_the_stages_of_a_resnet_are_the_stem_with_layer_1_then_the_layers():
+    with torch.device("meta"):
+        backbone = Backbone("resnet50", output_stride=16, weights="none")
+    backbone.freeze(2)
+    frozen = {
+        key.split(".")[0]
+        for key, parameter in backbone.body.named_parameters()
+        if not parameter.requires_grad
+    }
+    learning = {
+        key.split(".")[0]
+        for key, parameter in backbone.body.named_parameters()
+        if parameter.requires_grad
+    }
+    # conv1, bn1, (relu, maxpool,) layer1 and layer2; then layer3 and layer4.
+    assert (frozen, learning) == ({"0", "1", "4", "5"}, {"6", "7"})
+
+
 @pytest.fixture
 def dropout():
     return KeyedDropout(0.3).train()

@@ -535,6 +535,18 @@ def test_old_classes_follow_with_momentum_and_new_ones_are_taken_as_measured():
     assert previous.scatter[0].tolist() == [[5, 1], [1, 5]]
 
 
+def test_a_class_that_is_shown_for_the_first_time_is_taken_as_measured():
+    empty = [[1, 0], [0, 1]]
+    previous = bank_by_hand([6, 0, 0], [[2, 2], [0, 0], [0, 0]], empty)
+    current = bank_by_hand([0, 3, 0, 9], [[0, 0], [4, 5], [0, 0], [7, 8]], empty)
+    bank = follow(previous, current)
+    assert bank.means[0].tolist() == [[2, 2], [4, 5], [0, 0], [7, 8]]
+    assert bank.count.tolist() == [6, 3, 0, 9]
+    np.testing.assert_allclose(bank.share, [1, 3 / 12, 0, 9 / 12])
+    log_q = bank.log_posterior(torch.tensor([[4.0, 5.0]]))
+    assert log_q.argmax() == 1 and log_q[0, 2] == -math.inf
+
+
 def test_a_later_step_keeps_the_maps_and_the_standardisation():
     first = build(scene(classes=(0, 1, 2)), classes=3)
     data = scene(seed=1, classes=(0, 2, 3, 4), distance=2)
