@@ -35,6 +35,9 @@ CONTRAST = 150  # grey levels between a digit and what is behind it, in RGB spac
 VISIBLE = 0.9  # a digit is placed where at least this share of each digit stays visible
 
 
+LAYOUTS = 100  # tries to place the digits of a scene
+
+
 @dataclass(frozen=True)
 class DigitScenes:
     """Size and seed of the scenes.
@@ -95,10 +98,33 @@ def draw_scene(
     Returns:
         Image (size, size, 3) uint8 and mask (size, size) uint8: 0 background, 1..10
         for the digits zero..nine.
+
+    Raises:
+        ValueError: There is no room for the fewest digits wanted.
     """
+    for _ in range(LAYOUTS):
+        canvas = _background(rng, scenes.size, regions).astype(np.float32)
+        mask = np.zeros((scenes.size, scenes.size), np.uint8)
+        placed = _place_digits(rng, scenes, glyphs, canvas, mask)
+        if placed >= scenes.digits[0]:
+            canvas += rng.normal(0, 4, canvas.shape)  # sensor noise, in grey levels
+            return np.clip(canvas, 0, 255).astype(np.uint8), mask
+    raise ValueError(
+        f"Expected room for {scenes.digits[0]} digits of {scenes.height[0]} to "
+        f"{scenes.height[1]} of the scene's height, but found none in {LAYOUTS} "
+        f"layouts. Lower `height` or `digits`."
+    )
+
+
+def _place_digits(
+    rng: np.random.Generator,
+    scenes: DigitScenes,
+    glyphs: list[np.ndarray],
+    canvas: np.ndarray,
+    mask: np.ndarray,
+) -> int:
+    """Draw digits into canvas (S, S, 3) and mask (S, S); returns how many fitted."""
     size = scenes.size
-    canvas = _background(rng, size, regions).astype(np.float32)
-    mask = np.zeros((size, size), np.uint8)
     owner = np.zeros((size, size), np.int16)  # which digit of the scene a pixel shows
     areas: list[int] = []
     count = int(rng.integers(scenes.digits[0], scenes.digits[1] + 1))
@@ -124,8 +150,7 @@ def draw_scene(
             colour = _colour_against(rng, canvas[window][stroke].mean(axis=0))
             canvas[window] += alpha * (colour - canvas[window])
             break
-    canvas += rng.normal(0, 4, canvas.shape)  # sensor noise, in grey levels
-    return np.clip(canvas, 0, 255).astype(np.uint8), mask
+    return len(areas)
 
 
 def _glyphs() -> dict[str, list[np.ndarray]]:

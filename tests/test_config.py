@@ -53,6 +53,10 @@ def _method(**changes: Any) -> dict[str, Any]:
     }
 
 
+def _run(method: str = "kproba", task: str = "6-2", seed: int = 0) -> Run:
+    return Run("tiny", task, "overlap", method, seed)
+
+
 # --- the schema itself -------------------------------------------------------------
 
 
@@ -171,16 +175,25 @@ def test_numbers_that_yaml_reads_as_text_become_numbers(text, number):
     assert filled["methods"]["mine"]["increment"]["weight_decay"] == number
 
 
-@pytest.mark.parametrize("value", [8.0, "8e0"])
+@pytest.mark.parametrize("value", [64.0, "64e0"])
 def test_whole_numbers_are_integers_however_they_are_written(value):
-    filled = _checked(base={"batch_size": value})
-    assert filled["base"]["batch_size"] == 8
-    assert isinstance(filled["base"]["batch_size"], int)
+    plan = _plan(
+        evaluation={"crop": value},
+        base={"batch_size": value},
+        **_method(increment={"batch_size": value}),
+    )
+    numbers = [
+        plan.config["evaluation"]["crop"],
+        plan.config["base"]["batch_size"],
+        plan.step_settings(_run("mine"), 1)["optimisation"]["batch_size"],
+    ]
+    assert [repr(number) for number in numbers] == ["64", "64", "64"]
 
 
-def test_whole_seeds_are_integers():
-    [run, *_] = _plan(**_experiment(seeds=[1.0])).runs
-    assert str(run.seed) == "1"
+def test_whole_seeds_and_classes_are_integers():
+    plan = _plan(tasks={"own": [[1.0], [2.0]]}, **_experiment(task="own", seeds=[3.0]))
+    assert repr(plan.groups("tiny", "own")) == "((1,), (2,))"
+    assert repr(plan.runs[0].seed) == "3"
 
 
 # --- refused by the schema ---------------------------------------------------------
@@ -427,10 +440,6 @@ def test_a_configuration_is_shipped_for_the_tests():
 
 
 # --- the plan ----------------------------------------------------------------------
-
-
-def _run(method: str = "kproba", task: str = "6-2", seed: int = 0) -> Run:
-    return Run("tiny", task, "overlap", method, seed)
 
 
 def test_runs_are_all_combinations_and_none_twice():

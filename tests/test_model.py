@@ -526,7 +526,7 @@ def test_resnet_weights_can_be_read_from_a_file(resnet_state, tmp_path):
 
 def test_a_wrong_path_of_weights_is_named(tmp_path):
     path = tmp_path / "nowhere.pth"
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth \(model\.weights\)"):
         Backbone("efficientnet_lite0", output_stride=16, weights=str(path))
 
 
