@@ -261,7 +261,7 @@ def test_frozen_stages_keep_weights_and_statistics(images):
 
 
 def test_without_frozen_stages_everything_trains():
-    network = SegmentationNetwork(ARCHITECTURE, [2], seed=1)
+    network = SegmentationNetwork(ARCHITECTURE, [2], seed=1).eval()
     network.set_training_mode(batch_norm=True)
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert all(module.training for module in network.modules())
