@@ -324,10 +324,21 @@ def test_smallest_above_largest_is_refused(changes):
         _plan(**changes)
 
 
+def test_smallest_may_equal_largest():
+    _plan(augmentation={"scale": [1.0, 1.0]})
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_nan_and_infinity_are_refused(number):
-    with pytest.raises(ConfigError, match="base"):
-        _plan(base={"learning_rate": {"aspp": number}})
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [
+        ("base", lambda number: {"learning_rate": {"aspp": number}}),
+        ("augmentation", lambda number: {"scale": [0.5, number]}),
+    ],
+)
+def test_nan_and_infinity_are_refused(section, changes, number):
+    with pytest.raises(ConfigError, match=section):
+        _plan(**{section: changes(number)})
 
 
 def test_dataset_named_by_a_number_is_refused():
@@ -421,6 +432,11 @@ def test_impossible_plan_is_refused_with_its_key(changes, words):
 def test_increment_may_train_on_single_images():
     """Batch norm is frozen there, so only step 0 needs two images per micro-batch."""
     _plan(base={"batch_size": 2}, increment={"batch_size": 1})
+
+
+def test_several_gpus_may_hold_a_single_image_each():
+    """They share the statistics of batch norm."""
+    _plan(base={"batch_size": 2}, compute={"gpus": 2}, increment={"batch_size": 2})
 
 
 # --- shipped configurations --------------------------------------------------------

@@ -11,6 +11,7 @@ rule build_prototypes:
         "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/prototypes.log",
     benchmark:
         "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/prototypes.benchmark.tsv"
+    priority: 10
     conda:
         "../../envs/kproba.yaml"
     threads: inference_threads

@@ -14,6 +14,7 @@ rule export_pseudo_labels:
         "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/pseudo_labels.benchmark.tsv"
     wildcard_constraints:
         step=r"[1-9]\d*",
+    priority: 10
     conda:
         "../../envs/kproba.yaml"
     threads: inference_threads

@@ -16,6 +16,8 @@ rule write_settings:
         "../scripts/write_settings.py"
 
 
+# Priority 10, here and for bank and pseudo labels: the next step waits for these, while
+# tests and figures can come later.
 rule train_base:
     input:
         settings="results/{dataset}/{task}-{setting}/base/seed{seed}/step0/settings.json",
@@ -31,6 +33,7 @@ rule train_base:
         "results/{dataset}/{task}-{setting}/base/seed{seed}/step0/train.log",
     benchmark:
         "results/{dataset}/{task}-{setting}/base/seed{seed}/step0/train.benchmark.tsv"
+    priority: 10
     conda:
         "../../envs/kproba.yaml"
     threads: training_threads
@@ -71,6 +74,7 @@ rule train_step:
         "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/train.benchmark.tsv"
     wildcard_constraints:
         step=r"[1-9]\d*",
+    priority: 10
     conda:
         "../../envs/kproba.yaml"
     threads: training_threads
