@@ -57,7 +57,7 @@ class Backbone(nn.Module):
         else:
             raise ValueError(f"Expected a backbone of {BACKBONES}, but got '{name}'.")
         self.normalisation = Normalisation(*statistics)
-        self.stages = _stages(self.body, name)
+        self.name = name
         if weights != "none":
             load_backbone_weights(self.body, name, weights)
 
@@ -67,7 +67,7 @@ class Backbone(nn.Module):
         Early stages hold edges and textures that ImageNet taught; without their
         backward pass, which runs at high resolution, training is faster.
         """
-        for module in self.stages[:stages]:
+        for module in _stages(self.body, self.name)[:stages]:
             module.eval().requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

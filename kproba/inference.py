@@ -30,9 +30,11 @@ from kproba.evaluation import (
 from kproba.model import load_model
 from kproba.prototypes import BankSettings, PrototypeBank, bank_features, build_bank
 from kproba.pseudo_labels import PseudoLabelSettings, export
-from kproba.splits import Groups, LabelMap, parse_classes, read_index
+from kproba.splits import Groups, LabelMap, read_index
 
 Classes = Sequence[Sequence[int]]
+
+CELLS_PER_IMAGE = 64  # of the sample that standardises and calibrates a bank
 
 
 def bank_of_step(
@@ -76,12 +78,14 @@ def bank_of_step(
     if pseudo_labels is not None:
         rows["mask"] = [str(Path(pseudo_labels) / f"{name}.png") for name in rows["id"]]
         table = np.arange(256, dtype=np.uint8)
-    loader = whole_image_loader(rows, table, batch_size=batch_size)
     bank_settings = BankSettings(**settings)
+    # Enough images for the sample of cells, spread over the step.
+    wanted = min(len(rows), -(-bank_settings.calibration_cells // CELLS_PER_IMAGE))
+    some = rows.iloc[np.linspace(0, len(rows) - 1, wanted).round().astype(int)]
 
     @torch.inference_mode()
-    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for batch in loader:
+    def batches(of: pd.DataFrame = rows) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for batch in whole_image_loader(of, table, batch_size=batch_size):
             features = bank_features(network(batch.images.to(device)), bank_settings)
             yield features, batch.targets.to(device)
 
@@ -91,7 +95,8 @@ def bank_of_step(
         bank_settings,
         classes=label_map.channels,
         seed=seed,
-        images=len(rows),
+        images=wanted,
+        sample=batches(some),
         previous=before,
     )
     built.save(
@@ -230,11 +235,10 @@ def evaluate_step(
 
 
 def example_rows(index: pd.DataFrame, count: int) -> pd.DataFrame:
-    """Validation images shown in reports: those with most classes, then by id."""
-    rows = index[index["subset"] == "val"].copy()
-    rows["present"] = [len(parse_classes(cell) - {0, 255}) for cell in rows["classes"]]
-    rows = rows.sort_values(["present", "id"], ascending=[False, True])
-    return rows.head(count).reset_index(drop=True)
+    """Validation images shown in reports: evenly spaced in the order of their ids."""
+    rows = index[index["subset"] == "val"].sort_values("id", ignore_index=True)
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+    return rows.iloc[places].reset_index(drop=True)
 
 
 def step_of_class(groups: Groups) -> list[int]:

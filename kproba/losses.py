@@ -99,9 +99,10 @@ def pb_bce(
     """
     new = logits[-1].shape[1] - 1
     first_new = 1 + sum(z.shape[1] - 1 for z in logits[:-1])
+    logits = [z.float() for z in logits]  # sums of logits want all their digits
     background = training_background(logits)
     live = torch.cat([background, logits[-1][:, 1:]], dim=1)
-    live = upsample(live.float(), targets.shape[-2:])
+    live = upsample(live, targets.shape[-2:])
     return bce(live, _live_channels(targets, first_new, new), count)
 
 
@@ -121,7 +122,8 @@ def full_bce(
 
     The background's logit is the one of inference. Arguments as in `pb_bce`.
     """
-    live = upsample(compose_logits(logits).float(), targets.shape[-2:])
+    live = compose_logits([z.float() for z in logits])
+    live = upsample(live, targets.shape[-2:])
     return bce(live, targets.long(), count)
 
 

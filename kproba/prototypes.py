@@ -29,6 +29,8 @@ from kproba.artifacts import atomic_path, read_json, write_json
 from kproba.model import Outputs
 from kproba.splits import IGNORE
 
+Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+
 
 @dataclass(frozen=True)
 class BankSettings:
@@ -170,6 +172,7 @@ class PrototypeBank:
 
     def __post_init__(self) -> None:
         self._solved: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self._factors: list[torch.Tensor] | None = None
         self._maps: list[Callable[[torch.Tensor], torch.Tensor]] | None = None
 
     @property
@@ -228,22 +231,25 @@ class PrototypeBank:
         weights, bias = self._solved[number]
         return vectors @ weights + bias
 
-    def _solve(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Per map the linear rule A⁻¹ μ_c (D, C) and its bias (C,), by Cholesky."""
+    def _covariance(self, number: int) -> torch.Tensor:
+        """A = W/n plus the ridge on the diagonal, (D, D) float64."""
         if self.scatter is None:
             raise ValueError(
                 "Expected a bank with scatter for a Mahalanobis score, but this one "
                 "has none. Build it for the rule that reads it (klda, lda, agree)."
             )
+        covariance = self.scatter[number] / max(self.scatter_count, 1)
+        ridge = self.settings.ridge * covariance.diagonal().mean()
+        return covariance + ridge * torch.eye(
+            len(covariance), dtype=torch.float64, device=covariance.device
+        )
+
+    def _solve(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Per map the linear rule A⁻¹ μ_c (D, C) and its bias (C,), by Cholesky."""
         log_prior = (self.share / self.share.sum()).clamp(min=1e-12).log()
         solved = []
-        for mean, scatter in zip(self.means, self.scatter, strict=True):
-            covariance = scatter / max(self.scatter_count, 1)
-            ridge = self.settings.ridge * covariance.diagonal().mean()
-            covariance = covariance + ridge * torch.eye(
-                len(covariance), dtype=torch.float64, device=covariance.device
-            )
-            factor = torch.linalg.cholesky(covariance)
+        for number, mean in enumerate(self.means):
+            factor = torch.linalg.cholesky(self._covariance(number))
             weights = torch.cholesky_solve(mean.T, factor)
             bias = log_prior - (mean.T * weights).sum(0) / 2
             # A class that was never seen has no prototype and cannot win.
@@ -278,9 +284,11 @@ class PrototypeBank:
         """(n, C) distances by ‖φ‖² - 2φᵀμ + ‖μ‖², one product for all classes."""
         mean = self.means[number].float()
         if metric == "mahalanobis":
-            if self._solved is None:
-                self._solved = self._solve()
-            factor = self._inverse_factor(number)
+            if self._factors is None:
+                self._factors = [
+                    self._inverse_factor(each) for each in range(len(self.means))
+                ]
+            factor = self._factors[number]
             vectors, mean = vectors @ factor, mean @ factor
         squared = (
             vectors.square().sum(1, keepdim=True)
@@ -291,13 +299,8 @@ class PrototypeBank:
 
     def _inverse_factor(self, number: int) -> torch.Tensor:
         """L⁻ᵀ with A = L Lᵀ, so that ‖φ L⁻ᵀ‖² = φᵀ A⁻¹ φ."""
-        assert self.scatter is not None  # _solve has checked
-        covariance = self.scatter[number] / max(self.scatter_count, 1)
-        ridge = self.settings.ridge * covariance.diagonal().mean()
-        identity = torch.eye(
-            len(covariance), dtype=torch.float64, device=covariance.device
-        )
-        factor = torch.linalg.cholesky(covariance + ridge * identity)
+        factor = torch.linalg.cholesky(self._covariance(number))
+        identity = torch.eye(len(factor), dtype=torch.float64, device=factor.device)
         return torch.linalg.solve_triangular(factor, identity, upper=False).T.float()
 
     def save(self, path: str | Path, *, about: dict[str, Any]) -> None:
@@ -360,6 +363,8 @@ def make_maps(
 ) -> list[Callable[[torch.Tensor], torch.Tensor]]:
     """The maps φ_e of a bank, each from its own seed."""
     if settings.map == "identity":
+        if settings.maps != 1:
+            raise ValueError(f"Expected 1 identity map, but got maps={settings.maps}.")
         return [lambda x: x]
     if gamma is None:
         raise ValueError("Expected gamma for random Fourier features, but got None.")
@@ -395,12 +400,13 @@ def cells_of(
 
 
 def build_bank(
-    batches: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]],
+    batches: Callable[[], Batches],
     settings: BankSettings,
     *,
     classes: int,
     seed: int,
     images: int,
+    sample: Batches | None = None,
     previous: PrototypeBank | None = None,
 ) -> PrototypeBank:
     """Build the bank of a step in one streaming pass over its training images.
@@ -416,16 +422,20 @@ def build_bank(
         settings: Of the bank.
         classes: |S_t|.
         seed: Of maps and sample.
-        images: Number of images of a pass.
+        images: Number of images of a pass, or of `sample`.
+        sample: Batches of some images, spread over the step, to draw the sample of
+            cells from; None: of all images.
         previous: Bank of step t-1, whose maps and standardisation are kept. Its
             classes that the step shows again move by `settings.momentum`.
 
     Raises:
         ValueError: No labelled cell.
     """
-    sample, sample_labels = _sample_cells(batches(), settings, seed, images)
+    cells, cell_labels = _sample_cells(
+        batches() if sample is None else sample, settings, seed, images
+    )
     if previous is None:
-        centre, spread, gamma = _standardisation(sample, settings)
+        centre, spread, gamma = _standardisation(cells, settings)
         maps = make_maps(settings, len(centre), gamma, seed)
     else:
         centre, spread, gamma = previous.centre, previous.spread, previous.gamma
@@ -452,12 +462,12 @@ def build_bank(
     if previous is not None:
         bank = follow(previous, bank)
     if settings.scatter:
-        bank.temperature = _calibrate(bank, sample, sample_labels)
+        bank.temperature = _calibrate(bank, cells, cell_labels)
     return bank
 
 
 def _sample_cells(
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    batches: Batches,
     settings: BankSettings,
     seed: int,
     images: int,
@@ -478,7 +488,9 @@ def _sample_cells(
             break
     if taken == 0:
         raise ValueError("Expected labelled cells to build a bank from, but got none.")
-    return torch.cat(vectors), torch.cat(labels)
+    # In no order, so that any part of the sample is a sample.
+    order = torch.randperm(taken, generator=generator).to(vectors[0].device)
+    return torch.cat(vectors)[order], torch.cat(labels)[order]
 
 
 def _standardisation(

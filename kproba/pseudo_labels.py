@@ -27,7 +27,7 @@ import torch.nn.functional as F
 
 from kproba.artifacts import atomic_directory, atomic_path, write_label_image
 from kproba.data import Batch
-from kproba.methods import RULES_WITH_BANK
+from kproba.methods import RULES, RULES_WITH_BANK
 from kproba.model import Outputs, SegmentationNetwork, compose_logits, upsample
 from kproba.prototypes import PrototypeBank, bank_features
 
@@ -73,6 +73,8 @@ def decide(
         ValueError: The rule needs evidence and got none.
     """
     rule = settings.rule
+    if rule not in RULES:
+        raise ValueError(f"Expected a rule of {', '.join(RULES)}, but got '{rule}'.")
     if rule in RULES_WITH_BANK and log_evidence is None:
         raise ValueError(f"Rule '{rule}' needs a prototype bank, but got none.")
     log_p = F.logsigmoid(logits)
