@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,15 @@ MINIMAL = {
     "datasets": {"tiny": {"kind": "digits"}},
     "experiments": [{"dataset": "tiny", "task": "6-2"}],
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _schema_is_parsed_once() -> Iterator[None]:
+    """Parsing it takes most of the time of a check."""
+    parse = cache(yaml.safe_load)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "safe_load", lambda text: copy.deepcopy(parse(text)))
+        yield
 
 
 def _config(**changes: Any) -> dict[str, Any]:
