@@ -48,7 +48,7 @@ def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
         ConfigError: A key is unknown or missing, or a value has a wrong type or is out
             of bounds. All such errors stand in the one message.
     """
-    schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
+    schema = _numbers(yaml.safe_load(Path(schema_path).read_text(encoding="utf-8")))
     config = _numbers(copy.deepcopy(dict(config)))
     _refuse(_errors(config, schema) + _not_finite(config))
     filled = _with_defaults(config, schema, schema)
@@ -167,7 +167,9 @@ def _numbers(value: Any, where: str = "the top level") -> Any:
     if isinstance(value, list):
         return [_numbers(item, where) for item in value]
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+\.?\d*[eE][+-]?\d+", value):
-        return float(value)
+        value = float(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # so that 8, 8.0 and 8e0 are one setting
     return value
 
 
@@ -198,8 +200,6 @@ def _with_defaults(value: Any, schema: Config, root: Config) -> Any:
                 value[key] = _with_defaults(value[key], entry, root)
     elif isinstance(value, list) and "items" in schema:
         value = [_with_defaults(item, schema["items"], root) for item in value]
-    elif isinstance(value, float) and schema.get("type") == "integer":
-        value = int(value)  # 8.0, or "8e0", where the schema wants a whole number
     return value
 
 

@@ -72,7 +72,7 @@ def bank_of_step(
     """
     device = _prepare(gpu, threads)
     network = load_model(model, device=device)
-    rows = pd.read_csv(split, dtype={"id": str, "classes": str})
+    rows = read_index(split)
     label_map = LabelMap(_tuples(groups), setting)
     table = label_map.training_table()
     if pseudo_labels is not None:
@@ -154,7 +154,7 @@ def pseudo_labels_of_step(
                 f"and run again."
             )
         loaded = PrototypeBank.load(bank).to(device)
-    rows = pd.read_csv(split, dtype={"id": str, "classes": str})
+    rows = read_index(split)
     label_map = LabelMap(_tuples(groups), setting)
     export(
         load_model(model, device=device),

@@ -49,7 +49,7 @@ from kproba.model import (
     load_model,
     save_model,
 )
-from kproba.splits import IGNORE, LabelMap
+from kproba.splits import IGNORE, LabelMap, read_index
 from kproba.state import Checkpoint, Progress, StopFlag, sum_terms
 
 log = logging.getLogger("kproba")
@@ -214,7 +214,7 @@ def train(
     torch.set_num_threads(means.threads)
     torch.use_deterministic_algorithms(not means.gpu, warn_only=True)
 
-    split = pd.read_csv(files.split, dtype={"id": str})
+    split = read_index(files.split)
     student, teacher = build_networks(settings, files, process)
     optimizer = build_optimizer(student, optimisation)
     precision = autocast_type(optimisation.precision, process.device)
