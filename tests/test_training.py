@@ -181,7 +181,8 @@ def train_in_rank(rank: int, port: int, folder: Path, base: Path) -> None:
     )
     with process_group(gpu=False) as process:
         network = train(settings, files, Means(), process)
-    save_file(dict(network.state_dict()), folder / f"rank{rank}.safetensors")
+    weights = {key: value.contiguous() for key, value in network.state_dict().items()}
+    save_file(weights, folder / f"rank{rank}.safetensors")
 
 
 def test_two_processes_end_with_equal_weights(
