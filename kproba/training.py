@@ -210,6 +210,7 @@ def train(
         Stopped: SIGTERM or SIGINT came; the state is saved.
         FloatingPointError: A loss is not finite; the message names the images.
     """
+    stop = StopFlag()
     optimisation = settings.optimisation
     torch.set_num_threads(means.threads)
     torch.use_deterministic_algorithms(not means.gpu, warn_only=True)
@@ -252,7 +253,6 @@ def train(
         if process.first
         else None
     )
-    stop = StopFlag()
     clock = last_log = last_state = time.monotonic()
     seconds_before = progress.seconds
 
