@@ -52,6 +52,7 @@ def bank_of_step(
     gpu: bool = False,
     threads: int = 1,
     batch_size: int = 8,
+    workers: int = 0,
 ) -> None:
     """Build the bank of step t from model t and the images of step t.
 
@@ -69,6 +70,7 @@ def bank_of_step(
         gpu: Use the GPU.
         threads: CPU threads.
         batch_size: Images per forward pass.
+        workers: Loader processes.
     """
     device = _prepare(gpu, threads)
     network = load_model(model, device=device)
@@ -85,7 +87,9 @@ def bank_of_step(
 
     @torch.inference_mode()
     def batches(of: pd.DataFrame = rows) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for batch in whole_image_loader(of, table, batch_size=batch_size):
+        for batch in whole_image_loader(
+            of, table, batch_size=batch_size, workers=workers
+        ):
             features = bank_features(network(batch.images.to(device)), bank_settings)
             yield features, batch.targets.to(device)
 
@@ -123,6 +127,7 @@ def pseudo_labels_of_step(
     gpu: bool = False,
     threads: int = 1,
     batch_size: int = 8,
+    workers: int = 0,
 ) -> None:
     """Write the targets of step t with model and bank of step t-1.
 
@@ -139,6 +144,7 @@ def pseudo_labels_of_step(
         gpu: Use the GPU.
         threads: CPU threads.
         batch_size: Images per forward pass.
+        workers: Loader processes.
 
     Raises:
         ValueError: The bank was built with another model.
@@ -159,7 +165,9 @@ def pseudo_labels_of_step(
     export(
         load_model(model, device=device),
         loaded,
-        whole_image_loader(rows, label_map.training_table(), batch_size=batch_size),
+        whole_image_loader(
+            rows, label_map.training_table(), batch_size=batch_size, workers=workers
+        ),
         labels,
         table,
         settings=PseudoLabelSettings(**settings),
@@ -182,6 +190,7 @@ def evaluate_step(
     gpu: bool = False,
     threads: int = 1,
     batch_size: int = 8,
+    workers: int = 0,
 ) -> None:
     """Test a model on all classes of the steps 0..t.
 
@@ -198,6 +207,7 @@ def evaluate_step(
         gpu: Use the GPU.
         threads: CPU threads.
         batch_size: Images per forward pass.
+        workers: Loader processes.
     """
     device = _prepare(gpu, threads)
     network = load_model(model, device=device)
@@ -209,7 +219,10 @@ def evaluate_step(
     order = channel_order([entry["label"] for entry in described], LabelMap(seen).seen)
     tested = select_rows(rows, seen, how.policy)
     loader = whole_image_loader(
-        tested, ground_truth_table(seen, how), batch_size=batch_size
+        tested,
+        ground_truth_table(seen, how),
+        batch_size=batch_size,
+        workers=workers,
     )
     counts = evaluate(network, loader, how, channel_order=order, device=device)
     write_results(

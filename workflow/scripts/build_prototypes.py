@@ -23,4 +23,5 @@ with open(snakemake.log[0], "w", buffering=1) as sys.stderr:
         gpu=snakemake.resources.gpu > 0,
         threads=snakemake.resources.cpu_threads,
         batch_size=snakemake.resources.batch_size,
+        workers=snakemake.resources.workers,
     )
