@@ -275,7 +275,9 @@ def save_model(
         about: Classes and provenance to record beside the architecture.
     """
     path = Path(path)
-    state = {key: value.contiguous().cpu() for key, value in _state(network).items()}
+    state = {
+        key: value.contiguous().cpu() for key, value in network.state_dict().items()
+    }
     with atomic_path(path) as temporary:
         safetensors.torch.save_file(state, temporary)
     write_json(
@@ -286,10 +288,6 @@ def save_model(
             **about,
         },
     )
-
-
-def _state(network: SegmentationNetwork) -> dict[str, torch.Tensor]:
-    return network.state_dict()
 
 
 def load_model(path: str | Path, *, device: str = "cpu") -> SegmentationNetwork:
