@@ -30,8 +30,9 @@ CLASS_NAMES = (
 )
 SUBSETS = ("train", "val")
 GLYPH_SIZE = 8  # pixels, side of a glyph of load_digits
-INK = 0.42  # ink above this share of full ink belongs to the digit
+INK = 0.3  # ink above this share of full ink belongs to the digit
 CONTRAST = 150  # grey levels between a digit and what is behind it, in RGB space
+DISTINCT = 120  # grey levels between two digits of a scene
 VISIBLE = 0.8  # a digit is placed where at least this share of each digit stays visible
 
 
@@ -128,6 +129,7 @@ def _place_digits(
     size = scenes.size
     owner = np.zeros((size, size), np.int16)  # which digit of the scene a pixel shows
     areas: list[int] = []
+    colours: list[np.ndarray] = []
     count = int(rng.integers(scenes.digits[0], scenes.digits[1] + 1))
     for digit in rng.choice(len(glyphs), size=count, replace=False):
         height = rng.uniform(*scenes.height) * size
@@ -147,8 +149,9 @@ def _place_digits(
                 owner[window][stroke] = len(areas)
                 mask[window][stroke] = digit + 1
                 alpha = np.clip((ink - INK) / 0.15 + 0.5, 0, 1)[..., None]
-                colour = _colour_against(rng, canvas[window][stroke].mean(axis=0))
-                canvas[window] += alpha * (colour - canvas[window])
+                behind = canvas[window][stroke].mean(axis=0)
+                colours.append(_colour_against(rng, behind, colours))
+                canvas[window] += alpha * (colours[-1] - canvas[window])
                 break
     return len(areas)
 
@@ -198,10 +201,14 @@ def _render(glyph: np.ndarray, height: float, angle: float) -> np.ndarray:
     return ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
 
 
-def _colour_against(rng: np.random.Generator, behind: np.ndarray) -> np.ndarray:
-    """A random colour at a clear distance from the mean colour `behind` it."""
+def _colour_against(
+    rng: np.random.Generator, behind: np.ndarray, others: list[np.ndarray]
+) -> np.ndarray:
+    """A random colour far from the mean colour `behind` it and from other digits'."""
     while True:
         hue, saturation, value = rng.random(), rng.uniform(0, 1), rng.uniform(0.05, 1)
         colour = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value))
-        if np.linalg.norm(colour - behind) >= CONTRAST:
+        if np.linalg.norm(colour - behind) >= CONTRAST and all(
+            np.linalg.norm(colour - other) >= DISTINCT for other in others
+        ):
             return colour
