@@ -156,9 +156,18 @@ def read_label_image(path: str | Path) -> np.ndarray:
         ValueError: The file is no single-channel 8-bit image.
     """
     with Image.open(path) as image:
-        if image.mode not in ("P", "L", "1"):
-            raise ValueError(
-                f"Expected a palette or grey 8-bit mask, but {path} has mode "
-                f"{image.mode}. Save class numbers, not colours."
-            )
-        return np.array(image, dtype=np.uint8)
+        return label_values(image, path)
+
+
+def label_values(image: Image.Image, path: str | Path = "the mask") -> np.ndarray:
+    """Label values (H, W) uint8 of an opened palette or grey image.
+
+    Raises:
+        ValueError: It has several channels or more than 8 bits; names `path`.
+    """
+    if image.mode not in ("P", "L", "1"):
+        raise ValueError(
+            f"Expected a palette or grey 8-bit mask, but {path} has mode "
+            f"{image.mode}. Save class numbers, not colours."
+        )
+    return np.array(image, dtype=np.uint8)

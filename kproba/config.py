@@ -18,13 +18,20 @@ from typing import Any
 import jsonschema
 import yaml
 
-from kproba import digits
+from kproba.datasets import (
+    ARCHIVES,
+    VAL_SHARE,
+    Archive,
+    class_names,
+    class_orders,
+    is_there,
+    parts,
+)
 from kproba.methods import METHODS, RULES_WITH_BANK, LossWeights, Method
 from kproba.splits import (
     Groups,
     canonical_task,
     parse_task,
-    read_class_names,
     resolve_groups,
 )
 
@@ -183,9 +190,9 @@ def _resolve(schema: Config, root: Config) -> Config:
 
 def _with_defaults(value: Any, schema: Config, root: Config) -> Any:
     schema = _resolve(schema, root)
-    if "if" in schema:
-        holds = jsonschema.Draft202012Validator(schema["if"]).is_valid(value)
-        schema = {**schema, **_resolve(schema["then" if holds else "else"], root)}
+    for case in schema.get("allOf", []):
+        if jsonschema.Draft202012Validator(case["if"]).is_valid(value):
+            schema = {**schema, **_resolve(case["then"], root)}
     if isinstance(value, dict):
         if isinstance(schema.get("default"), dict):
             value = _merged(schema["default"], value)
@@ -248,6 +255,7 @@ class Plan:
         for number, experiment in enumerate(config["experiments"]):
             self._add(f"experiments.{number}", experiment)
         self._check_batches()
+        self._check_weights()
 
     # What there is
 
@@ -281,6 +289,47 @@ class Plan:
         """Name of every raw label of a dataset, background not counted."""
         return dict(enumerate(self._names[dataset], start=1))
 
+    # Where the images are
+
+    def folder(self, dataset: str) -> str:
+        """Folder of a dataset; below results/ if it is drawn or downloaded."""
+        settings = self.config["datasets"][dataset]
+        if settings["kind"] == "digits":
+            return f"results/data/{dataset}/scenes"
+        if settings.get("download") and not is_there(
+            settings["kind"], settings["path"]
+        ):
+            return f"results/data/{dataset}/unpacked"
+        return settings["path"]
+
+    def files(self, dataset: str) -> list[str]:
+        """What the index of a dataset is made from, as far as it exists already."""
+        folder = self.folder(dataset)
+        if folder.startswith("results/data/"):
+            return [folder]
+        settings = self.config["datasets"][dataset]
+        return [str(path) for path in parts(settings["kind"], folder)]
+
+    def archives(self, dataset: str) -> list[Archive]:
+        """What `download: true` fetches; empty for kinds that nobody publishes."""
+        settings = self.config["datasets"][dataset]
+        archives = []
+        for name, archive in ARCHIVES.get(settings["kind"], {}).items():
+            mirrors = settings["mirrors"][name] or archive.mirrors
+            checksum = settings["checksums"][name] or archive.checksum
+            archives.append(Archive(archive.name, tuple(mirrors), checksum))
+        return archives
+
+    def index_settings(self, dataset: str) -> Config:
+        """All that determines the index of a dataset, besides its files."""
+        settings = self.config["datasets"][dataset]
+        return {
+            "kind": settings["kind"],
+            "folder": self.folder(dataset),
+            "on_error": settings.get("on_error", "stop"),
+            "val_share": settings.get("val_share", VAL_SHARE),
+        }
+
     # Where step 0 and `joint` live: shared by all tasks and methods that start so
 
     def base_task(self, dataset: str, task: str) -> str:
@@ -290,6 +339,17 @@ class Plan:
     def joint_task(self, dataset: str, task: str) -> str:
         """The one-step task of all classes of a task, in the dataset's order."""
         return canonical_task(_all_classes(self.groups(dataset, task)))
+
+    def weights_file(self) -> str | None:
+        """File of the backbone's weights; None if they come with a package or none."""
+        model = self.config["model"]
+        if model["weights"] == "none":
+            return None
+        if model["weights"] != "imagenet":
+            return model["weights"]
+        if model["backbone"] == "efficientnet_lite0":
+            return None
+        return f"results/weights/{model['backbone']}.safetensors"
 
     # What determines a job
 
@@ -370,12 +430,12 @@ class Plan:
 
     def _class_names(self, dataset: str) -> list[str]:
         settings = self.config["datasets"][dataset]
-        if settings["kind"] == "digits":
-            return list(digits.CLASS_NAMES)
         try:
-            return read_class_names(settings["path"])
+            return class_names(
+                settings["kind"], settings.get("path"), settings.get("classes")
+            )
         except (ValueError, OSError) as error:
-            raise ConfigError(f"datasets.{dataset}.path: {error}") from error
+            raise ConfigError(f"datasets.{dataset}: {error}") from error
 
     def _methods(self) -> dict[str, Method]:
         recipes = dict(METHODS)
@@ -437,10 +497,19 @@ class Plan:
             except ValueError as error:
                 raise ConfigError(str(error)) from error
         try:
-            return parse_task(task, self.class_count(dataset))
+            kind = self.config["datasets"][dataset]["kind"]
+            return parse_task(task, self.class_count(dataset), class_orders(kind))
         except ValueError as error:
             hint = _suggestion(task, self.config["tasks"])
             raise ConfigError(f"{where}.task: {error}{hint}") from error
+
+    def _check_weights(self) -> None:
+        named = self.config["model"]["weights"]
+        if named not in ("imagenet", "none") and not Path(named).is_file():
+            raise ConfigError(
+                f"model.weights: expected 'imagenet', 'none' or an existing file, but "
+                f"{Path(named).absolute()} does not exist."
+            )
 
     def _check_batches(self) -> None:
         compute = self.config["compute"]

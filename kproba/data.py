@@ -1,4 +1,4 @@
-"""Datasets: the index of a folder of images and masks, and the loaders of a step.
+"""Augmentation and the loaders of a step.
 
 The training order is one endless stream: the permutations of the epochs laid end to
 end, cut into global batches. No batch is ever partial and no image is dropped. Order
@@ -9,9 +9,7 @@ processes nor the number of loader workers nor a restart changes what is trained
 import hashlib
 import json
 import signal
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,139 +17,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from kproba.artifacts import atomic_path, read_label_image, write_json
+from kproba.artifacts import read_label_image
 from kproba.splits import IGNORE
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-SUBSETS = ("train", "val")
-
-
-# --- the index ---------------------------------------------------------------------
-
-
-def index_folder(
-    folder: str | Path,
-    index: str | Path,
-    report: str | Path,
-    *,
-    class_count: int,
-    workers: int = 2,
-) -> None:
-    """Check a folder dataset and write its index and integrity report.
-
-    Expects images/{train,val}/ and masks/{train,val}/ with equal names (but for the
-    ending); masks are palette or grey PNGs with values 0..class_count and 255.
-
-    Raises:
-        ValueError: Files are missing, unreadable or hold wrong labels; the message
-            names the first 20 and the total.
-    """
-    folder = Path(folder)
-    pairs, problems = _pair_files(folder)
-    with ThreadPoolExecutor(workers) as pool:
-        rows = list(pool.map(lambda pair: _index_row(pair, class_count), pairs))
-    problems += [row for row in rows if isinstance(row, str)]
-    if problems:
-        listed = "\n  ".join(problems[:20])
-        raise ValueError(
-            f"Expected a complete dataset in {folder}, but found {len(problems)} "
-            f"problem(s):\n  {listed}\nMend or remove these files and run again."
-        )
-    table = pd.DataFrame([row for row in rows if not isinstance(row, str)])
-    with atomic_path(index) as temporary:
-        table.to_csv(temporary, index=False)
-    counts = {
-        subset: int((table["subset"] == subset).sum()) if len(table) else 0
-        for subset in SUBSETS
-    }
-    images_of_label: Counter[str] = Counter()
-    for cell in table["classes"]:
-        images_of_label.update(cell.split())
-    write_json(
-        report,
-        {
-            "folder": str(folder),
-            "images": counts,
-            "images_with_label": {
-                label: images_of_label[label]
-                for label in sorted(images_of_label, key=int)
-            },
-            "problems": problems,
-        },
-    )
-
-
-def _pair_files(folder: Path) -> tuple[list[tuple[str, Path, Path]], list[str]]:
-    """Pairs (subset, image, mask) by name, and what cannot be paired."""
-    pairs: list[tuple[str, Path, Path]] = []
-    problems: list[str] = []
-    owner: dict[str, str] = {}
-    for subset in SUBSETS:
-        images_folder, masks_folder = (
-            folder / kind / subset for kind in ("images", "masks")
-        )
-        for needed in (images_folder, masks_folder):
-            if not needed.is_dir():
-                problems.append(f"{needed}: no such folder")
-        if not (images_folder.is_dir() and masks_folder.is_dir()):
-            continue
-        images = [
-            path
-            for path in sorted(images_folder.iterdir())
-            if path.suffix.lower() in IMAGE_SUFFIXES
-        ]
-        masks = {path.stem: path for path in sorted(masks_folder.glob("*.png"))}
-        if not images:
-            problems.append(f"{images_folder}: holds no image")
-        for image in images:
-            if image.stem in owner:
-                problems.append(f"{image}: id already used in {owner[image.stem]}")
-            elif image.stem not in masks:
-                problems.append(f"{image}: no mask {masks_folder / image.stem}.png")
-            else:
-                pairs.append((subset, image, masks[image.stem]))
-            owner[image.stem] = subset
-        stems = {image.stem for image in images}
-        problems += [
-            f"{mask}: no image" for stem, mask in masks.items() if stem not in stems
-        ]
-    return pairs, problems
-
-
-def _index_row(
-    pair: tuple[str, Path, Path], class_count: int
-) -> dict[str, object] | str:
-    """One row of the index, or one line that says what is wrong."""
-    subset, image, mask = pair
-    try:
-        with Image.open(image) as opened:
-            width, height = opened.size
-            opened.load()
-        labels = read_label_image(mask)
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        return f"{image} or its mask: {error}"
-    if labels.shape != (height, width):
-        return (
-            f"{mask}: size {labels.shape[1]}x{labels.shape[0]}, image {width}x{height}"
-        )
-    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
-    wrong = [int(label) for label in present if class_count < label < IGNORE]
-    if wrong:
-        return f"{mask}: labels {wrong[:5]}, but classes.txt ends at {class_count}"
-    return {
-        "id": image.stem,
-        "image": str(image),
-        "mask": str(mask),
-        "width": width,
-        "height": height,
-        "subset": subset,
-        "classes": " ".join(str(label) for label in present),
-    }
+# --- images ------------------------------------------------------------------------
 
 
 def read_image(path: str | Path) -> torch.Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from joblib import Parallel, delayed
 from PIL import Image
 
 from kproba.artifacts import atomic_directory, write_label_image
@@ -63,24 +64,44 @@ class DigitScenes:
     seed: int
 
 
-def write_digits(folder: str | Path, scenes: DigitScenes) -> None:
-    """Write images, palette masks and classes.txt in the form of a folder dataset."""
-    from sklearn.datasets import load_sample_images  # slow to import
+def write_digits(folder: str | Path, scenes: DigitScenes, *, workers: int = 1) -> None:
+    """Write images, palette masks and classes.txt in the form of a folder dataset.
 
-    glyphs, photographs = _glyphs(), load_sample_images().images
+    Args:
+        folder: Output.
+        scenes: How many of which size.
+        workers: Processes; their number changes no scene.
+    """
     with atomic_directory(folder) as temporary:
         names = "\n".join(("background", *CLASS_NAMES))
         (temporary / "classes.txt").write_text(names + "\n")
-        for number, subset in enumerate(SUBSETS):
+        for subset in SUBSETS:
             for kind in ("images", "masks"):
                 (temporary / kind / subset).mkdir(parents=True)
-            regions = [_region(photograph, subset) for photograph in photographs]
-            for scene in range(getattr(scenes, subset)):
-                rng = np.random.default_rng([scenes.seed, number, scene])
-                image, mask = draw_scene(rng, scenes, glyphs[subset], regions)
-                name = f"{subset}_{scene:05d}.png"
-                Image.fromarray(image).save(temporary / "images" / subset / name)
-                write_label_image(temporary / "masks" / subset / name, mask)
+        parts = [
+            (subset, range(first, getattr(scenes, subset), workers))
+            for subset in SUBSETS
+            for first in range(workers)
+        ]
+        Parallel(workers)(
+            delayed(_write_scenes)(temporary, scenes, subset, numbers)
+            for subset, numbers in parts
+        )
+
+
+def _write_scenes(
+    folder: Path, scenes: DigitScenes, subset: str, numbers: range
+) -> None:
+    from sklearn.datasets import load_sample_images  # slow to import
+
+    glyphs = _glyphs()[subset]
+    regions = [_region(picture, subset) for picture in load_sample_images().images]
+    for number in numbers:
+        rng = np.random.default_rng([scenes.seed, SUBSETS.index(subset), number])
+        image, mask = draw_scene(rng, scenes, glyphs, regions)
+        name = f"{subset}_{number:05d}.png"
+        Image.fromarray(image).save(folder / "images" / subset / name)
+        write_label_image(folder / "masks" / subset / name, mask)
 
 
 def draw_scene(

@@ -233,7 +233,7 @@ def evaluate_step(
         step_of_class=step_of_class(seen),
         settings=how,
         images=len(tested),
-        about=about,
+        about={**about, "class_order": list(LabelMap(seen).seen)},
     )
     shown = whole_image_loader(
         example_rows(rows, settings["examples"]),

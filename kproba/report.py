@@ -6,7 +6,7 @@ python -m kproba.report results/summary.csv    # the short table, in the termina
 import base64
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -56,16 +56,26 @@ def summarise(rows: Sequence[Row], summary: str | Path, classes: str | Path) -> 
     Args:
         rows: Per run and step: dataset, task, setting, method, seed, step, the path of
             `evaluation` (JSON) and of its `times` (Snakemake benchmarks).
-        summary: One row each: old, new, all, hiou in percent and seconds of the step.
-        classes: One row per run, step and class: IoU in percent.
+        summary: One row each: old, new, all, hiou, avg and forgetting in percent, see
+            `over_steps`, and seconds of the step.
+        classes: One row per run, step and class: IoU and forgetting in percent.
     """
     numbers, per_class = [], []
-    for row in rows:
+    for row, result, (average, forgotten) in zip(
+        rows, *_results_over_steps(rows), strict=True
+    ):
         run = {key: row[key] for key in (*EXPERIMENT, "method", "seed", "step")}
-        result = read_json(row["evaluation"])
         scores = {key: result[key] for key in (*MEASURES, "hiou")}
         seconds = sum(pd.read_csv(path, sep="\t")["s"].sum() for path in row["times"])
-        numbers.append({**run, **scores, "seconds": round(float(seconds), 1)})
+        numbers.append(
+            {
+                **run,
+                **scores,
+                "avg": average,
+                "forgetting": _mean(forgotten.values()),
+                "seconds": round(float(seconds), 1),
+            }
+        )
         for entry in result["classes"]:
             per_class.append(
                 {
@@ -74,6 +84,7 @@ def summarise(rows: Sequence[Row], summary: str | Path, classes: str | Path) -> 
                     "class": entry["name"],
                     "introduced": entry["step"],
                     "iou": entry["iou"],
+                    "forgetting": forgotten.get(entry["index"]),
                 }
             )
     for path, table in ((summary, numbers), (classes, per_class)):
@@ -81,10 +92,59 @@ def summarise(rows: Sequence[Row], summary: str | Path, classes: str | Path) -> 
             pd.DataFrame(table).to_csv(temporary, index=False, float_format="%.4f")
 
 
+def _results_over_steps(
+    rows: Sequence[Row],
+) -> tuple[list[Any], list[tuple[float, dict[int, float]]]]:
+    """The result of every row, and its numbers over the steps of the row's run."""
+
+    def run(row: Row) -> tuple[Any, ...]:
+        return tuple(row[key] for key in (*EXPERIMENT, "method", "seed"))
+
+    results = [read_json(row["evaluation"]) for row in rows]
+    numbers = []
+    for row, result in zip(rows, results, strict=True):
+        earlier = [
+            before
+            for other, before in zip(rows, results, strict=True)
+            if run(other) == run(row) and other["step"] < row["step"]
+        ]
+        numbers.append(over_steps([*earlier, result]))
+    return results, numbers
+
+
+def over_steps(results: Sequence[Row]) -> tuple[float, dict[int, float]]:
+    """Numbers of a run up to a step that need its earlier steps.
+
+    Args:
+        results: Contents of evaluation.json of the steps so far, in order.
+
+    Returns:
+        avg, the mean of `all` over these steps; and by output index the forgetting of
+        every class that an earlier step has tested: max over these of IoU - IoU now.
+        Under the policy `mib`, whose means leave the background out, so does this.
+    """
+    *earlier, now = results
+    iou_now = {entry["index"]: entry["iou"] or 0.0 for entry in now["classes"]}
+    best: dict[int, float] = {}
+    for result in earlier:
+        for entry in result["classes"]:
+            index = entry["index"]
+            if index > 0 or now["protocol"]["policy"] != "mib":
+                iou = entry["iou"] or 0.0
+                best[index] = max(iou, best.get(index, iou))
+    forgotten = {index: iou - iou_now[index] for index, iou in best.items()}
+    return _mean([result["all"] for result in results]), forgotten
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    numbers = [math.nan if value is None else value for value in values]
+    return sum(numbers) / len(numbers) if numbers else math.nan
+
+
 def read_summary(path: str | Path) -> pd.DataFrame:
     """Read summary.csv; names stay text."""
     names = (*EXPERIMENT, "method", "class")
-    numbers = {name: [""] for name in (*MEASURES, "hiou", "iou")}
+    numbers = {name: [""] for name in (*MEASURES, "hiou", "avg", "forgetting", "iou")}
     return pd.read_csv(
         path,
         dtype=dict.fromkeys(names, str),
@@ -282,39 +342,32 @@ def class_colours(classes: int) -> np.ndarray:
 
 
 def write_report(
-    summary: str | Path,
-    classes: str | Path,
-    figures: Sequence[str | Path],
-    page: str | Path,
+    summary: str | Path, figures: Sequence[str | Path], page: str | Path
 ) -> None:
     """Write one HTML page that opens alone: tables, and figures as embedded images.
 
     Args:
         summary: summary.csv.
-        classes: classes.csv.
         figures: Paths results/<dataset>/<task>-<setting>/figures/<name>.png.
         page: Output.
     """
-    numbers, per_class = read_summary(summary), read_summary(classes)
+    numbers = read_summary(summary)
     experiments = []
     for labels, rows in numbers.groupby(EXPERIMENT, sort=False):
         key = [str(label) for label in labels]
         folder = f"{key[0]}/{key[1]}-{key[2]}"
-        wanted = dict(zip(EXPERIMENT, key, strict=True))
         images = {
             Path(path).stem: base64.b64encode(Path(path).read_bytes()).decode()
             for path in figures
             if Path("/", path).parent.parent.as_posix().endswith(f"/{folder}")
         }
         seeds = sorted(int(seed) for seed in rows["seed"].unique())
-        own = per_class[(per_class[EXPERIMENT] == pd.Series(wanted)).all(axis=1)]
         experiments.append(
             {
                 "title": " ".join(key),
                 "seeds": seeds,
                 "rows": _page_rows(rows),
                 "images": images,
-                "forgetting": _forgetting(own),
             }
         )
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -331,26 +384,13 @@ def _page_rows(rows: pd.DataFrame) -> list[dict[str, str]]:
     lines = []
     for (method, step), runs in rows.groupby(["method", "step"], sort=False):
         line = {"method": str(method), "step": str(step)}
-        for measure in (*MEASURES, "hiou", "seconds"):
+        for measure in (*MEASURES, "hiou", "avg", "forgetting", "seconds"):
             mean, deviation = runs[measure].mean(), runs[measure].std()
             text = "–" if math.isnan(mean) else f"{mean:.1f}"
             line[measure] = (
                 text if math.isnan(deviation) else f"{text} ± {deviation:.1f}"
             )
         lines.append(line)
-    return lines
-
-
-def _forgetting(classes: pd.DataFrame) -> list[dict[str, str]]:
-    """Per method: mean over classes of (best IoU of earlier steps - final IoU)."""
-    lines = []
-    for method, runs in classes.groupby("method", sort=False):
-        last = runs["step"].max()
-        final = runs[runs["step"] == last].set_index(["seed", "class"])["iou"]
-        best = runs[runs["step"] < last].groupby(["seed", "class"])["iou"].max()
-        lost = (best - final).dropna()
-        if len(lost):
-            lines.append({"method": str(method), "points": f"{lost.mean():.1f}"})
     return lines
 
 

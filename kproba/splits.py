@@ -8,7 +8,6 @@ order in which the task introduces them. See docs/protocol.md.
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,27 +23,40 @@ SETTINGS = ("overlap", "disjoint", "sequential")
 Groups = tuple[tuple[int, ...], ...]
 
 
-def parse_task(task: str, class_count: int) -> Groups:
+def parse_task(
+    task: str, class_count: int, orders: Mapping[str, Sequence[int]] | None = None
+) -> Groups:
     """Class groups of a task named `A-B` (A classes, then B per step) or `offline`.
 
     Args:
-        task: Such as "15-1", or "offline" for all classes in one step.
+        task: Such as "15-1", "15-1_b" for another class order, or "offline" for all
+            classes in one step.
         class_count: Number of classes of the dataset, background not counted.
+        orders: Published class orders of the dataset by their letter, raw labels.
 
     Returns:
-        One tuple of raw labels per step, in the dataset's own order.
+        One tuple of raw labels per step, in the dataset's own order or the one named.
 
     Raises:
         ValueError: The name has another form, or the classes cannot be divided so.
     """
     if task == "offline":
         return (tuple(range(1, class_count + 1)),)
-    match = re.fullmatch(r"(\d+)-(\d+)", task)
+    match = re.fullmatch(r"(\d+)-(\d+)(?:_([a-z]+))?", task)
     if match is None:
         raise ValueError(
             f"Expected a task like '15-1' (15 classes, then 1 per step), 'offline' or "
             f"the name of an entry of `tasks`, but got '{task}'."
         )
+    order: Sequence[int] = range(1, class_count + 1)
+    if match[3]:
+        if match[3] not in (orders or {}):
+            known = ", ".join(orders or {}) or "none"
+            raise ValueError(
+                f"Expected task '{task}' to end in a class order of the dataset "
+                f"({known}), but got '{match[3]}'. List the groups under `tasks`."
+            )
+        order = (orders or {})[match[3]]
     first, later = int(match[1]), int(match[2])
     if first < 1 or later < 1 or first > class_count or (class_count - first) % later:
         raise ValueError(
@@ -53,7 +65,6 @@ def parse_task(task: str, class_count: int) -> Groups:
             f"{class_count - first} is not a multiple of {later}. Choose another task "
             f"or list the groups under `tasks`."
         )
-    order = range(1, class_count + 1)
     starts = range(first, class_count, later)
     return (tuple(order[:first]), *(tuple(order[i : i + later]) for i in starts))
 
@@ -208,30 +219,6 @@ def write_classes(
     content = {"setting": setting, "steps": len(groups), "classes": classes}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def read_class_names(folder: str | Path) -> list[str]:
-    """Names of the classes 1..N from `folder`/classes.txt (first line: background).
-
-    Raises:
-        ValueError: The file is missing, or does not start with "background", or names
-            a class twice.
-    """
-    path = Path(folder) / "classes.txt"
-    if not path.is_file():
-        raise ValueError(
-            f"Expected the class names in {path}, one a line, the first "
-            f"'background', but there is no such file. Write it."
-        )
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    names = [name for name in names if name]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if names[:1] != ["background"] or twice:
-        raise ValueError(
-            f"Expected {path} to start with 'background' and to name each class once, "
-            f"but it starts with {names[:1]} and repeats {twice}. Mend the file."
-        )
-    return names[1:]
 
 
 def resolve_groups(

@@ -150,6 +150,7 @@ class Files:
         split: CSV of the step's images.
         previous: Model of step t-1; None at step 0.
         pseudo_labels: Folder of targets; None to train on the raw labels.
+        weights: Of the backbone at step 0, if they come from a file.
         model, metrics, tensorboard: Outputs.
         state: Where an unfinished run keeps its state; removed at the end.
     """
@@ -157,6 +158,7 @@ class Files:
     split: Path
     previous: Path | None
     pseudo_labels: Path | None
+    weights: Path | None
     model: Path
     metrics: Path
     tensorboard: Path
@@ -164,7 +166,8 @@ class Files:
 
     def inputs(self) -> list[Path]:
         """The files whose content determines the result."""
-        files = [path for path in (self.split, self.previous) if path is not None]
+        maybe = (self.split, self.previous, self.weights)
+        files = [path for path in maybe if path is not None]
         if self.pseudo_labels is not None:
             files += sorted(self.pseudo_labels.glob("*.png"))
         return files
@@ -341,7 +344,7 @@ def build_networks(
         student = SegmentationNetwork(
             settings.architecture,
             [len(settings.groups[0])],
-            weights=settings.weights,
+            weights=str(files.weights or settings.weights),
             seed=settings.seed,
         )
     else:
@@ -637,6 +640,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     ):
         parser.add_argument(f"--{name}", type=Path, required=needed)
     parser.add_argument("--pseudo-labels", type=Path, nargs="?", help="or nothing")
+    parser.add_argument("--weights", type=Path, nargs="?", help="or nothing")
     parser.add_argument("--gpus", type=int, default=0, help="0 trains on the CPU")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0)
@@ -655,6 +659,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         split=options.split,
         previous=options.previous,
         pseudo_labels=options.pseudo_labels,
+        weights=options.weights,
         model=options.model,
         metrics=options.metrics,
         tensorboard=options.tensorboard,

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from kproba.artifacts import write_label_image
+from kproba.indexing import index_dataset
 
 # Tensors are small here: threads of torch would spend their time waiting.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -74,5 +75,39 @@ def folder_dataset(tmp_path: Path) -> Callable[..., Path]:
                 write_label_image(folder / "masks" / subset / f"{name}.png", labels)
         (folder / "classes.txt").write_text("\n".join(names) + "\n")
         return folder
+
+    return write
+
+
+@pytest.fixture
+def small_folder(folder_dataset: Callable[..., Path]) -> Path:
+    """Three training and two validation images without a fault; classes 1 to 3."""
+
+    def labels(*values: int) -> np.ndarray:
+        mask = np.zeros((4, 6), np.uint8)
+        mask.ravel()[: len(values)] = values
+        return mask
+
+    return folder_dataset(
+        {
+            "train": {
+                "b": labels(1, 255),
+                "a": labels(3, 2),
+                "007": np.full((5, 4), 2, np.uint8),  # no background
+            },
+            "val": {"d": labels(1, 1), "c": labels()},
+        }
+    )
+
+
+@pytest.fixture
+def index_of() -> Callable[..., tuple[Path, Path]]:
+    """Writer of index and report of a dataset beside it; returns their paths."""
+
+    def write(folder: Path, **settings) -> tuple[Path, Path]:
+        paths = folder.parent / "out/index.csv", folder.parent / "out/report.json"
+        settings = {"kind": "folder", "class_count": 3, **settings}
+        index_dataset(*paths, folder=folder, **settings)
+        return paths
 
     return write

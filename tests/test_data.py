@@ -1,8 +1,4 @@
-"""The index of a folder, augmentation, and the order of the training stream."""
-
-import json
-import shutil
-from pathlib import Path
+"""Augmentation, and the order of the training stream."""
 
 import numpy as np
 import pandas as pd
@@ -17,7 +13,6 @@ from kproba.data import (
     TrainingImages,
     TrainingStream,
     augment,
-    index_folder,
     keyed_generator,
     training_loader,
     whole_image_loader,
@@ -32,195 +27,6 @@ def _labels(*values: int, shape: tuple[int, int] = (4, 6)) -> np.ndarray:
     mask = np.zeros(shape, np.uint8)
     mask.ravel()[: len(values)] = values
     return mask
-
-
-# --- the index ---------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(folder_dataset) -> Path:
-    """Three training and two validation images without a fault."""
-    return folder_dataset(
-        {
-            "train": {
-                "b": _labels(1, 255),
-                "a": _labels(3, 2),
-                "007": np.full((5, 4), 2, np.uint8),  # no background
-            },
-            "val": {"d": _labels(1, 1), "c": _labels()},
-        }
-    )
-
-
-def _index(folder: Path) -> tuple[Path, Path]:
-    paths = folder.parent / "index.csv", folder.parent / "report.json"
-    index_folder(folder, *paths, class_count=CLASS_COUNT)
-    return paths
-
-
-def test_index_names_size_subset_and_labels_of_every_image(folder):
-    path, _ = _index(folder)
-    index = read_index(path)
-    assert list(index.columns) == (
-        ["id", "image", "mask", "width", "height", "subset", "classes"]
-    )
-    facts = ["id", "width", "height", "subset", "classes"]
-    assert index[facts].values.tolist() == [
-        ["007", 4, 5, "train", "2"],
-        ["a", 6, 4, "train", "0 2 3"],
-        ["b", 6, 4, "train", "0 1 255"],
-        ["c", 6, 4, "val", "0"],
-        ["d", 6, 4, "val", "0 1"],
-    ]
-    for kind in ("image", "mask"):
-        expected = folder / f"{kind}s" / "val" / "d.png"
-        assert index.loc[index["id"] == "d", kind].item() == str(expected)
-
-
-def test_integrity_report_counts_images_and_labels(folder):
-    _, path = _index(folder)
-    assert json.loads(path.read_text()) == {
-        "folder": str(folder),
-        "images": {"train": 3, "val": 2},
-        "images_with_label": {"0": 4, "1": 2, "2": 2, "3": 1, "255": 1},
-        "problems": [],
-    }
-
-
-def test_image_and_mask_are_paired_whatever_the_ending(folder):
-    image = folder / "images" / "train" / "b.png"
-    Image.open(image).save(image.with_suffix(".JPG"), format="JPEG")
-    image.unlink()
-    (folder / "images" / "train" / "notes.txt").write_text("no image")
-    path, _ = _index(folder)
-    index = read_index(path)
-    assert len(index) == 5
-    assert index.loc[index["id"] == "b", "image"].item().endswith("b.JPG")
-
-
-def _remove_mask(folder: Path) -> None:
-    (folder / "masks/train/b.png").unlink()
-
-
-def _add_mask(folder: Path) -> None:
-    write_label_image(folder / "masks/val/z.png", _labels())
-
-
-def _shrink_mask(folder: Path) -> None:
-    write_label_image(folder / "masks/train/b.png", _labels(shape=(4, 5)))
-
-
-def _transpose_mask(folder: Path) -> None:
-    write_label_image(folder / "masks/train/b.png", _labels(shape=(6, 4)))
-
-
-def _colour_mask(folder: Path) -> None:
-    colours = np.zeros((4, 6, 3), np.uint8)
-    Image.fromarray(colours).save(folder / "masks/train/b.png")
-
-
-def _deep_mask(folder: Path) -> None:
-    Image.fromarray(np.zeros((4, 6), np.uint16)).save(folder / "masks/train/b.png")
-
-
-def _label_beyond_classes(folder: Path) -> None:
-    write_label_image(folder / "masks/train/b.png", _labels(1, CLASS_COUNT + 1))
-
-
-def _label_below_ignored(folder: Path) -> None:
-    write_label_image(folder / "masks/train/b.png", _labels(254))
-
-
-def _cut_image(folder: Path) -> None:
-    path = folder / "images/train/b.png"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def _empty_image(folder: Path) -> None:
-    (folder / "images/train/b.png").write_bytes(b"")
-
-
-def _empty_mask(folder: Path) -> None:
-    (folder / "masks/train/b.png").write_bytes(b"")
-
-
-def _same_id_in_both_subsets(folder: Path) -> None:
-    for kind in ("images", "masks"):
-        shutil.copy(folder / kind / "train/b.png", folder / kind / "val/b.png")
-
-
-def _same_id_in_one_subset(folder: Path) -> None:
-    shutil.copy(folder / "images/train/b.png", folder / "images/train/b.bmp")
-
-
-def _remove_masks_folder(folder: Path) -> None:
-    shutil.rmtree(folder / "masks/val")
-
-
-def _remove_images_folder(folder: Path) -> None:
-    shutil.rmtree(folder / "images/val")
-
-
-def _remove_all_validation_images(folder: Path) -> None:
-    for kind in ("images", "masks"):
-        for path in (folder / kind / "val").iterdir():
-            path.unlink()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "named", "reason"),
-    [
-        (_remove_mask, "images/train/b.png", "no mask"),
-        (_add_mask, "masks/val/z.png", "no image"),
-        (_shrink_mask, "masks/train/b.png", "size 5x4, image 6x4"),
-        (_transpose_mask, "masks/train/b.png", "size 4x6, image 6x4"),
-        (_colour_mask, "masks/train/b.png", "mode RGB"),
-        (_deep_mask, "masks/train/b.png", "mode I;16"),
-        (_label_beyond_classes, "masks/train/b.png", "labels [4], but"),
-        (_label_below_ignored, "masks/train/b.png", "labels [254], but"),
-        (_cut_image, "images/train/b.png", ""),
-        (_empty_image, "images/train/b.png", ""),
-        (_empty_mask, "masks/train/b.png", ""),
-        (_same_id_in_both_subsets, "images/val/b.png", "already used in train"),
-        (_same_id_in_one_subset, "images/train/b.png", "already used in train"),
-        (_remove_masks_folder, "masks/val", "no such folder"),
-        (_remove_images_folder, "images/val", "no such folder"),
-        (_remove_all_validation_images, "images/val", "holds no image"),
-    ],
-)
-def test_faulty_folder_is_refused_by_name_and_nothing_is_written(
-    folder, spoil, named, reason
-):
-    spoil(folder)
-    with pytest.raises(ValueError, match=r"found 1 problem\(s\)") as error:
-        _index(folder)
-    [line] = str(error.value).splitlines()[1:-1]
-    assert str(folder / named) in line
-    assert reason in line
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-
-
-def test_many_problems_are_counted_and_the_first_twenty_named(folder_dataset):
-    masks = {f"{number:02d}": _labels() for number in range(26)}
-    folder = folder_dataset({"train": masks, "val": {"v": _labels()}})
-    for path in sorted((folder / "masks/train").iterdir())[1:]:
-        path.unlink()
-    with pytest.raises(ValueError, match=r"found 25 problem\(s\)") as error:
-        _index(folder)
-    lines = str(error.value).splitlines()[1:-1]
-    named = [line.split(":")[0].strip() for line in lines]
-    assert named == [
-        str(folder / f"images/train/{number:02d}.png") for number in range(1, 21)
-    ]
-
-
-def test_problems_of_pairing_and_of_content_stand_in_one_message(folder):
-    _remove_mask(folder)
-    write_label_image(folder / "masks/val/c.png", _labels(9))
-    with pytest.raises(ValueError, match=r"found 2 problem\(s\)") as error:
-        _index(folder)
-    assert "no mask" in str(error.value)
-    assert "labels [9]" in str(error.value)
 
 
 # --- augmentation ------------------------------------------------------------------
@@ -492,9 +298,9 @@ def test_batch_may_hold_more_than_the_dataset():
 
 
 @pytest.fixture
-def rows(folder) -> pd.DataFrame:
+def rows(small_folder, index_of) -> pd.DataFrame:
     """The training rows of the small folder."""
-    index = read_index(_index(folder)[0])
+    index = read_index(index_of(small_folder)[0])
     return index[index["subset"] == "train"].reset_index(drop=True)
 
 
@@ -567,7 +373,7 @@ def test_images_without_any_target_are_refused(rows):
 
 
 @pytest.fixture
-def sized_rows(folder_dataset) -> pd.DataFrame:
+def sized_rows(folder_dataset, index_of) -> pd.DataFrame:
     """Rows of two sizes, in an order that is not that of the ids."""
     wide, tall = (4, 6), (6, 4)
     shapes = {"e": wide, "a": wide, "d": wide, "b": tall, "c": wide}
@@ -576,7 +382,7 @@ def sized_rows(folder_dataset) -> pd.DataFrame:
         for number, (name, shape) in enumerate(shapes.items())
     }
     folder = folder_dataset({"train": masks, "val": {"v": _labels()}})
-    index = read_index(_index(folder)[0]).set_index("id", drop=False)
+    index = read_index(index_of(folder)[0]).set_index("id", drop=False)
     return index.loc[list(shapes)].reset_index(drop=True)
 
 

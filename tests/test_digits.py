@@ -10,9 +10,10 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from kproba import digits
 from kproba.artifacts import read_label_image
-from kproba.data import index_folder
+from kproba.datasets import class_names
 from kproba.digits import DigitScenes, draw_scene, write_digits
-from kproba.splits import parse_classes, read_class_names, read_index
+from kproba.indexing import index_dataset
+from kproba.splits import parse_classes, read_index
 
 SCENES = DigitScenes(
     train=30,
@@ -47,8 +48,8 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_equal_seeds_give_equal_bytes(tmp_path):
-    for name in ("once", "again"):
-        write_digits(tmp_path / name, FEW)
+    for name, workers in (("once", 1), ("again", 2)):
+        write_digits(tmp_path / name, FEW, workers=workers)
     once = _contents(tmp_path / "once")
     assert len(once) == 2 * (3 + 2) + 1
     assert once == _contents(tmp_path / "again")
@@ -164,10 +165,10 @@ def test_images_have_the_size_that_was_asked(dataset, subset):
 
 
 def test_scenes_are_a_folder_dataset(dataset, tmp_path):
-    names = read_class_names(dataset)
+    names = class_names("folder", dataset)
     assert names == list(digits.CLASS_NAMES)
     paths = tmp_path / "index.csv", tmp_path / "report.json"
-    index_folder(dataset, *paths, class_count=len(names))
+    index_dataset(*paths, kind="folder", folder=dataset, class_count=len(names))
     index = read_index(paths[0])
     assert index["subset"].value_counts().to_dict() == {"train": 30, "val": 20}
     masks = _masks(dataset, "train") + _masks(dataset, "val")

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kproba.artifacts import read_json
-from kproba.backbones import BACKBONES, Backbone, load_backbone_weights
+from kproba.backbones import BACKBONES, Backbone, Depthwise, load_backbone_weights
 from kproba.model import (
     Architecture,
     KeyedDropout,
@@ -566,3 +566,38 @@ def test_unknown_backbones_and_strides_are_refused():
         Backbone("resnet18", output_stride=16, weights="none")
     with pytest.raises(ValueError, match="32"):
         Backbone("efficientnet_lite0", output_stride=32, weights="none")
+
+
+# --- fast gradients ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(5, 1), (5, 2), (3, 2), (3, 4)])
+def test_fast_depthwise_gradients_are_those_of_the_convolution(kernel, dilation):
+    torch.manual_seed(0)
+    settings = {"padding": kernel // 2 * dilation, "dilation": dilation, "groups": 6}
+    plain = nn.Conv2d(6, 6, kernel, bias=False, **settings).double()
+    fast = Depthwise(6, 6, kernel, bias=False, **settings).double()
+    fast.load_state_dict(plain.state_dict())
+    results = []
+    for layer in (plain, fast):
+        x = torch.linspace(-3, 3, 3 * 6 * 7 * 9, dtype=torch.float64).view(3, 6, 7, 9)
+        x = x.sin().requires_grad_()
+        y = layer(x)
+        (y * torch.arange(9)).sum().backward()
+        results.append((y, x.grad, layer.weight.grad))
+    for own, other in zip(*results, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-10)
+
+
+def test_slow_depthwise_convolutions_of_the_backbone_are_replaced():
+    body = Backbone("efficientnet_lite0", output_stride=16, weights="none").body
+    slow = [
+        module
+        for module in body.modules()
+        if isinstance(module, nn.Conv2d)
+        and module.groups > 1
+        and module.stride == (1, 1)
+        and (module.kernel_size == (5, 5) or module.dilation != (1, 1))
+    ]
+    assert len(slow) >= 8
+    assert all(isinstance(module, Depthwise) for module in slow)

@@ -17,10 +17,11 @@ from PIL import Image
 
 from kproba import report
 from kproba.artifacts import label_palette, write_json, write_label_image
-from kproba.data import index_folder
+from kproba.indexing import index_dataset
 from kproba.report import (
     draw_figures,
     main,
+    over_steps,
     read_summary,
     short_table,
     summarise,
@@ -70,6 +71,7 @@ def _write_step(folder: Path, method: str, step: int) -> None:
             **{"dataset": "pets", "task": "1", "setting": "overlap"},
             **{"method": method, "seed": "0", "step": str(step)},
             **{"old": old, "new": new, "all": every, "hiou": None},
+            "protocol": {"policy": "ssul"},
             "classes": classes,
         },
     )
@@ -215,8 +217,12 @@ def index(folder_dataset, tmp_path) -> Path:
     mask[-1, -1] = 255
     masks = {"train": {"t": mask}, "val": {"v1": mask, "v2": mask}}
     path = tmp_path / "index.csv"
-    index_folder(
-        folder_dataset(masks, NAMES), path, tmp_path / "index.json", class_count=3
+    index_dataset(
+        path,
+        tmp_path / "index.json",
+        kind="folder",
+        folder=folder_dataset(masks, NAMES),
+        class_count=3,
     )
     return path
 
@@ -334,7 +340,8 @@ def test_legend_explains_the_colours_of_every_picture(
     names = ("background", *(f"class{number}" for number in range(1, 15)))
     masks = {"v1": np.full((6, 8), 1, np.uint8), "v2": np.full((6, 8), 14, np.uint8)}
     data = folder_dataset({"train": masks, "val": {"v": masks["v1"]}}, names)
-    index_folder(data, tmp_path / "index.csv", tmp_path / "index.json", class_count=14)
+    files = tmp_path / "index.csv", tmp_path / "index.json"
+    index_dataset(*files, kind="folder", folder=data, class_count=14)
     (tmp_path / "run" / "examples").mkdir(parents=True)
     for name, mask in masks.items():
         write_label_image(tmp_path / "run" / "examples" / f"{name}.png", mask)
@@ -403,7 +410,7 @@ def _decoded(image: dict[str, str | None]) -> Image.Image:
 def html(tables, tmp_path) -> str:
     """The page of the tiny experiment."""
     figures = _figures(tmp_path / "results" / "pets" / "1-1-overlap")
-    write_report(*tables, figures, tmp_path / "report.html")
+    write_report(tables[0], figures, tmp_path / "report.html")
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -427,22 +434,50 @@ def test_page_shows_every_figure_with_a_text_for_the_blind(html):
 
 def test_page_shows_every_number(html):
     cells = _Page(html).cells
-    assert [tuple(cells[i : i + 2]) for i in range(0, len(cells), 7)] == [
+    lines = [cells[i : i + 9] for i in range(0, len(cells), 9)]
+    assert [(line[0], line[1]) for line in lines] == [
         (method, str(step)) for method, step in STEPS
     ]
-    assert cells[:7] == ["kproba", "0", "60.0", "–", "60.0", "–", "10.0"]
-    assert cells[14:21] == ["kproba", "2", "42.5", "15.0", "28.8", "–", "10.0"]
+    assert " ".join(lines[0]) == "kproba 0 60.0 – 60.0 – 60.0 – 10.0"
+    assert " ".join(lines[2]) == "kproba 2 42.5 15.0 28.8 – 42.9 8.3 10.0"
     assert "pets 1-1 overlap" in html
     assert "Seed 0." in html
 
 
-def test_page_shows_forgetting_by_hand(html):
-    """Best earlier IoU less the last, over background, cat and dog; cow is new."""
-    kproba = ((80 - 75) + (40 - 10) + (20 - 30)) / 3
-    finetune = ((80 - 50) + (40 - 0) + (40 - 0)) / 3
-    assert f"kproba {kproba:.1f} points" in html
-    assert f"finetune {finetune:.1f} points" in html
-    assert "joint 0.0 points" not in html
+# --- numbers over the steps ----------------------------------------------------------
+
+
+def test_avg_is_the_mean_of_all_over_the_steps_so_far(tables):
+    summary = read_summary(tables[0]).set_index(["method", "step"])["avg"]
+    assert summary["kproba", 0] == pytest.approx(60)
+    assert summary["kproba", 1] == pytest.approx((60 + 40) / 2)
+    assert summary["kproba", 2] == pytest.approx((60 + 40 + 28.75) / 3, abs=1e-4)
+    assert summary["joint", 2] == pytest.approx(67.5)
+
+
+def test_forgetting_by_hand(tables):
+    """Best earlier IoU less the one now, over background, cat and dog; cow is new."""
+    summary = read_summary(tables[0]).set_index(["method", "step"])["forgetting"]
+    assert np.isnan(summary["kproba", 0])
+    assert summary["kproba", 1] == pytest.approx(((80 - 70) + (40 - 30)) / 2)
+    expected = ((80 - 75) + (40 - 10) + (20 - 30)) / 3
+    assert summary["kproba", 2] == pytest.approx(expected, abs=1e-4)
+    expected = ((80 - 50) + (40 - 0) + (40 - 0)) / 3
+    assert summary["finetune", 2] == pytest.approx(expected, abs=1e-4)
+    assert np.isnan(summary["joint", 2])
+    classes = pd.read_csv(tables[1])
+    own = classes[(classes["method"] == "kproba") & (classes["step"] == 2)]
+    np.testing.assert_allclose(own["forgetting"], [5, 30, -10, np.nan])
+
+
+def test_forgetting_leaves_out_a_background_that_is_not_counted():
+    def result(policy: str, *ious: float) -> dict[str, Any]:
+        classes = [{"index": k, "iou": iou} for k, iou in enumerate(ious)]
+        return {"all": 1.0, "protocol": {"policy": policy}, "classes": classes}
+
+    for policy, expected in (("ssul", {0: 40, 1: 5}), ("mib", {1: 5})):
+        steps = [result(policy, 90.0, 40.0), result(policy, 50.0, 35.0, 7.0)]
+        assert over_steps(steps)[1] == expected
 
 
 def test_page_gives_mean_and_deviation_over_seeds(rows, tmp_path):
@@ -451,7 +486,7 @@ def test_page_gives_mean_and_deviation_over_seeds(rows, tmp_path):
     again = {**rows[1], "seed": 5, "evaluation": str(other / "evaluation.json")}
     summarise([*rows, again], tmp_path / "summary.csv", tmp_path / "classes.csv")
     page = tmp_path / "report.html"
-    write_report(tmp_path / "summary.csv", tmp_path / "classes.csv", [], page)
+    write_report(tmp_path / "summary.csv", [], page)
     html = page.read_text(encoding="utf-8")
     assert "over the seeds\n0, 5." in html
     cells = _Page(html).cells
@@ -464,7 +499,7 @@ def test_names_are_no_markup(rows, tmp_path):
     renamed = [{**row, "method": "<i>mine</i>"} for row in rows]
     summarise(renamed, tmp_path / "summary.csv", tmp_path / "classes.csv")
     page = tmp_path / "report.html"
-    write_report(tmp_path / "summary.csv", tmp_path / "classes.csv", [], page)
+    write_report(tmp_path / "summary.csv", [], page)
     assert "i" not in {tag for tag, _ in _Page(page.read_text("utf-8")).tags}
 
 
@@ -477,7 +512,7 @@ def test_figures_go_to_their_own_experiment(rows, tmp_path):
         all_rows += [{**row, "dataset": dataset} for row in rows]
     summarise(all_rows, tmp_path / "summary.csv", tmp_path / "classes.csv")
     page = tmp_path / "report.html"
-    write_report(tmp_path / "summary.csv", tmp_path / "classes.csv", figures, page)
+    write_report(tmp_path / "summary.csv", figures, page)
     images = _Page(page.read_text(encoding="utf-8")).images
     shown = [_decoded(image).convert("RGB").getpixel((0, 0)) for image in images]
     assert shown == 3 * [(255, 0, 0)] + 3 * [(0, 0, 255)]

@@ -20,7 +20,6 @@ from kproba.splits import (
     in_step,
     parse_classes,
     parse_task,
-    read_class_names,
     read_index,
     resolve_groups,
     select_images,
@@ -123,11 +122,34 @@ def test_task_divides_all_classes_in_order(task, class_count, sizes):
 
 
 @pytest.mark.parametrize(
-    "task", ["", "15", "15-", "-1", "15-1-1", "15-1_b", "a-b", "15_1", "15-1 ", "joint"]
+    "task",
+    [
+        "",
+        "15",
+        "15-",
+        "-1",
+        "15-1-1",
+        "15-1_",
+        "15-1_B",
+        "a-b",
+        "15_1",
+        "15-1 ",
+        "joint",
+    ],
 )
 def test_task_of_another_form_is_refused(task):
     with pytest.raises(ValueError, match=r"Expected a task like '15-1'.*offline"):
         parse_task(task, 20)
+
+
+def test_letter_names_a_published_class_order():
+    orders = {"b": (3, 1, 4, 2), "c": (4, 3, 2, 1)}
+    assert parse_task("2-1_c", 4, orders) == ((4, 3), (2,), (1,))
+    assert parse_task("2-2_b", 4, orders) == ((3, 1), (4, 2))
+    with pytest.raises(ValueError, match=r"class order of the dataset \(b, c\).*'d'"):
+        parse_task("2-1_d", 4, orders)
+    with pytest.raises(ValueError, match=r"class order of the dataset \(none\)"):
+        parse_task("2-1_b", 4)
 
 
 @pytest.mark.parametrize("task", ["15-2", "15-7", "21-1", "0-1", "15-0", "0-0"])
@@ -421,35 +443,6 @@ def test_class_in_two_steps_is_refused(listed):
 def test_class_twice_in_one_step_is_refused():
     with pytest.raises(ValueError, match="every class in one step"):
         resolve_groups([["cat", 1]], LABELS, where="tasks.mine")
-
-
-# --- classes.txt -------------------------------------------------------------------
-
-
-def test_class_names_leave_the_background_and_blank_lines_out(tmp_path):
-    (tmp_path / "classes.txt").write_text("background\n\n café \ndog\n\n", "utf-8")
-    assert read_class_names(tmp_path) == ["café", "dog"]
-
-
-def test_missing_class_names_are_reported(tmp_path):
-    with pytest.raises(ValueError, match=r"classes\.txt.*no such file"):
-        read_class_names(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "start with 'background'"),
-        ("cat\ndog\n", r"starts with \['cat'\]"),
-        ("cat\nbackground\n", r"starts with \['cat'\]"),
-        ("background\ncat\ndog\ncat\n", r"repeats \['cat'\]"),
-        ("background\ncat\nbackground\n", r"repeats \['background'\]"),
-    ],
-)
-def test_wrong_class_names_are_refused(tmp_path, content, message):
-    (tmp_path / "classes.txt").write_text(content)
-    with pytest.raises(ValueError, match=message):
-        read_class_names(tmp_path)
 
 
 # --- files -------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from torch import multiprocessing
 
 from kproba.artifacts import read_json
 from kproba.config import Plan, Run, check
-from kproba.data import index_folder
 from kproba.digits import DigitScenes, write_digits
 from kproba.distributed import process_group
+from kproba.indexing import index_dataset
 from kproba.splits import parse_task, read_index, select_images
 from kproba.training import (
     Files,
@@ -75,8 +75,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         seed=0,
     )
     write_digits(folder / "scenes", scenes)
-    index_folder(
-        folder / "scenes", folder / "index.csv", folder / "i.json", class_count=10
+    index_dataset(
+        folder / "index.csv",
+        folder / "i.json",
+        kind="digits",
+        folder=folder / "scenes",
+        class_count=10,
     )
     for step in (0, 1):
         groups = parse_task("6-2", 10)[: step + 1]
@@ -174,6 +178,7 @@ def train_in_rank(rank: int, port: int, folder: Path, base: Path) -> None:
         split=folder / "split.csv",
         previous=base,
         pseudo_labels=None,
+        weights=None,
         model=folder / "model.safetensors",
         metrics=folder / "metrics.csv",
         tensorboard=folder / "tensorboard",

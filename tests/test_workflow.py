@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,46 +14,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from calls import ROOT, command, jobs, snakemake
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[1]
 CHAIN = "results/tiny/6-2-overlap"
 BASE = "results/tiny/6-overlap/base/seed0/step0"
 
 pytestmark = pytest.mark.workflow
-
-
-def command(folder: Path, *words: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        str(ROOT / "Snakefile"),
-        "--directory",
-        str(folder),
-        "--configfile",
-        str(folder / "config.yaml"),
-        "--cores",
-        "2",
-        *words,
-    ]
-
-
-def snakemake(folder: Path, *words: str, succeeds: bool = True) -> str:
-    done = subprocess.run(
-        command(folder, *words), capture_output=True, text=True, check=False
-    )
-    output = done.stdout + done.stderr
-    assert (done.returncode == 0) == succeeds, output[-5000:]
-    return output
-
-
-def jobs(folder: Path, *words: str) -> dict[str, int]:
-    """Rules that Snakemake would run, and how often."""
-    output = snakemake(folder, "--dry-run", *words)
-    table = re.findall(r"^([a-z_0-9]+) +(\d+)$", output, re.MULTILINE)
-    return {rule: int(count) for rule, count in table if rule != "total"}
 
 
 def write_config(folder: Path, change: dict[str, Any] | None = None) -> None:
@@ -108,8 +74,8 @@ def test_summary_has_one_row_per_step_and_method(run: Path) -> None:
     rows = summary[["method", "step"]].to_numpy().tolist()
     chains = [[method, step] for method in ("kproba", "finetune") for step in range(3)]
     assert rows == [*chains, ["joint", 2]]
-    columns = "dataset task setting method seed step old new all hiou seconds"
-    assert list(summary) == columns.split()
+    columns = "dataset task setting method seed step old new all hiou"
+    assert list(summary) == [*columns.split(), "avg", "forgetting", "seconds"]
     assert (summary["seconds"] > 0).all()
 
 
@@ -287,7 +253,7 @@ def kill_session(leader: int) -> None:
         ),
         (
             {"datasets": {"mine": {"kind": "folder", "path": "nowhere"}}},
-            "datasets.mine.path: .*classes.txt",
+            "datasets.mine: .*classes.txt",
         ),
     ],
 )

@@ -36,6 +36,8 @@ wildcard_constraints:
     method=r"[^/]+",
     seed=r"\d+",
     step=r"\d+",
+    archive=r"[^/]+\.(tar|zip)",
+    backbone=r"resnet50|resnet101",
 
 
 def run_of(wildcards):
@@ -109,16 +111,41 @@ def names_so_far(wildcards):
 # --- Data ----------------------------------------------------------------------------
 
 
-def dataset_folder(wildcards):
-    settings = plan.config["datasets"][wildcards.dataset]
-    if settings["kind"] == "digits":
-        return f"results/data/{wildcards.dataset}/scenes"
-    return settings["path"]
+def dataset_files(wildcards):
+    """What the index is made from; nothing for a dataset that is not there yet."""
+    return plan.files(wildcards.dataset)
 
 
 def digits_settings(wildcards):
     settings = plan.config["datasets"][wildcards.dataset]
     return {key: value for key, value in settings.items() if key != "kind"}
+
+
+def index_settings(wildcards):
+    return plan.index_settings(wildcards.dataset)
+
+
+def archives_of_dataset(wildcards):
+    folder = f"results/data/{wildcards.dataset}/archives"
+    archives = plan.archives(wildcards.dataset)
+    return [f"{folder}/{archive.name}" for archive in archives]
+
+
+def checksums(wildcards):
+    return [archive.checksum for archive in plan.archives(wildcards.dataset)]
+
+
+def archive_of(wildcards):
+    archives = plan.archives(wildcards.dataset)
+    return next(entry for entry in archives if entry.name == wildcards.archive)
+
+
+def mirrors(wildcards):
+    return archive_of(wildcards).mirrors
+
+
+def checksum(wildcards):
+    return archive_of(wildcards).checksum
 
 
 def class_count(wildcards):
@@ -151,6 +178,11 @@ training_resources = {
 
 def step_settings(wildcards):
     return plan.step_settings(run_of(wildcards), int(wildcards.step))
+
+
+def weights_file(wildcards):
+    """Backbone weights that step 0 reads from a file, if it does."""
+    return plan.weights_file() or []
 
 
 def pseudo_labels_of_step(wildcards):

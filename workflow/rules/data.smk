@@ -5,6 +5,7 @@ rule write_digits:
         "results/data/{dataset}/scenes.log",
     conda:
         "../../envs/kproba.yaml"
+    threads: 8
     params:
         settings=digits_settings,
     message:
@@ -13,9 +14,43 @@ rule write_digits:
         "../scripts/write_digits.py"
 
 
+rule download_archive:
+    output:
+        archive="results/data/{dataset}/archives/{archive}",
+    log:
+        "results/data/{dataset}/archives/{archive}.log",
+    localrule: True  # nodes of a cluster often have no internet
+    conda:
+        "../../envs/kproba.yaml"
+    params:
+        mirrors=mirrors,
+        checksum=checksum,
+    message:
+        "Downloading {wildcards.archive}"
+    script:
+        "../scripts/download_archive.py"
+
+
+rule unpack_archives:
+    input:
+        archives=archives_of_dataset,
+    output:
+        folder=directory("results/data/{dataset}/unpacked"),
+    log:
+        "results/data/{dataset}/unpacked.log",
+    conda:
+        "../../envs/kproba.yaml"
+    params:
+        checksums=checksums,
+    message:
+        "Unpacking the archives of {wildcards.dataset}"
+    script:
+        "../scripts/unpack_archives.py"
+
+
 rule prepare_dataset:
     input:
-        folder=dataset_folder,
+        files=dataset_files,
     output:
         index="results/data/{dataset}/index.csv",
         integrity="results/data/{dataset}/integrity.json",
@@ -23,8 +58,9 @@ rule prepare_dataset:
         "results/data/{dataset}/index.log",
     conda:
         "../../envs/kproba.yaml"
-    threads: 2
+    threads: 8
     params:
+        settings=index_settings,
         class_count=class_count,
     message:
         "Checking and indexing the images and masks of {wildcards.dataset}"

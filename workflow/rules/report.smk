@@ -64,7 +64,6 @@ rule draw_figures:
 rule write_report:
     input:
         summary="results/summary.csv",
-        classes="results/classes.csv",
         figures=figures_of_experiments,
         class_lists=class_lists,
         banks=last_banks,

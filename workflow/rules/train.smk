@@ -16,12 +16,27 @@ rule write_settings:
         "../scripts/write_settings.py"
 
 
+rule fetch_weights:
+    output:
+        weights="results/weights/{backbone}.safetensors",
+    log:
+        "results/weights/{backbone}.log",
+    localrule: True  # nodes of a cluster often have no internet
+    conda:
+        "../../envs/kproba.yaml"
+    message:
+        "Fetching the ImageNet weights of {wildcards.backbone}"
+    script:
+        "../scripts/fetch_weights.py"
+
+
 # Priority 10, here and for bank and pseudo labels: the next step waits for these, while
 # tests and figures can come later.
 rule train_base:
     input:
         settings="results/{dataset}/{task}-{setting}/base/seed{seed}/step0/settings.json",
         split="results/splits/{dataset}/{task}-{setting}/step0.csv",
+        weights=weights_file,
     output:
         model="results/{dataset}/{task}-{setting}/base/seed{seed}/step0/model.safetensors",
         description="results/{dataset}/{task}-{setting}/base/seed{seed}/step0/model.json",
@@ -47,6 +62,7 @@ rule train_base:
         " torchrun --standalone"
         " --nproc-per-node=$(({resources.gpu} ? {resources.gpu} : {resources.processes}))"
         " -m kproba.training {input.settings} --split {input.split}"
+        " --weights {input.weights}"
         " --model {output.model} --metrics {output.metrics}"
         " --tensorboard {output.tensorboard}"
         " --state $(dirname {output.model})/training-state.pt"

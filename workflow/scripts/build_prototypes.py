@@ -1,14 +1,14 @@
 """Build the prototype bank of a step with its trained network."""
 
-import sys
 from typing import TYPE_CHECKING
 
 from kproba.inference import bank_of_step
+from kproba.logs import log_to
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with open(snakemake.log[0], "w", buffering=1) as sys.stderr:
+with log_to(snakemake.log[0]):
     bank_of_step(
         snakemake.input.model,
         snakemake.input.split,

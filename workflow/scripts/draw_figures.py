@@ -1,14 +1,14 @@
 """Draw the figures of one experiment."""
 
-import sys
 from typing import TYPE_CHECKING
 
+from kproba.logs import log_to
 from kproba.report import draw_figures
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with open(snakemake.log[0], "w", buffering=1) as sys.stderr:
+with log_to(snakemake.log[0]):
     draw_figures(
         snakemake.params.rows,
         snakemake.input.index,

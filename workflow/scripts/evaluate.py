@@ -1,14 +1,14 @@
 """Test the model of a step on all classes seen."""
 
-import sys
 from typing import TYPE_CHECKING
 
 from kproba.inference import evaluate_step
+from kproba.logs import log_to
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with open(snakemake.log[0], "w", buffering=1) as sys.stderr:
+with log_to(snakemake.log[0]):
     evaluate_step(
         snakemake.input.model,
         snakemake.input.index,

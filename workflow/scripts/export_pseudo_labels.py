@@ -1,14 +1,14 @@
 """Write the training targets of a step: its labels and the old classes found."""
 
-import sys
 from typing import TYPE_CHECKING
 
 from kproba.inference import pseudo_labels_of_step
+from kproba.logs import log_to
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with open(snakemake.log[0], "w", buffering=1) as sys.stderr:
+with log_to(snakemake.log[0]):
     pseudo_labels_of_step(
         snakemake.input.model,
         snakemake.input.bank or None,

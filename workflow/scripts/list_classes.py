@@ -1,14 +1,14 @@
 """List the classes of a task in output order."""
 
-import sys
 from typing import TYPE_CHECKING
 
+from kproba.logs import log_to
 from kproba.splits import write_classes
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with open(snakemake.log[0], "w", buffering=1) as sys.stderr:
+with log_to(snakemake.log[0]):
     write_classes(
         snakemake.output.classes,
         groups=snakemake.params.groups,

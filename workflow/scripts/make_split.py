@@ -1,14 +1,14 @@
 """List the training images of a step."""
 
-import sys
 from typing import TYPE_CHECKING
 
+from kproba.logs import log_to
 from kproba.splits import write_split
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with open(snakemake.log[0], "w", buffering=1) as sys.stderr:
+with log_to(snakemake.log[0]):
     write_split(
         snakemake.input.index,
         snakemake.output.split,

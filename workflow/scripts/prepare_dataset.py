@@ -1,18 +1,18 @@
 """Check every image and mask of a dataset and write its index."""
 
-import sys
 from typing import TYPE_CHECKING
 
-from kproba.data import index_folder
+from kproba.indexing import index_dataset
+from kproba.logs import log_to
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with open(snakemake.log[0], "w", buffering=1) as sys.stderr:
-    index_folder(
-        snakemake.input.folder,
+with log_to(snakemake.log[0]):
+    index_dataset(
         snakemake.output.index,
         snakemake.output.integrity,
+        **snakemake.params.settings,
         class_count=snakemake.params.class_count,
         workers=snakemake.threads,
     )

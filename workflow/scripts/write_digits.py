@@ -1,12 +1,16 @@
 """Draw the scenes of the embedded dataset."""
 
-import sys
 from typing import TYPE_CHECKING
 
 from kproba.digits import DigitScenes, write_digits
+from kproba.logs import log_to
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with open(snakemake.log[0], "w", buffering=1) as sys.stderr:
-    write_digits(snakemake.output.scenes, DigitScenes(**snakemake.params.settings))
+with log_to(snakemake.log[0]):
+    write_digits(
+        snakemake.output.scenes,
+        DigitScenes(**snakemake.params.settings),
+        workers=snakemake.threads,
+    )

@@ -1,17 +1,16 @@
 """Write the page that shows all results."""
 
-import sys
 from typing import TYPE_CHECKING
 
+from kproba.logs import log_to
 from kproba.report import write_report
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with open(snakemake.log[0], "w", buffering=1) as sys.stderr:
+with log_to(snakemake.log[0]):
     write_report(
         snakemake.input.summary,
-        snakemake.input.classes,
         list(snakemake.input.figures),
         snakemake.output.page,
     )

@@ -1,12 +1,12 @@
 """Write all that determines the training of a step."""
 
-import sys
 from typing import TYPE_CHECKING
 
 from kproba.artifacts import write_json
+from kproba.logs import log_to
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with open(snakemake.log[0], "w", buffering=1) as sys.stderr:
+with log_to(snakemake.log[0]):
     write_json(snakemake.output.settings, snakemake.params.settings)

@@ -1,0 +1,324 @@
+"""The index of a dataset: every image and mask read once, every fault named.
+
+index.csv has one row per image: id, image, mask, width, height, subset, and `classes`,
+the raw labels present, such as "0 3 255". integrity.json has what was found wrong.
+"""
+
+import hashlib
+import io
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from kproba.artifacts import atomic_path, label_values, write_json
+from kproba.datasets import PUBLISHED_LABELS, SUBSETS, Pair, Problem, find_pairs
+from kproba.splits import IGNORE
+
+log = logging.getLogger("kproba")
+
+NAMED = 20  # problems in an error message
+BATCH = 64  # pairs handed to a process at once
+PROGRESS = 2000  # images between two log lines
+UPRIGHT = (0, 1)  # EXIF orientations that mean "as stored"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What reading an image and its mask told.
+
+    Attributes:
+        pair: The files.
+        width, height: Pixels, as stored.
+        labels: Pixels per raw label, only those present.
+        image_digest: SHA-256 of the image file.
+        labels_digest: SHA-256 of size and label values of the mask.
+        warnings: What is unusual, but can be used.
+    """
+
+    pair: Pair
+    width: int
+    height: int
+    labels: dict[int, int]
+    image_digest: str
+    labels_digest: str
+    warnings: tuple[Problem, ...]
+
+
+def index_dataset(
+    index: str | Path,
+    report: str | Path,
+    *,
+    kind: str,
+    folder: str | Path,
+    class_count: int,
+    val_share: float = 0.2,
+    on_error: Literal["stop", "skip"] = "stop",
+    workers: int = 2,
+) -> None:
+    """Check a dataset and write its index and integrity report.
+
+    Args:
+        index: Output: index.csv.
+        report: Output: integrity.json. When the check fails, problems.csv beside it
+            has every problem instead.
+        kind: "digits", "folder", "voc" or "ade20k".
+        folder: Where it is.
+        class_count: Largest label besides 255.
+        val_share: Of a folder without validation images: the share held out.
+        on_error: "stop" at any problem, or "skip" the images that have one.
+        workers: Processes.
+
+    Raises:
+        MissingDatasetError: The dataset is not there.
+        ValueError: There are problems; the message names the first 20 and the total.
+            Or nothing is left to train or to test on.
+    """
+    pairs, problems = find_pairs(kind, folder, val_share=val_share)
+    rows: list[Row] = []
+    for number, result in enumerate(_read_all(pairs, class_count, workers), start=1):
+        if isinstance(result, Row):
+            rows.append(result)
+        else:
+            problems.append(result)
+        if number % PROGRESS == 0:
+            log.info("%d of %d images read", number, len(pairs))
+    rows.sort(key=lambda row: (row.pair.subset, row.pair.id))
+    problems.sort()
+    listed = Path(report).with_name("problems.csv")
+    listed.unlink(missing_ok=True)
+    content = _report(kind, folder, rows, problems, on_error)
+    if problems and on_error == "stop":
+        with atomic_path(listed) as temporary:
+            pd.DataFrame(problems).to_csv(temporary, index=False)
+        raise ValueError(_explain(folder, problems, listed))
+    for subset, images in content["images"].items():
+        if not images:
+            raise ValueError(
+                f"Expected {subset} images in {folder}, but there are none"
+                + (f" left without the {len(problems)} skipped" if problems else "")
+                + f"; a folder needs some for {' and '.join(SUBSETS)}."
+            )
+    if problems:
+        log.warning("%d problem(s) skipped, see %s", len(problems), report)
+        for problem in problems[:NAMED]:
+            log.warning("  %s", problem)
+    write_json(report, content)
+    with atomic_path(index) as temporary:
+        pd.DataFrame([_cells(row) for row in rows]).to_csv(temporary, index=False)
+    log.info("%s", {**content["images"], "problems": len(problems)})
+
+
+def _explain(folder: str | Path, problems: list[Problem], listed: Path) -> str:
+    named = "".join(f"\n  {problem}" for problem in problems[:NAMED])
+    more = len(problems) - NAMED
+    return (
+        f"Expected a complete dataset in {folder}, but found {len(problems)} "
+        f"problem(s):{named}"
+        + (f"\n  and {more} more, all in {listed}" if more > 0 else "")
+        + "\nMend or remove these files and run again, or set `on_error: skip` of the "
+        "dataset to go on without them."
+    )
+
+
+def _cells(row: Row) -> dict[str, object]:
+    """A row of index.csv."""
+    return {
+        "id": row.pair.id,
+        "image": str(row.pair.image),
+        "mask": str(row.pair.mask),
+        "width": row.width,
+        "height": row.height,
+        "subset": row.pair.subset,
+        "classes": " ".join(map(str, row.labels)),
+    }
+
+
+def _report(
+    kind: str,
+    folder: str | Path,
+    rows: list[Row],
+    problems: list[Problem],
+    on_error: str,
+) -> dict[str, Any]:
+    images_of_label: Counter[int] = Counter()
+    for row in rows:
+        images_of_label.update(row.labels.keys())
+    digest = labels_digest(rows)
+    warnings = [warning for row in rows for warning in row.warnings]
+    warnings += _equal_images(rows) + _unusual_masks(kind, folder, len(rows), digest)
+    return {
+        "kind": kind,
+        "folder": str(folder),
+        "images": {
+            subset: sum(row.pair.subset == subset for row in rows) for subset in SUBSETS
+        },
+        "images_with_label": {
+            str(label): images_of_label[label] for label in sorted(images_of_label)
+        },
+        "labels_sha256": digest,
+        "on_error": on_error,
+        "problems_by_kind": dict(Counter(problem.kind for problem in problems)),
+        "problems": [asdict(problem) for problem in problems],
+        "warnings_by_kind": dict(Counter(warning.kind for warning in warnings)),
+        "warnings": [asdict(warning) for warning in sorted(warnings)],
+    }
+
+
+def labels_digest(rows: Iterable[Row]) -> str:
+    """SHA-256 over ids and label values of all masks, however the files hold them."""
+    digest = hashlib.sha256()
+    for row in sorted(rows, key=lambda row: row.pair.id):
+        digest.update(f"{row.pair.id} {row.labels_digest}\n".encode())
+    return digest.hexdigest()
+
+
+def _unusual_masks(
+    kind: str, folder: str | Path, images: int, digest: str
+) -> list[Problem]:
+    """A warning if the masks of VOC are complete, but not those of the field."""
+    published = PUBLISHED_LABELS.get((kind, images))
+    if published in (None, digest):
+        return []
+    text = f"labels_sha256 is {digest}, of the copies that are in use {published}"
+    return [Problem("unusual masks", str(folder), text)]
+
+
+def _equal_images(rows: list[Row]) -> list[Problem]:
+    """Warnings for images that are the same file under two names."""
+    first: dict[str, Pair] = {}
+    warnings = []
+    for row in rows:
+        other = first.setdefault(row.image_digest, row.pair)
+        if other is not row.pair:
+            crossed = other.subset != row.pair.subset
+            kind = "same image in train and val" if crossed else "same image twice"
+            text = f"the same bytes as {other.image}"
+            warnings.append(Problem(kind, str(row.pair.image), text))
+    return warnings
+
+
+# --- reading -------------------------------------------------------------------------
+
+
+def _read_all(
+    pairs: list[Pair], class_count: int, workers: int
+) -> Iterator[Row | Problem]:
+    """Results in the order of `pairs`, with a bounded number of batches in flight."""
+    batches = [pairs[start : start + BATCH] for start in range(0, len(pairs), BATCH)]
+    parallel = Parallel(min(workers, len(batches)) or 1, return_as="generator")
+    for results in parallel(delayed(_read_batch)(b, class_count) for b in batches):
+        yield from results
+
+
+def _read_batch(pairs: list[Pair], class_count: int) -> list[Row | Problem]:
+    return [read_pair(pair, class_count) for pair in pairs]
+
+
+def read_pair(pair: Pair, class_count: int) -> Row | Problem:
+    """Read an image and its mask.
+
+    Args:
+        pair: The files.
+        class_count: Largest label besides 255.
+    """
+    try:
+        content = pair.image.read_bytes()
+        size, orientation = _decode(content)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        return Problem("unreadable image", str(pair.image), _why(error))
+    except Image.DecompressionBombError as error:
+        return Problem("unreadable image", str(pair.image), _why(error))
+    try:
+        with _open(pair.mask.read_bytes()) as mask:
+            mask_size = mask.size
+            values = label_values(mask, pair.mask)
+    except ValueError as error:
+        return Problem("no label image", str(pair.mask), _why(error))
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        return Problem("unreadable mask", str(pair.mask), _why(error))
+    if mask_size != size:
+        turned = orientation not in UPRIGHT and mask_size == size[::-1]
+        return Problem(
+            "size mismatch",
+            str(pair.mask),
+            f"{_by(mask_size)} pixels, but {pair.image} has {_by(size)}"
+            + (
+                f"; the image is stored turned (EXIF orientation {orientation}) and "
+                f"the mask is upright: save the image upright"
+                if turned
+                else ""
+            ),
+        )
+    counts = np.bincount(values.ravel(), minlength=256)
+    labels = {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
+    wrong = [label for label in labels if class_count < label < IGNORE]
+    if wrong:
+        return Problem(
+            "label out of range",
+            str(pair.mask),
+            f"holds the labels {_some(wrong)}, but the classes end at {class_count}; "
+            f"name these classes or mend the mask",
+        )
+    return Row(
+        pair=pair,
+        width=size[0],
+        height=size[1],
+        labels=labels,
+        image_digest=hashlib.sha256(content).hexdigest(),
+        labels_digest=hashlib.sha256(
+            str(values.shape).encode() + values.tobytes()
+        ).hexdigest(),
+        warnings=tuple(_warnings(pair, labels, orientation)),
+    )
+
+
+def _warnings(
+    pair: Pair, labels: dict[int, int], orientation: int
+) -> Iterator[Problem]:
+    if not set(labels) - {0, IGNORE}:
+        yield Problem("empty mask", str(pair.mask), "holds no class")
+    if orientation not in UPRIGHT:
+        yield Problem(
+            "turned image",
+            str(pair.image),
+            f"has EXIF orientation {orientation}, which is not applied: image and mask "
+            f"are used as stored",
+        )
+
+
+def _open(content: bytes) -> Image.Image:
+    if not content:
+        raise OSError("the file is empty")
+    return Image.open(io.BytesIO(content))
+
+
+def _decode(content: bytes) -> tuple[tuple[int, int], int]:
+    """Size as stored and EXIF orientation of an image that can be read to its end."""
+    with _open(content) as image:
+        size = image.size
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        image.draft("L", (1, 1))  # a JPEG is read whole, but at an eighth of its size
+        image.load()
+    return size, int(orientation)
+
+
+def _why(error: BaseException) -> str:
+    text = str(error)
+    return "no known image format" if "cannot identify" in text else text
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _some(values: list[int]) -> str:
+    shown = ", ".join(map(str, values[:5]))
+    return shown + (", .." if len(values) > 5 else "")

@@ -1,0 +1,36 @@
+"""Where scripts write what they have to say."""
+
+import contextlib
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def log_to(path: str | Path, *, terminal: bool = False) -> Iterator[None]:
+    """Send log lines, warnings and the error of a block to a file.
+
+    An error is written to the file with its traceback and ends the process with status
+    1; whoever started it shows the file.
+
+    Args:
+        path: The log file, replaced.
+        terminal: Show log lines on the terminal as well.
+    """
+    with Path(path).open("w", buffering=1, encoding="utf-8") as file:
+        streams = [file, sys.__stderr__] if terminal else [file]
+        logging.basicConfig(
+            level=logging.INFO,
+            format="%(asctime)s %(message)s",
+            datefmt="%H:%M:%S",
+            handlers=[logging.StreamHandler(stream) for stream in streams],
+            force=True,
+        )
+        with contextlib.redirect_stderr(file):
+            try:
+                yield
+            except Exception:
+                traceback.print_exc(file=file)
+                raise SystemExit(1) from None
