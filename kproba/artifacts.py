@@ -20,14 +20,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary file name beside `path` that takes its place when the block ends.
 
     The final name never holds half a file: the content is flushed to disk first and
-    renamed after. On an error the temporary file is removed.
+    renamed after. On an error the temporary file is removed; one that a killed process
+    left is overwritten by the next.
 
     Raises:
         OSError: The disk is full or the folder cannot be written; names the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -42,7 +43,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place when the block ends."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -153,21 +154,32 @@ def read_label_image(path: str | Path) -> np.ndarray:
     """Read the label values (H, W) uint8 of a palette or grey PNG.
 
     Raises:
-        ValueError: The file is no single-channel 8-bit image.
+        WrongModeError: The file is no single-channel 8-bit image.
     """
     with Image.open(path) as image:
         return label_values(image, path)
+
+
+class WrongModeError(ValueError):
+    """An image that holds something else than labels."""
+
+
+# Pillow stretches grey images of few bits over 0..255; labels want the stored values.
+STRETCHED = {"L;2": 85, "L;4": 17}
 
 
 def label_values(image: Image.Image, path: str | Path = "the mask") -> np.ndarray:
     """Label values (H, W) uint8 of an opened palette or grey image.
 
     Raises:
-        ValueError: It has several channels or more than 8 bits; names `path`.
+        WrongModeError: It has several channels or more than 8 bits; names `path`.
     """
     if image.mode not in ("P", "L", "1"):
-        raise ValueError(
+        raise WrongModeError(
             f"Expected a palette or grey 8-bit mask, but {path} has mode "
             f"{image.mode}. Save class numbers, not colours."
         )
-    return np.array(image, dtype=np.uint8)
+    tile = getattr(image, "tile", None)  # of image files only, until they are read
+    stored = tile[0][3] if tile else ""
+    raw = stored[0] if isinstance(stored, tuple) else stored
+    return np.array(image, dtype=np.uint8) // STRETCHED.get(str(raw), 1)

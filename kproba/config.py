@@ -25,7 +25,7 @@ from kproba.datasets import (
     class_names,
     class_orders,
     is_there,
-    parts,
+    state_of,
 )
 from kproba.methods import METHODS, RULES_WITH_BANK, LossWeights, Method
 from kproba.splits import (
@@ -248,7 +248,13 @@ class Plan:
 
     def __init__(self, config: Config):
         self.config = config
-        self._names = {name: self._class_names(name) for name in config["datasets"]}
+        for settings in config["datasets"].values():
+            if "path" in settings:
+                settings["path"] = str(Path(settings["path"]).expanduser())
+        used = {experiment["dataset"] for experiment in config["experiments"]}
+        self._names = {
+            name: self._class_names(name) for name in config["datasets"] if name in used
+        }
         self._groups: dict[tuple[str, str], Groups] = {}
         self._recipes = self._methods()
         self.runs: list[Run] = []
@@ -296,19 +302,29 @@ class Plan:
         settings = self.config["datasets"][dataset]
         if settings["kind"] == "digits":
             return f"results/data/{dataset}/scenes"
-        if settings.get("download") and not is_there(
-            settings["kind"], settings["path"]
-        ):
+        if self._downloads(dataset):
             return f"results/data/{dataset}/unpacked"
-        return settings["path"]
+        folder: str = settings["path"]
+        return folder
 
-    def files(self, dataset: str) -> list[str]:
-        """What the index of a dataset is made from, as far as it exists already."""
-        folder = self.folder(dataset)
-        if folder.startswith("results/data/"):
-            return [folder]
+    def _downloads(self, dataset: str) -> bool:
         settings = self.config["datasets"][dataset]
-        return [str(path) for path in parts(settings["kind"], folder)]
+        if not settings.get("download", False):
+            return False
+        return not is_there(settings["kind"], settings["path"])
+
+    def made_folders(self, dataset: str) -> list[str]:
+        """The folder of a dataset if a rule makes it, else nothing."""
+        kind = self.config["datasets"][dataset]["kind"]
+        made = kind == "digits" or self._downloads(dataset)
+        return [self.folder(dataset)] if made else []
+
+    def state_of_files(self, dataset: str) -> str:
+        """Changes when files change that no rule makes."""
+        if self.made_folders(dataset):
+            return ""
+        settings = self.config["datasets"][dataset]
+        return state_of(settings["kind"], settings["path"])
 
     def archives(self, dataset: str) -> list[Archive]:
         """What `download: true` fetches; empty for kinds that nobody publishes."""

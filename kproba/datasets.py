@@ -11,9 +11,10 @@ Nothing here imports torch: the rules ask for class names at every Snakemake cal
 """
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -57,11 +58,13 @@ ARCHIVES = {
     },
 }
 
-# `labels_sha256` of the integrity report, by kind and number of images.
+# Images, and `labels_sha256` of the integrity report, of complete datasets.
+PUBLISHED_IMAGES = {
+    "voc": {"train": 10582, "val": 1449},
+    "ade20k": {"train": 20210, "val": 2000},
+}
 PUBLISHED_LABELS = {
-    ("voc", 12031): (
-        "db11442560741fdc7515ccbe543196ddde8e6605b22f0b7f116792f53f8cf97b"
-    ),
+    "voc": "db11442560741fdc7515ccbe543196ddde8e6605b22f0b7f116792f53f8cf97b",
 }
 
 LAYOUTS = {
@@ -129,14 +132,25 @@ def is_there(kind: str, folder: str | Path) -> bool:
     return bool(parts(kind, folder))
 
 
-def parts(kind: str, folder: str | Path) -> list[Path]:
-    """The files and folders of a dataset that its index is made from.
+def state_of(kind: str, folder: str | Path) -> str:
+    """A digest of names, sizes and times of a dataset's files, "" if it is not there.
 
-    A change of one of them, such as an image that is added, makes the index old.
-
-    Returns:
-        Those that exist; none if the dataset is not there.
+    A file that is added, removed or edited makes the index old; other files that lie
+    about do not. Reads no file.
     """
+    folders = parts(kind, folder)
+    digest = hashlib.sha256()
+    for part in folders:
+        for entry in sorted(os.scandir(part), key=lambda entry: entry.name):
+            if Path(entry.name).suffix.lower() in (*IMAGE_SUFFIXES, ".txt"):
+                found = entry.stat()
+                line = f"{part}/{entry.name} {found.st_size} {found.st_mtime_ns}\n"
+                digest.update(os.fsencode(line))
+    return digest.hexdigest() if folders else ""
+
+
+def parts(kind: str, folder: str | Path) -> list[Path]:
+    """The folders that a dataset's files are in; none if it is not there."""
     folder = Path(folder)
     if kind == "voc":
         root, masks = _voc_folders(folder)
@@ -153,7 +167,7 @@ def parts(kind: str, folder: str | Path) -> list[Path]:
     ]
     if not all(path.is_dir() for path in found[:2]):
         return []
-    return [path for path in (*found, folder / "classes.txt") if path.exists()]
+    return [path for path in found if path.is_dir()]
 
 
 # --- folder --------------------------------------------------------------------------
@@ -176,10 +190,11 @@ def _folder_pairs(folder: Path, val_share: float) -> tuple[list[Pair], list[Prob
         pairs, problems = _joined(found)
         return _without_overlap(pairs, problems)
     pairs, problems = _pairs_of(*train, "train")
-    return [
-        Pair(pair.id, "val" if held_out(pair.id, val_share) else "train", *_files(pair))
+    shared = [
+        replace(pair, subset="val") if held_out(pair.id, val_share) else pair
         for pair in pairs
-    ], problems
+    ]
+    return shared, problems
 
 
 def held_out(name: str, share: float) -> bool:
@@ -191,49 +206,47 @@ def held_out(name: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def _files(pair: Pair) -> tuple[Path, Path]:
-    return pair.image, pair.mask
-
-
 def _pairs_of(
     images: Path, masks: Path, subset: str
 ) -> tuple[list[Pair], list[Problem]]:
     """Pairs by equal names, but for the ending."""
-    image_of, problems = _by_name(images, IMAGE_SUFFIXES, "image")
-    mask_of, others = _by_name(masks, (".png",), "mask")
-    problems += others
-    for name, image in image_of.items():
-        if name not in mask_of:
+    images_of = _by_name(images, IMAGE_SUFFIXES)
+    masks_of = _by_name(masks, (".png",))
+    pairs: list[Pair] = []
+    problems: list[Problem] = []
+    for name in sorted(images_of | masks_of):
+        image, mask = images_of.get(name, []), masks_of.get(name, [])
+        for what, paths in (("image", image), ("mask", mask)):
+            text = f"another {what} has the id '{name}'"
+            if len(paths) > 1:
+                problems += [Problem("duplicate id", str(path), text) for path in paths]
+        if not mask:
             text = f"no mask {masks / name}.png"
-            problems.append(Problem("missing mask", str(image), text))
-    for name, mask in mask_of.items():
-        if name not in image_of:
+            problems += [Problem("missing mask", str(path), text) for path in image]
+        if not image:
             text = f"no image {images / name} with an ending of {IMAGE_SUFFIXES}"
-            problems.append(Problem("missing image", str(mask), text))
-    pairs = [
-        Pair(name, subset, image, mask_of[name])
-        for name, image in image_of.items()
-        if name in mask_of
-    ]
+            problems += [Problem("missing image", str(path), text) for path in mask]
+        if len(image) == len(mask) == 1:
+            pairs.append(Pair(name, subset, image[0], mask[0]))
     return pairs, problems
 
 
-def _by_name(
-    folder: Path, suffixes: Sequence[str], what: str
-) -> tuple[dict[str, Path], list[Problem]]:
-    """Files by name without ending; names that occur twice are left out."""
-    paths = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not path.name.startswith(".")
-    )
-    count = Counter(path.stem for path in paths)
-    problems = [
-        Problem("duplicate id", str(path), f"another {what} has the id '{path.stem}'")
-        for path in paths
-        if count[path.stem] > 1
-    ]
-    return {path.stem: path for path in paths if count[path.stem] == 1}, problems
+def _by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
+    """Files by name without ending.
+
+    Raises:
+        ValueError: A name is no UTF-8.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+            if not path.name.isprintable():
+                raise ValueError(
+                    f"Expected names of printable UTF-8 in {folder}, but got "
+                    f"{os.fsencode(path.name)!r}. Rename the file."
+                )
+            found.setdefault(path.stem, []).append(path)
+    return found
 
 
 def _without_overlap(
@@ -275,7 +288,10 @@ def _voc_pairs(folder: Path) -> tuple[list[Pair], list[Problem]]:
     pairs: list[Pair] = []
     problems: list[Problem] = []
     for subset, ids in voc_ids(root).items():
-        for name in ids:
+        for name, count in Counter(ids).items():
+            if count > 1:
+                text = f"{count} times in the list of {subset}"
+                problems.append(Problem("duplicate id", name, text))
             image = root / "JPEGImages" / f"{name}.jpg"
             mask = masks / "SegmentationClassAug" / f"{name}.png"
             absent = [path for path in (image, mask) if not path.is_file()]
@@ -286,6 +302,17 @@ def _voc_pairs(folder: Path) -> tuple[list[Pair], list[Problem]]:
             if not absent:
                 pairs.append(Pair(name, subset, image, mask))
     return _without_overlap(pairs, problems)
+
+
+def _read_ids(path: Path) -> list[str]:
+    ids = path.read_text(encoding="utf-8-sig").split()
+    wrong = [name for name in ids if "/" in name]
+    if wrong:
+        raise ValueError(
+            f"Expected one id a line in {path}, such as 2007_000032, but got a path, "
+            f"'{wrong[0]}'. Write ids without folder and ending."
+        )
+    return ids
 
 
 def _voc_folders(folder: Path) -> tuple[Path | None, Path | None]:
@@ -312,7 +339,7 @@ def voc_ids(root: Path) -> dict[str, list[str]]:
                 f"train_aug.txt of its own. Write it, or remove train_aug.txt to use "
                 f"the lists of the field."
             )
-        return {subset: path.read_text().split() for subset, path in own.items()}
+        return {subset: _read_ids(path) for subset, path in own.items()}
     return {"train": _list("voc_train_aug"), "val": _list("voc_val")}
 
 
@@ -354,16 +381,19 @@ def _ade20k_parts(root: Path) -> list[Path]:
 
 
 def _missing(kind: str, folder: Path, name: str) -> MissingDatasetError:
-    lines = [
-        f"Expected {name} in {folder.absolute()} with {LAYOUTS[kind]}, but did not "
-        f"find it there."
-    ]
+    where = folder.absolute()
+    lines = [f"Expected {name} in {where} with {LAYOUTS[kind]}."]
+    if not where.is_dir():
+        lines.append("There is no such folder.")
+    else:
+        found = sorted(path.name for path in where.iterdir())[:8]
+        lines.append(f"Found there: {', '.join(found) or 'nothing'}.")
     for archive in ARCHIVES.get(kind, {}).values():
         lines.append(f"Fetch {archive.name} from {archive.mirrors[0]}")
     if kind in ARCHIVES:
         lines.append(
-            f"and unpack into {folder.absolute()}; or name the folder that has it as "
-            f"`path` of the dataset; or set `download: true`."
+            f"as far as it is missing, and unpack into {where}; or name the folder "
+            f"that has it as `path` of the dataset; or set `download: true`."
         )
     else:
         lines.append("Name the folder that has it as `path` of the dataset.")
@@ -394,6 +424,8 @@ def class_names(
     if listed is not None:
         return _checked(listed, "`classes`")
     assert folder is not None
+    if not Path(folder).is_dir():
+        raise _missing(kind, Path(folder), "a dataset")
     path = Path(folder) / "classes.txt"
     if not path.is_file():
         raise ValueError(
@@ -405,8 +437,19 @@ def class_names(
 
 
 def _names_of(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"Expected UTF-8 in {path}, but got {error}. Save it as UTF-8."
+        ) from error
+    names = [line.strip() for line in text.rstrip().splitlines()]
+    if "" in names:
+        raise ValueError(
+            f"Expected a name in every line of {path}, because the line tells the "
+            f"label, but line {names.index('') + 1} is empty. Remove it."
+        )
+    return names
 
 
 def _checked(names: Sequence[str], where: str) -> list[str]:

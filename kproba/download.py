@@ -1,11 +1,14 @@
 """Archives of public datasets: downloaded with resume and checksum, unpacked safely."""
 
+import gzip
 import hashlib
 import logging
+import lzma
 import shutil
 import tarfile
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -53,25 +56,34 @@ def download(archive: Archive, path: str | Path) -> None:
 
     Raises:
         DownloadError: Every mirror failed; names each with its reason.
+        OSError: The file cannot be written, such as on a full disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     reasons = []
     for url in archive.mirrors:
+        continued = part.exists()
         try:
             _fetch(url, part, mixable=archive.checksum is not None)
-            verify(part, archive.checksum)
-        except ChecksumError as error:
-            _forget(part)
+            try:
+                verify(part, archive.checksum)
+            except ChecksumError:
+                _forget(part)
+                if not continued:
+                    raise
+                log.warning("%s: what was kept is spoilt; starting again", url)
+                _fetch(url, part, mixable=True)
+                verify(part, archive.checksum)
+        except (requests.RequestException, _CutOff, ValueError) as error:
+            if isinstance(error, ChecksumError):
+                _forget(part)
             reasons.append(f"{url}: {error}")
-        except (requests.RequestException, OSError, ValueError) as error:
-            reasons.append(f"{url}: {error}")
+            log.warning("%s", reasons[-1])
         else:
             part.replace(path)
             _forget(part)
             return
-        log.warning("%s", reasons[-1])
     listed = "".join(f"\n  {reason}" for reason in reasons) or "\n  no mirror is named"
     raise DownloadError(
         f"Expected to download {archive.name}, but no mirror delivered it:{listed}\n"
@@ -128,6 +140,7 @@ def _fetch_once(url: str, part: Path, *, mixable: bool) -> None:
             raise ValueError("the server resumes at another place than asked")
         if not resumed:
             have = 0
+            part.unlink(missing_ok=True)  # before the note says where it comes from
         version = reply.headers.get("ETag", "")
         if not version or version.startswith("W/"):  # weak tags cannot resume
             version = reply.headers.get("Last-Modified", "")
@@ -211,6 +224,7 @@ def unpack(archives: Sequence[tuple[Path, str | None]], folder: str | Path) -> N
     Raises:
         ValueError: A file is damaged, not the published one, or holds an entry that an
             archive of pictures never holds; names it.
+        OSError: The disk is full.
     """
     with atomic_directory(folder) as temporary:
         for path, checksum in archives:
@@ -223,9 +237,11 @@ def unpack(archives: Sequence[tuple[Path, str | None]], folder: str | Path) -> N
                 UnsafeEntryError,
                 tarfile.TarError,
                 zipfile.BadZipFile,
+                gzip.BadGzipFile,
+                zlib.error,
+                lzma.LZMAError,
                 EOFError,
-                NotImplementedError,
-                RuntimeError,  # zipfile: encrypted
+                RuntimeError,  # zipfile: encrypted, or of an unknown compression
             ) as error:
                 raise ValueError(
                     f"Expected an undamaged archive in {path}, but: {error}. Delete "
@@ -260,6 +276,8 @@ def _entries(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
             content = archive.extractfile(member)
             assert content is not None  # a regular file
             yield member.name, member.size, content
+        while archive.fileobj is not None and archive.fileobj.read(CHUNK):
+            pass  # a compressed file's own checksum is at its end
 
 
 def _safe(name: str) -> PurePosixPath:
@@ -271,12 +289,18 @@ def _safe(name: str) -> PurePosixPath:
 
 
 def _write(path: Path, size: int, content: IO[bytes]) -> None:
-    if path.exists():
-        raise UnsafeEntryError(f"'{path.name}' is there twice")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if size > shutil.disk_usage(path.parent).free:
-        raise UnsafeEntryError(f"'{path.name}' has {size} bytes, more than is free")
-    with path.open("xb") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("xb")
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise UnsafeEntryError(f"'{path.name}' is there twice") from error
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise OSError(
+            f"Expected room for {size} bytes in {path.parent}, but {free} are free. "
+            f"Free some and run again."
+        )
+    with file:
         shutil.copyfileobj(content, file, CHUNK)
     if path.stat().st_size != size:
         raise EOFError(

@@ -16,10 +16,17 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
-from kproba.artifacts import atomic_path, label_values, write_json
-from kproba.datasets import PUBLISHED_LABELS, SUBSETS, Pair, Problem, find_pairs
+from kproba.artifacts import WrongModeError, atomic_path, label_values, write_json
+from kproba.datasets import (
+    PUBLISHED_IMAGES,
+    PUBLISHED_LABELS,
+    SUBSETS,
+    Pair,
+    Problem,
+    find_pairs,
+)
 from kproba.splits import IGNORE
 
 log = logging.getLogger("kproba")
@@ -27,6 +34,9 @@ log = logging.getLogger("kproba")
 NAMED = 20  # problems in an error message
 BATCH = 64  # pairs handed to a process at once
 PROGRESS = 2000  # images between two log lines
+# What Pillow raises for files that it cannot read.
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+DEEP = ("I", "F")  # modes of 16 and 32 bits begin so; as RGB they would turn white
 UPRIGHT = (0, 1)  # EXIF orientations that mean "as stored"
 
 
@@ -104,12 +114,15 @@ def index_dataset(
             raise ValueError(
                 f"Expected {subset} images in {folder}, but there are none"
                 + (f" left without the {len(problems)} skipped" if problems else "")
-                + f"; a folder needs some for {' and '.join(SUBSETS)}."
+                + ". Add some; of a folder without val folders, a share of "
+                f"{val_share:g} is held out by name (`val_share`)."
             )
-    if problems:
-        log.warning("%d problem(s) skipped, see %s", len(problems), report)
-        for problem in problems[:NAMED]:
-            log.warning("  %s", problem)
+    warnings = [Problem(**entry) for entry in content["warnings"]]
+    for what, told in (("skipped", problems), ("unusual", warnings)):
+        if told:
+            log.warning("%d %s, all in %s:", len(told), what, report)
+        for entry in told[:NAMED]:
+            log.warning("  %s", entry)
     write_json(report, content)
     with atomic_path(index) as temporary:
         pd.DataFrame([_cells(row) for row in rows]).to_csv(temporary, index=False)
@@ -153,13 +166,12 @@ def _report(
         images_of_label.update(row.labels.keys())
     digest = labels_digest(rows)
     warnings = [warning for row in rows for warning in row.warnings]
-    warnings += _equal_images(rows) + _unusual_masks(kind, folder, len(rows), digest)
+    images = {subset: sum(r.pair.subset == subset for r in rows) for subset in SUBSETS}
+    warnings += _equal_images(rows) + _not_as_published(kind, folder, images, digest)
     return {
         "kind": kind,
         "folder": str(folder),
-        "images": {
-            subset: sum(row.pair.subset == subset for row in rows) for subset in SUBSETS
-        },
+        "images": images,
         "images_with_label": {
             str(label): images_of_label[label] for label in sorted(images_of_label)
         },
@@ -180,15 +192,19 @@ def labels_digest(rows: Iterable[Row]) -> str:
     return digest.hexdigest()
 
 
-def _unusual_masks(
-    kind: str, folder: str | Path, images: int, digest: str
+def _not_as_published(
+    kind: str, folder: str | Path, images: dict[str, int], digest: str
 ) -> list[Problem]:
-    """A warning if the masks of VOC are complete, but not those of the field."""
-    published = PUBLISHED_LABELS.get((kind, images))
-    if published in (None, digest):
-        return []
-    text = f"labels_sha256 is {digest}, of the copies that are in use {published}"
-    return [Problem("unusual masks", str(folder), text)]
+    """Warnings if a public dataset is not the whole one, or has other masks."""
+    whole = PUBLISHED_IMAGES.get(kind, images)
+    if images != whole:
+        text = f"has {images} images, the published dataset {whole}"
+        return [Problem("incomplete dataset", str(folder), text)]
+    published = PUBLISHED_LABELS.get(kind, digest)
+    if published != digest:
+        text = f"labels_sha256 is {digest}, of the copies that are in use {published}"
+        return [Problem("unusual masks", str(folder), text)]
+    return []
 
 
 def _equal_images(rows: list[Row]) -> list[Problem]:
@@ -232,17 +248,15 @@ def read_pair(pair: Pair, class_count: int) -> Row | Problem:
     try:
         content = pair.image.read_bytes()
         size, orientation = _decode(content)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        return Problem("unreadable image", str(pair.image), _why(error))
-    except Image.DecompressionBombError as error:
+    except UNREADABLE as error:
         return Problem("unreadable image", str(pair.image), _why(error))
     try:
         with _open(pair.mask.read_bytes()) as mask:
             mask_size = mask.size
             values = label_values(mask, pair.mask)
-    except ValueError as error:
+    except WrongModeError as error:
         return Problem("no label image", str(pair.mask), _why(error))
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+    except UNREADABLE as error:
         return Problem("unreadable mask", str(pair.mask), _why(error))
     if mask_size != size:
         turned = orientation not in UPRIGHT and mask_size == size[::-1]
@@ -304,10 +318,14 @@ def _decode(content: bytes) -> tuple[tuple[int, int], int]:
     """Size as stored and EXIF orientation of an image that can be read to its end."""
     with _open(content) as image:
         size = image.size
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        if image.mode.startswith(DEEP):
+            raise OSError(f"has mode {image.mode}; save it with 8 bits per channel")
         image.draft("L", (1, 1))  # a JPEG is read whole, but at an eighth of its size
         image.load()
-    return size, int(orientation)
+        if image.format == "TIFF":  # Pillow turns these by itself
+            return image.size, UPRIGHT[0]
+    return size, orientation
 
 
 def _why(error: BaseException) -> str:

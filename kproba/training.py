@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -230,32 +230,12 @@ def train(
     start = progress.iteration
     network = wrap(student, settings, process)
 
-    images = TrainingImages(
-        split,
-        augmentation=settings.augmentation,
-        seed=settings.seed,
-        label_table=settings.label_map.training_table(),
-        pseudo_labels=files.pseudo_labels,
-    )
-    stream = TrainingStream(
-        len(split),
-        epochs=optimisation.epochs,
-        batch_size=optimisation.batch_size,
-        seed=settings.seed,
-        rank=process.rank,
-        world_size=process.world_size,
-        accumulation=means.accumulation,
-        start=start,
-    )
+    stream, loader = batches_of(split, settings, files, means, process, start)
     iterations = stream.iterations
-    loader = iter(training_loader(images, stream, workers=means.workers))
+    writer = None
     if process.first:
         log_header(settings, means, process, len(split), iterations, start, precision)
-    writer = (
-        SummaryWriter(str(files.tensorboard), purge_step=start)
-        if process.first
-        else None
-    )
+        writer = SummaryWriter(str(files.tensorboard), purge_step=start)
     clock = last_log = last_state = time.monotonic()
     seconds_before = progress.seconds
 
@@ -314,23 +294,62 @@ def train(
                 last_log = now
 
     process.wait()
-    if process.first:
-        assert writer is not None
+    if writer is not None:
         writer.close()
-        with atomic_path(files.metrics) as temporary:
-            pd.DataFrame(progress.rows).to_csv(temporary, index=False)
-        save_model(student, files.model, about=describe(settings))
+        write_outputs(student, settings, files, progress, len(split))
         checkpoint.remove()
-        summary = {
-            "step": settings.step,
-            "method": settings.method,
-            "iterations": iterations,
-            "images": len(split),
-            "seconds": round(progress.seconds, 1),
-            "loss": progress.rows[-1]["loss"],
-        }
-        log.info("%s", json.dumps(summary))
     return student
+
+
+def batches_of(
+    split: pd.DataFrame,
+    settings: StepSettings,
+    files: Files,
+    means: Means,
+    process: Process,
+    start: int,
+) -> tuple[TrainingStream, Iterator[Batch]]:
+    """This process's part of the training stream, from iteration `start` on."""
+    images = TrainingImages(
+        split,
+        augmentation=settings.augmentation,
+        seed=settings.seed,
+        label_table=settings.label_map.training_table(),
+        pseudo_labels=files.pseudo_labels,
+    )
+    stream = TrainingStream(
+        len(split),
+        epochs=settings.optimisation.epochs,
+        batch_size=settings.optimisation.batch_size,
+        seed=settings.seed,
+        rank=process.rank,
+        world_size=process.world_size,
+        accumulation=means.accumulation,
+        start=start,
+    )
+    return stream, iter(training_loader(images, stream, workers=means.workers))
+
+
+def write_outputs(
+    student: SegmentationNetwork,
+    settings: StepSettings,
+    files: Files,
+    progress: Progress,
+    images: int,
+) -> None:
+    """Write metrics.csv, then the model, and log the summary of the step as JSON."""
+    with atomic_path(files.metrics) as temporary:
+        pd.DataFrame(progress.rows).to_csv(temporary, index=False)
+    save_model(student, files.model, about=describe(settings))
+    summary = {
+        "step": settings.step,
+        "method": settings.method,
+        "iterations": progress.iteration,
+        "images": images,
+        "seconds": round(progress.seconds, 1),
+        "loss": progress.rows[-1]["loss"],
+    }
+    log.info("%s", json.dumps(summary))
 
 
 def build_networks(

@@ -403,7 +403,10 @@ def test_dataset_named_by_a_number_is_refused():
             ["methods.b.based_on", "'a'"],
         ),
         (
-            {"datasets": {"own": {"kind": "folder", "path": "no/such/folder"}}},
+            {
+                "datasets": {"own": {"kind": "folder", "path": "no/such/folder"}},
+                **_experiment(dataset="own"),
+            },
             ["datasets.own", "no/such/folder"],
         ),
         (

@@ -1,5 +1,6 @@
 """Layouts of the kinds of datasets, their class names, lists and orders."""
 
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -17,6 +18,7 @@ from kproba.datasets import (
     find_pairs,
     is_there,
     parts,
+    state_of,
     voc_ids,
 )
 
@@ -72,6 +74,8 @@ def test_missing_voc_says_what_to_fetch_and_where_to_put_it(tmp_path, gone):
         assert archive.name in message
         assert archive.mirrors[0] in message
     assert "download: true" in message
+    [other] = {"JPEGImages", "SegmentationClassAug"} - {gone}
+    assert f"Found there: ImageSets, {other}." in message
 
 
 def test_files_of_the_list_that_are_not_there_are_named(tmp_path):
@@ -107,6 +111,24 @@ def test_validation_image_in_the_training_list_is_a_problem(tmp_path):
         ("2007_000032", "train"),
         ("2007_000033", "val"),
     ]
+
+
+def test_id_twice_in_a_list_is_a_problem(tmp_path):
+    _write_voc(tmp_path)
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.joinpath("val.txt").write_text("2007_000033\n2007_000033\n")
+    pairs, [problem] = find_pairs("voc", tmp_path)
+    assert (problem.kind, problem.path) == ("duplicate id", "2007_000033")
+    assert len(pairs) == 3
+
+
+def test_list_of_paths_is_refused(tmp_path):
+    _write_voc(tmp_path)
+    lists = tmp_path / "ImageSets/Segmentation"
+    line = "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png"
+    lists.joinpath("train_aug.txt").write_text(line)
+    with pytest.raises(ValueError, match=r"one id a line in .*train_aug\.txt"):
+        find_pairs("voc", tmp_path)
 
 
 def test_own_training_list_wants_its_validation_list(tmp_path):
@@ -188,10 +210,36 @@ def test_parts_of_a_folder_are_what_its_index_depends_on(small_folder):
         "images/val",
         "masks/train",
         "masks/val",
-        "classes.txt",
     }
     shutil.rmtree(small_folder / "masks/train")
     assert parts("folder", small_folder) == []
+
+
+def test_state_knows_added_removed_and_edited_files_and_no_others(small_folder):
+    states = [state_of("folder", small_folder)]
+    (small_folder / "images/train/.DS_Store").write_bytes(b"x")
+    (small_folder / "masks/train/Thumbs.db").write_bytes(b"x")
+    assert state_of("folder", small_folder) == states[0]
+    mask = small_folder / "masks/train/b.png"
+    content = mask.read_bytes()
+    mask.write_bytes(content[:-1] + b"x")  # the same size
+    os.utime(mask, ns=(1, 1))
+    states.append(state_of("folder", small_folder))
+    shutil.copy(mask, small_folder / "masks/val/new.png")
+    states.append(state_of("folder", small_folder))
+    (small_folder / "images/val/d.png").unlink()
+    states.append(state_of("folder", small_folder))
+    assert len(set(states)) == 4
+    assert state_of("folder", small_folder / "nowhere") == ""
+
+
+def test_name_that_is_no_utf8_is_refused(small_folder):
+    name = os.fsdecode(b"caf\xe9.png")
+    shutil.copy(
+        small_folder / "images/train/b.png", small_folder / "images/train" / name
+    )
+    with pytest.raises(ValueError, match="Rename the file"):
+        find_pairs("folder", small_folder)
 
 
 # --- orders --------------------------------------------------------------------------
@@ -243,14 +291,32 @@ def test_byte_order_mark_is_no_part_of_a_name(tmp_path):
     assert class_names("folder", tmp_path) == ["cat"]
 
 
-def test_class_names_leave_the_background_and_blank_lines_out(tmp_path):
-    (tmp_path / "classes.txt").write_text("background\n\n café \ndog\n\n", "utf-8")
+def test_class_names_leave_the_background_and_last_blank_lines_out(tmp_path):
+    (tmp_path / "classes.txt").write_text("background\n café \ndog\n\n\n", "utf-8")
     assert class_names("folder", tmp_path) == ["café", "dog"]
+
+
+def test_blank_line_that_would_shift_the_labels_is_refused(tmp_path):
+    (tmp_path / "classes.txt").write_text("background\n\ncat\n")
+    with pytest.raises(ValueError, match="line 2 is empty"):
+        class_names("folder", tmp_path)
+
+
+def test_class_names_of_another_encoding_are_refused(tmp_path):
+    (tmp_path / "classes.txt").write_bytes(b"background\ncaf\xe9\n")
+    with pytest.raises(ValueError, match=r"Expected UTF-8 in .*classes\.txt"):
+        class_names("folder", tmp_path)
 
 
 def test_missing_class_names_are_reported(tmp_path):
     with pytest.raises(ValueError, match=r"classes\.txt.*no such file"):
         class_names("folder", tmp_path)
+
+
+def test_missing_folder_is_reported_with_its_layout(tmp_path):
+    with pytest.raises(MissingDatasetError, match="There is no such folder") as error:
+        class_names("folder", tmp_path / "nowhere")
+    assert "images/train/ and masks/train/" in str(error.value)
 
 
 @pytest.mark.parametrize(

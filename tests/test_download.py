@@ -1,8 +1,10 @@
 """Downloads from a server that cuts, lies and breaks; archives that mean harm."""
 
+import errno
 import hashlib
 import io
 import os
+import shutil
 import tarfile
 import threading
 import zipfile
@@ -184,9 +186,9 @@ def test_wrong_content_is_refused_and_not_kept(server, tmp_path):
     assert names(tmp_path) == []
 
 
-def test_spoilt_part_is_fetched_anew_from_the_next_mirror(server, tmp_path):
+def test_spoilt_part_is_fetched_anew(server, tmp_path):
     (tmp_path / "a.tar.part").write_bytes(b"x" * 1000)
-    download(_archive(server.url(), server.url("b.tar")), tmp_path / "a.tar")
+    download(_archive(server.url()), tmp_path / "a.tar")
     assert server.asked == ["bytes=1000-", ""]
     assert (tmp_path / "a.tar").read_bytes() == CONTENT
 
@@ -276,11 +278,22 @@ HOSTILE: dict[str, Callable[[Path], Path]] = {
     "tar with a file twice": lambda path: _tar(
         path, (_member("a"), b"x"), (_member("a"), b"y")
     ),
+    "tar with a file and a folder of one name, twice": lambda path: _tar(
+        path, (_member("a"), b"x"), (_member("a/b"), b"y")
+    ),
     "zip with ../": lambda path: _zip(path, ("../evil", b"x")),
     "zip with /": lambda path: _zip(path, ("/tmp/evil", b"x")),
     "zip with a backslash": lambda path: _zip(path, ("a\\..\\evil", b"x")),
     "zip with a link": lambda path: _zip(path, (_zip_link("a"), b"/etc/passwd")),
 }
+
+
+def _reason(case: str) -> str:
+    if "twice" in case:
+        return "is there twice"
+    if any(word in case for word in ("link", "device", "pipe")):
+        return "is a link or a device"
+    return "leads out of the folder"
 
 
 @pytest.mark.parametrize("case", HOSTILE)
@@ -292,6 +305,7 @@ def test_hostile_archive_is_refused_and_nothing_is_written(tmp_path, case):
     with pytest.raises(ValueError, match="Expected an undamaged archive") as error:
         unpack([(good, None), (path, None)], tmp_path / "in" / "out")
     assert str(path) in str(error.value)
+    assert _reason(case) in str(error.value)
     assert names(tmp_path / "in") == []
     assert names(tmp_path) == ["bad.archive", "good.tar", "in"]
 
@@ -313,6 +327,50 @@ def test_file_that_is_no_archive_is_refused(tmp_path):
     path.write_text("<html>quota exceeded</html>")
     with pytest.raises(ValueError, match=r"a\.zip"):
         unpack([(path, None)], tmp_path / "out")
+
+
+@pytest.mark.parametrize("ending", ["zip", "gz", "xz"])
+def test_flipped_byte_is_refused_and_names_the_archive(tmp_path, ending):
+    content = b"0123456789" * 20_000
+    path = tmp_path / "a.archive"
+    if ending == "zip":
+        _zip(path, ("1.png", content))
+    else:
+        with tarfile.open(path, f"w:{ending}") as archive:
+            member = _member("1.png")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    spoilt = bytearray(path.read_bytes())
+    for place in range(len(spoilt) // 2, len(spoilt) // 2 + 8):
+        spoilt[place] ^= 0xFF
+    path.write_bytes(spoilt)
+    with pytest.raises(ValueError, match=r"a\.archive") as error:
+        unpack([(path, None)], tmp_path / "out")
+    assert "Delete the file" in str(error.value)
+    assert names(tmp_path) == ["a.archive"]
+
+
+def test_full_disk_is_no_fault_of_the_archive(tmp_path, monkeypatch):
+    path = _tar(tmp_path / "a.tar", (_member("1.jpg"), b"one"))
+    usage = shutil.disk_usage(tmp_path)._replace(free=2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"room for 3 bytes .* but 2 are free"):
+        unpack([(path, None)], tmp_path / "out")
+    assert names(tmp_path) == ["a.tar"]
+
+
+def test_disk_that_fills_up_stops_the_download_and_keeps_its_part(
+    server, tmp_path, monkeypatch
+):
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a.tar.part").write_bytes(CONTENT[:1000])
+    monkeypatch.setattr(module, "_copy", full)
+    with pytest.raises(OSError, match="No space left"):
+        download(_archive(server.url(), server.url("b.tar")), tmp_path / "a.tar")
+    assert server.asked == ["bytes=1000-"]
+    assert (tmp_path / "a.tar.part").read_bytes() == CONTENT[:1000]
 
 
 def test_file_put_there_by_hand_is_verified(tmp_path):

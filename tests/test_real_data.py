@@ -191,8 +191,10 @@ def test_added_image_makes_the_index_again(test_data, tmp_path):
     target = "results/data/animals/index.csv"
     snakemake(tmp_path / "run", target)
     assert jobs(tmp_path / "run", target) == {}
+    (tmp_path / "data/images/train/.DS_Store").write_bytes(b"x")
+    assert jobs(tmp_path / "run", target) == {}
     for kind in ("images", "masks"):
-        one = sorted((tmp_path / "data" / kind / "train").iterdir())[0]
+        one = sorted((tmp_path / "data" / kind / "train").iterdir())[1]
         shutil.copy(one, one.with_name(f"new{one.suffix}"))
     assert jobs(tmp_path / "run", target) == {"prepare_dataset": 1}
 
@@ -251,8 +253,7 @@ def test_plan_needs_no_data_and_a_run_says_what_to_fetch(
     assert planned["train_step"] == trainings
     assert planned["fetch_weights"] == 1
     dataset = name.removesuffix(".yaml")
-    target = f"results/data/{dataset}/index.csv"
-    output = snakemake(tmp_path, target, succeeds=False)
+    output = snakemake(tmp_path, succeeds=False)
     for word in [*words, "http", "download: true", str(tmp_path / "datasets")]:
         assert word in output
     assert names(tmp_path / f"results/data/{dataset}") == ["index.log"]
@@ -315,6 +316,8 @@ def test_dataset_is_downloaded_unpacked_and_indexed(mirror, tmp_path):
     index = pd.read_csv(tmp_path / "run" / target)
     assert len(index) == 66
     assert jobs(tmp_path / "run", target) == {}
+    _download(tmp_path / "run", url.replace("127.0.0.1", "localhost"), checksum)
+    assert jobs(tmp_path / "run", target) == {}  # another mirror, the same files
 
 
 def test_wrong_download_is_refused_in_one_message(mirror, tmp_path):

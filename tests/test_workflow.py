@@ -252,8 +252,11 @@ def kill_session(leader: int) -> None:
             "base.batch_size: expected a multiple of 3 process",
         ),
         (
-            {"datasets": {"mine": {"kind": "folder", "path": "nowhere"}}},
-            "datasets.mine: .*classes.txt",
+            {
+                "datasets": {"mine": {"kind": "folder", "path": "nowhere"}},
+                "experiments": [{"dataset": "mine", "task": "6-2"}],
+            },
+            "datasets.mine: .*nowhere with images/train/",
         ),
     ],
 )

@@ -111,9 +111,13 @@ def names_so_far(wildcards):
 # --- Data ----------------------------------------------------------------------------
 
 
-def dataset_files(wildcards):
-    """What the index is made from; nothing for a dataset that is not there yet."""
-    return plan.files(wildcards.dataset)
+def made_dataset(wildcards):
+    """The folder of a dataset that a rule draws or unpacks."""
+    return plan.made_folders(wildcards.dataset)
+
+
+def state_of_dataset(wildcards):
+    return plan.state_of_files(wildcards.dataset)
 
 
 def digits_settings(wildcards):
@@ -141,7 +145,7 @@ def archive_of(wildcards):
 
 
 def mirrors(wildcards):
-    return archive_of(wildcards).mirrors
+    return " ".join(archive_of(wildcards).mirrors)
 
 
 def checksum(wildcards):

@@ -23,8 +23,9 @@ rule download_archive:
     conda:
         "../../envs/kproba.yaml"
     params:
-        mirrors=mirrors,
         checksum=checksum,
+    resources:
+        mirrors=mirrors,  # no param: where a file comes from does not change it
     message:
         "Downloading {wildcards.archive}"
     script:
@@ -50,7 +51,7 @@ rule unpack_archives:
 
 rule prepare_dataset:
     input:
-        files=dataset_files,
+        folder=made_dataset,
     output:
         index="results/data/{dataset}/index.csv",
         integrity="results/data/{dataset}/integrity.json",
@@ -59,9 +60,11 @@ rule prepare_dataset:
     conda:
         "../../envs/kproba.yaml"
     threads: 8
+    priority: 20  # a faulty dataset stops the run before anything else is begun
     params:
         settings=index_settings,
         class_count=class_count,
+        files=state_of_dataset,
     message:
         "Checking and indexing the images and masks of {wildcards.dataset}"
     script:

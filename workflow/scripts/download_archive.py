@@ -12,7 +12,7 @@ with log_to(snakemake.log[0], terminal=True):
     download(
         Archive(
             snakemake.wildcards.archive,
-            tuple(snakemake.params.mirrors),
+            tuple(snakemake.resources.mirrors.split()),
             snakemake.params.checksum,
         ),
         snakemake.output.archive,
