@@ -22,10 +22,10 @@ rule download_archive:
     localrule: True  # nodes of a cluster often have no internet
     conda:
         "../../envs/kproba.yaml"
-    params:
-        checksum=checksum,
     resources:
         mirrors=mirrors,  # no param: where a file comes from does not change it
+    params:
+        checksum=checksum,
     message:
         "Downloading {wildcards.archive}"
     script:
@@ -57,10 +57,10 @@ rule prepare_dataset:
         integrity="results/data/{dataset}/integrity.json",
     log:
         "results/data/{dataset}/index.log",
+    priority: 20  # a faulty dataset stops the run before anything else is begun
     conda:
         "../../envs/kproba.yaml"
     threads: 8
-    priority: 20  # a faulty dataset stops the run before anything else is begun
     params:
         settings=index_settings,
         class_count=class_count,
