@@ -1,6 +1,7 @@
 # make demo    set up, run the embedded example, print the table and where the report is
 # make test    set up, run the tests
 # make lint    set up, check format, style and types
+# make bench   set up, measure benchmarks/README.md again (ten minutes, idle machine)
 PYTHON ?= python3
 VENV ?= .venv
 CORES ?= all
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 SHELL := /bin/bash
 
-.PHONY: demo test lint format setup clean
+.PHONY: demo test lint bench format setup clean
 
 setup: $(VENV)/.ready
 
@@ -47,6 +48,9 @@ lint: setup
 	snakefmt --check Snakefile workflow
 	mypy
 	snakemake --lint
+
+bench: setup
+	OMP_WAIT_POLICY=passive python -m benchmarks
 
 format: setup
 	ruff check --fix .

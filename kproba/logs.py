@@ -12,8 +12,8 @@ from pathlib import Path
 def log_to(path: str | Path, *, terminal: bool = False) -> Iterator[None]:
     """Send log lines, warnings and the error of a block to a file.
 
-    An error is written to the file with its traceback and ends the process with status
-    1; whoever started it shows the file.
+    An error ends the process with status 1, and whoever started it shows the file. One
+    that this package raises on purpose speaks for itself; others come with a traceback.
 
     Args:
         path: The log file, replaced.
@@ -31,6 +31,16 @@ def log_to(path: str | Path, *, terminal: bool = False) -> Iterator[None]:
         with contextlib.redirect_stderr(file):
             try:
                 yield
-            except Exception:
-                traceback.print_exc(file=file)
+            except Exception as error:
+                if _on_purpose(error):
+                    print(f"Error: {error}", file=file)
+                else:
+                    traceback.print_exc(file=file)
                 raise SystemExit(1) from None
+
+
+def _on_purpose(error: Exception) -> bool:
+    """Whether an error was raised by a statement of this package, with a message."""
+    *_, innermost = traceback.extract_tb(error.__traceback__)
+    own = Path(innermost.filename).is_relative_to(Path(__file__).parent)
+    return own and isinstance(error, ValueError | OSError | RuntimeError)
