@@ -13,7 +13,7 @@ Nothing here imports torch: the rules ask for class names at every Snakemake cal
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -118,6 +118,7 @@ def find_pairs(
 
     Raises:
         MissingDatasetError: The folders that the kind expects are not there.
+        ValueError: A list or a file name cannot be read.
     """
     folder = Path(folder)
     if kind == "voc":
@@ -142,7 +143,9 @@ def state_of(kind: str, folder: str | Path) -> str:
     digest = hashlib.sha256()
     for part in folders:
         for entry in sorted(os.scandir(part), key=lambda entry: entry.name):
-            if Path(entry.name).suffix.lower() in (*IMAGE_SUFFIXES, ".txt"):
+            hidden = entry.name.startswith(".")
+            suffix = Path(entry.name).suffix.lower()
+            if suffix in (*IMAGE_SUFFIXES, ".txt") and not hidden:
                 found = entry.stat()
                 line = f"{part}/{entry.name} {found.st_size} {found.st_mtime_ns}\n"
                 digest.update(os.fsencode(line))
@@ -178,7 +181,7 @@ def _folder_pairs(folder: Path, val_share: float) -> tuple[list[Pair], list[Prob
     train = (images / "train", masks / "train")
     val = (images / "val", masks / "val")
     if not all(path.is_dir() for path in train):
-        raise _missing("folder", folder, "folder")
+        raise _missing("folder", folder, "a dataset")
     if any(path.is_dir() for path in val):
         if not all(path.is_dir() for path in val):
             raise MissingDatasetError(
@@ -186,9 +189,7 @@ def _folder_pairs(folder: Path, val_share: float) -> tuple[list[Pair], list[Prob
                 f"one of the two folders is not there. Make both, or none to hold out "
                 f"a share of the training images."
             )
-        found = [_pairs_of(*train, "train"), _pairs_of(*val, "val")]
-        pairs, problems = _joined(found)
-        return _without_overlap(pairs, problems)
+        return _both(train, val)
     pairs, problems = _pairs_of(*train, "train")
     shared = [
         replace(pair, subset="val") if held_out(pair.id, val_share) else pair
@@ -204,6 +205,15 @@ def held_out(name: str, share: float) -> bool:
     """
     digest = hashlib.sha256(name.encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def _both(
+    train: tuple[Path, Path], val: tuple[Path, Path]
+) -> tuple[list[Pair], list[Problem]]:
+    """Pairs of two subsets, each a folder of images and a folder of masks."""
+    pairs, problems = _pairs_of(*train, "train")
+    more_pairs, more_problems = _pairs_of(*val, "val")
+    return _without_overlap(pairs + more_pairs, problems + more_problems)
 
 
 def _pairs_of(
@@ -254,28 +264,15 @@ def _without_overlap(
 ) -> tuple[list[Pair], list[Problem]]:
     """A validation image must not be trained on: such training images are a problem."""
     tested = {pair.id for pair in pairs if pair.subset == "val"}
-    overlap = [p for p in pairs if p.subset == "train" and p.id in tested]
-    leaks = [
-        Problem(
-            "train/val overlap",
-            str(pair.image),
-            f"the id '{pair.id}' is in train and in val",
-        )
-        for pair in overlap
-    ]
-    kept = [pair for pair in pairs if pair not in set(overlap)]
+    kept: list[Pair] = []
+    leaks: list[Problem] = []
+    for pair in pairs:
+        if pair.subset == "train" and pair.id in tested:
+            text = f"the id '{pair.id}' is in train and in val"
+            leaks.append(Problem("train/val overlap", str(pair.image), text))
+        else:
+            kept.append(pair)
     return kept, problems + leaks
-
-
-def _joined(
-    found: Iterable[tuple[list[Pair], list[Problem]]],
-) -> tuple[list[Pair], list[Problem]]:
-    pairs: list[Pair] = []
-    problems: list[Problem] = []
-    for some_pairs, some_problems in found:
-        pairs += some_pairs
-        problems += some_problems
-    return pairs, problems
 
 
 # --- Pascal VOC 2012 with SBD's masks ------------------------------------------------
@@ -355,11 +352,7 @@ def _ade20k_pairs(folder: Path) -> tuple[list[Pair], list[Problem]]:
     if root is None:
         raise _missing("ade20k", folder, "ADE20K (ADEChallengeData2016)")
     images_train, images_val, masks_train, masks_val = _ade20k_parts(root)
-    found = [
-        _pairs_of(images_train, masks_train, "train"),
-        _pairs_of(images_val, masks_val, "val"),
-    ]
-    return _without_overlap(*_joined(found))
+    return _both((images_train, masks_train), (images_val, masks_val))
 
 
 def _ade20k_folder(folder: Path) -> Path | None:
