@@ -187,7 +187,7 @@ def test_killed_run_goes_on_and_ends_with_the_same_bytes(
     target = f"{CHAIN}/kproba/seed0/step2/model.safetensors"
     state = run / Path(target).with_name("training-state.pt")
     # Long enough to be caught in the middle; a state after every row of metrics.
-    settings = {"increment": {"epochs": 20}, "compute": {"state_minutes": 0.0001}}
+    settings = {"increment": {"epochs": 10}, "compute": {"state_minutes": 0.0001}}
     write_config(run, settings)
     undisturbed = run.with_name("undisturbed")
     shutil.copytree(run, undisturbed, copy_function=shutil.copy2)
