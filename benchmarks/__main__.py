@@ -89,7 +89,7 @@ def compare(
     )
 
 
-def _network(backbone: str, classes: int = 20, crop: int = CROP) -> SegmentationNetwork:
+def _network(backbone: str, classes: int = 20) -> SegmentationNetwork:
     architecture = Architecture(
         backbone=backbone,
         output_stride=16,

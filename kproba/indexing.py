@@ -23,6 +23,7 @@ from kproba.datasets import (
     PUBLISHED_IMAGES,
     PUBLISHED_LABELS,
     SUBSETS,
+    VAL_SHARE,
     Pair,
     Problem,
     find_pairs,
@@ -69,7 +70,7 @@ def index_dataset(
     kind: str,
     folder: str | Path,
     class_count: int,
-    val_share: float = 0.2,
+    val_share: float = VAL_SHARE,
     on_error: Literal["stop", "skip"] = "stop",
     workers: int = 2,
 ) -> None:
