@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,14 @@ from kproba.evaluation import confusion_matrix
 from kproba.losses import Counts, cell_masks, pb_bce, step_losses
 from kproba.methods import METHODS
 from kproba.model import Architecture, SegmentationNetwork, add_branch
-from kproba.prototypes import BankSettings, FourierFeatures, PrototypeBank, build_bank
+from kproba.prototypes import (
+    BankSettings,
+    FeatureBatch,
+    FourierFeatures,
+    PrototypeBank,
+    build_bank,
+    draw_sample,
+)
 
 THREADS = 2
 REPEATS = 5
@@ -135,9 +142,14 @@ def bank(backbone: str, *, scatter: bool, images: int) -> Result:
         calibration_cells=500,
     )
 
+    def features(numbers: Iterable[int]) -> Iterator[FeatureBatch]:
+        for number in numbers:
+            found = network(pictures[number : number + 1]).backbone
+            yield FeatureBatch(found, targets[number : number + 1], [number])
+
     # A whole dataset is sampled from about one in a hundred of its images: left out.
     with torch.inference_mode():
-        sample = [(network(pictures[:1]).backbone, targets[:1])]
+        sample = draw_sample(features([0]), settings, images=1, seed=0)
 
     @torch.inference_mode()
     def forward() -> list[torch.Tensor]:
@@ -145,18 +157,7 @@ def bank(backbone: str, *, scatter: bool, images: int) -> Result:
 
     @torch.inference_mode()
     def build() -> PrototypeBank:
-        def batches():  # type: ignore[no-untyped-def]
-            for picture, target in zip(pictures, targets, strict=True):
-                yield network(picture[None]).backbone, target[None]
-
-        return build_bank(
-            batches,
-            settings,
-            classes=21,
-            seed=0,
-            images=1,
-            sample=sample,
-        )
+        return build_bank(features(range(images)), sample, settings, classes=21, seed=0)
 
     ratio, own, other = compare(build, forward)
     channels = network.backbone.channels

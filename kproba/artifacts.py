@@ -1,5 +1,6 @@
 """Writing and reading artifacts: whole or not at all, no pickle, with provenance."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,10 +10,13 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from kproba.distributed import Process
 
 
 @contextmanager
@@ -24,34 +28,83 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     left is overwritten by the next.
 
     Raises:
-        OSError: The disk is full or the folder cannot be written; names the file.
+        FullDiskError: No space is left; names the file.
+        OSError: The folder cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with _full_disk_named(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends."""
+def atomic_directory(
+    path: str | Path, process: "Process | None" = None
+) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place when the block ends.
+
+    Args:
+        path: The folder, replaced.
+        process: This one of several that fill the folder together; the first makes it
+            and gives it its name when all are done. None: it is alone.
+
+    Raises:
+        FullDiskError: No space is left; names the folder.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.replace(path)
-    finally:
+    alone = process is None or process.first
+    if alone:
+        path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    if process is not None:
+        process.wait()
+    try:
+        with _full_disk_named(path):
+            yield temporary
+        if process is not None:
+            process.wait()
+        if alone:
+            shutil.rmtree(path, ignore_errors=True)
+            temporary.replace(path)
+    finally:
+        if alone:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _full_disk_named(path: Path) -> Iterator[None]:
+    """Turn what libraries raise on a full disk into one message."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        else:  # torch and safetensors raise their own errors, with or without a reason
+            full = "No space left" in str(error)
+            full = full or shutil.disk_usage(path.parent).free < 2**20
+        if not full or isinstance(error, FullDiskError):
+            raise
+        raise FullDiskError(
+            errno.ENOSPC,
+            f"The disk is full: {path} could not be written. What was there before is "
+            f"kept. Free some space, or raise the quota, and run again",
+        ) from error
+
+
+class FullDiskError(OSError):
+    """There is no space left for an artifact."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:

@@ -131,7 +131,9 @@ class _DepthwiseFunction(torch.autograd.Function):
                 for j in range(0, k * d, d)
             )
             taps = [(part * gradient).sum((0, 1, 2)) for part in met]
-            of_weight = torch.stack(taps, dim=1).view_as(weight)
+            # In the strides of the weight, as DistributedDataParallel wants it.
+            of_weight = torch.stack(taps, dim=1)
+            of_weight = of_weight.as_strided(weight.shape, weight.stride())
         return of_input, of_weight, None, None
 
 

@@ -6,30 +6,52 @@ and augmentation are pure functions of (seed, epoch, image id), so neither the n
 processes nor the number of loader workers nor a restart changes what is trained on.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
+import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision import io
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from kproba.artifacts import read_label_image
+from kproba.distributed import ALONE, Process
 from kproba.splits import IGNORE
+
+log = logging.getLogger("kproba")
+
+SHARED_MEMORY = Path("/dev/shm")
+PREFETCHED = 2  # batches that a worker prepares ahead, PyTorch's default
+BYTES_PER_PIXEL = 4  # of an image with its target
 
 # --- images ------------------------------------------------------------------------
 
 
 def read_image(path: str | Path) -> torch.Tensor:
-    """Decode an image to (3, H, W) uint8 RGB."""
+    """Decode an image to (3, H, W) uint8 RGB.
+
+    JPEGs of one or three channels go through torchvision, whose pixels are Pillow's in
+    two thirds of the time; all others, and damaged ones, through Pillow.
+    """
+    content = io.read_file(str(path))
+    if content[:2].tolist() == [0xFF, 0xD8]:
+        with contextlib.suppress(RuntimeError):
+            decoded = io.decode_jpeg(content, mode=io.ImageReadMode.UNCHANGED)
+            if decoded.shape[0] in (1, 3):
+                return decoded.expand(3, -1, -1)
     with Image.open(path) as image:
         return F.pil_to_tensor(image.convert("RGB"))
 
@@ -234,6 +256,7 @@ class TrainingImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
             raise ValueError("Expected a label_table or a pseudo_labels folder.")
         self.label_table = label_table
         self.augmentation, self.seed = augmentation, seed
+        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __len__(self) -> int:
         """Number of images in the split."""
@@ -241,14 +264,35 @@ class TrainingImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
 
     def __getitem__(self, item: Item) -> tuple[torch.Tensor, torch.Tensor, str, int]:
         name = self.ids[item.image]
-        labels = self.label_table[read_label_image(self.targets[item.image])]
-        image, target = augment(
-            read_image(self.paths[item.image]),
-            torch.from_numpy(labels),
-            self.augmentation,
-            keyed_generator("augment", self.seed, item.epoch, name),
-        )
+        image, target = self.kept.get(item.image) or self.decode(item.image)
+        rng = keyed_generator("augment", self.seed, item.epoch, name)
+        image, target = augment(image, target, self.augmentation, rng)
         return image, target, name, item.epoch * len(self) + item.image
+
+    def decode(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image (3, H, W) and target (H, W), uint8, of a row of the split."""
+        labels = self.label_table[read_label_image(self.targets[number])]
+        return read_image(self.paths[number]), torch.from_numpy(labels)
+
+    def keep_decoded(self, budget: float, *, threads: int) -> None:
+        """Decode the first images now and keep them, as many as fit into a budget.
+
+        Worker processes share this memory with their parent.
+
+        Args:
+            budget: Bytes.
+            threads: How many decode at once.
+        """
+        with ThreadPoolExecutor(threads) as pool:
+            for start in range(0, len(self), 64):
+                numbers = range(start, min(start + 64, len(self)))
+                for number, pair in zip(
+                    numbers, pool.map(self.decode, numbers), strict=True
+                ):
+                    budget -= sum(tensor.nbytes for tensor in pair)
+                    if budget < 0:
+                        return
+                    self.kept[number] = pair
 
 
 def collate(samples: Sequence[tuple[torch.Tensor, torch.Tensor, str, int]]) -> Batch:
@@ -263,12 +307,23 @@ def training_loader(
     images: TrainingImages, stream: TrainingStream, *, workers: int
 ) -> DataLoader[Batch]:
     """Loader of one process's micro-batches."""
+    pixels = images.augmentation.crop_size**2 * stream.micro_batch
+    workers = workers_that_fit(workers, BYTES_PER_PIXEL * pixels)
+    return _loader(images, stream, workers)
+
+
+def _loader(
+    images: "TrainingImages | WholeImages",
+    batches: Iterable[list[Any]],
+    workers: int,
+) -> DataLoader[Batch]:
     return DataLoader(
         images,  # type: ignore[arg-type]  # the collate function makes the batches
-        batch_sampler=stream,
+        batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,
         worker_init_fn=_leave_signals_to_parent,
+        multiprocessing_context="fork" if workers else None,  # shares decoded images
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -303,24 +358,58 @@ class WholeImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
 
 
 def whole_image_loader(
-    rows: pd.DataFrame, label_table: np.ndarray, *, batch_size: int, workers: int = 0
+    rows: pd.DataFrame,
+    label_table: np.ndarray,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    process: Process = ALONE,
 ) -> DataLoader[Batch]:
-    """Loader over whole images, in the order of `rows`, batched where sizes are equal.
+    """Loader over one process's part of whole images, in batches of one size each.
 
-    A batch is a run of neighbouring rows of one size, so every image is seen once and
-    none is resized or padded.
+    The batches are those of a single process, dealt out in turn: every image is in one
+    batch of one process, whatever their number, and none is resized or padded.
+    `Batch.keys` are the numbers of the rows.
     """
+    own = equal_sizes(rows, batch_size)[process.rank :: process.world_size]
+    pixels = batch_size * int(max(rows["width"] * rows["height"], default=0))
+    workers = workers_that_fit(min(workers, len(own)), BYTES_PER_PIXEL * pixels)
+    return _loader(WholeImages(rows, label_table), own, workers)
+
+
+def equal_sizes(rows: pd.DataFrame, batch_size: int) -> list[list[int]]:
+    """Numbers of the rows in batches of images of one size, every row once."""
     batches: list[list[int]] = []
-    sizes = list(zip(rows["width"], rows["height"], strict=True))
-    for number, size in enumerate(sizes):
-        if batches and len(batches[-1]) < batch_size and sizes[batches[-1][0]] == size:
-            batches[-1].append(number)
-        else:
-            batches.append([number])
-    return DataLoader(
-        WholeImages(rows, label_table),  # type: ignore[arg-type]
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-    )
+    open_batch: dict[tuple[int, int], list[int]] = {}
+    for number, size in enumerate(zip(rows["width"], rows["height"], strict=True)):
+        batch = open_batch.get(size)
+        if batch is None or len(batch) == batch_size:
+            batch = open_batch[size] = []
+            batches.append(batch)
+        batch.append(number)
+    return batches
+
+
+def workers_that_fit(workers: int, batch_bytes: int) -> int:
+    """As many loader workers as shared memory has room for; says so if fewer.
+
+    Workers hand batches over in shared memory. Containers often have 64 MiB of it, and
+    a worker that finds it full dies of a bus error. The number of workers changes no
+    result, so fewer are taken.
+
+    Args:
+        workers: How many are wanted.
+        batch_bytes: Size of the largest batch.
+    """
+    if workers == 0 or not SHARED_MEMORY.is_dir():
+        return workers
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    fitting = min(workers, int(free // max(1, batch_bytes * (PREFETCHED + 1))))
+    if fitting < workers:
+        log.warning(
+            "%s has %.0f MiB free, room for the batches of %d loader worker(s), not of "
+            "%d: using %d. The result is the same. For full speed give the container "
+            "more (docker run --shm-size=8g, or --ipc=host).",
+            *(SHARED_MEMORY, free / 2**20, fitting, workers, fitting),
+        )
+    return fitting

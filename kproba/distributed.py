@@ -1,12 +1,15 @@
-"""One process or many: the same code path, started by torchrun."""
+"""One process or many: the same code path, started by `kproba.launch`."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,9 @@ class Process:
         device: "cpu" or "cuda:N".
     """
 
-    rank: int
-    world_size: int
-    device: str
+    rank: int = 0
+    world_size: int = 1
+    device: str = "cpu"
 
     @property
     def first(self) -> bool:
@@ -36,18 +39,36 @@ class Process:
         dist.all_reduce(tensor)
         return tensor.tolist()
 
+    def add_up(self, tensor: torch.Tensor) -> None:
+        """Replace a tensor, in place, by its sum over all processes."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+
+    def gather(self, part: T) -> list[T]:
+        """The parts of all processes, in their order, in every process."""
+        if self.world_size == 1:
+            return [part]
+        parts: list[T | None] = [None] * self.world_size
+        dist.all_gather_object(parts, part)
+        return parts  # type: ignore[return-value]  # every place is filled
+
     def wait(self) -> None:
         """Return when all processes are here."""
         if self.world_size > 1:
             dist.barrier()
 
 
+ALONE = Process()
+
+
 @contextmanager
-def process_group(*, gpu: bool) -> Iterator[Process]:
+def process_group(*, gpu: bool, deterministic: bool = False) -> Iterator[Process]:
     """Join the processes that torchrun started (one process without torchrun).
 
     Args:
         gpu: Use one CUDA device per process (NCCL), else the CPU (gloo).
+        deterministic: On a GPU too, use algorithms alone that give the same bytes each
+            time; slower. The CPU's always do.
 
     Raises:
         RuntimeError: `gpu` is asked for and PyTorch sees no CUDA device for this
@@ -57,6 +78,10 @@ def process_group(*, gpu: bool) -> Iterator[Process]:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = "cpu"
+    if deterministic:
+        # cuBLAS reads this when it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic or not gpu, warn_only=not gpu)
     if gpu:
         if not torch.cuda.is_available() or local_rank >= torch.cuda.device_count():
             raise RuntimeError(

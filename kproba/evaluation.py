@@ -26,6 +26,7 @@ import torch.nn.functional as F
 
 from kproba.artifacts import atomic_path, write_json
 from kproba.data import Batch
+from kproba.distributed import ALONE, Process
 from kproba.model import SegmentationNetwork
 from kproba.splits import IGNORE, Groups, LabelMap, parse_classes
 
@@ -80,9 +81,11 @@ def confusion_matrix(
         predicted: The same shape, 0..C-1.
         classes: C.
     """
-    valid = truth != IGNORE
-    pairs = truth[valid].long() * classes + predicted[valid].long()
-    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+    # Ignored pixels are counted in a place of their own: cheaper than picking the rest.
+    pairs = truth.int() * classes + predicted.int()
+    pairs = torch.where(truth == IGNORE, classes**2, pairs).flatten()
+    counts = torch.bincount(pairs, minlength=classes**2 + 1)
+    return counts[: classes**2].view(classes, classes)
 
 
 def class_iou(confusion: np.ndarray) -> np.ndarray:
@@ -144,27 +147,30 @@ def evaluate(
     settings: EvaluationSettings,
     *,
     channel_order: Sequence[int],
-    device: str = "cpu",
+    process: Process = ALONE,
 ) -> np.ndarray:
     """Confusion matrix of a network over whole images, (C, C) int64.
 
     Args:
-        network: Model of the step.
-        batches: Images and ground truth (`ground_truth_table` applied).
+        network: Model of the step, on the process's device.
+        batches: This process's images and ground truth (`ground_truth_table` applied).
         settings: Of the evaluation.
         channel_order: Per class of S_t in output order, the network's channel for it.
-        device: Where the network is.
+        process: This one of several, which all get the counts of all images.
     """
-    total = torch.zeros(len(channel_order), len(channel_order), dtype=torch.int64)
+    classes, device = len(channel_order), process.device
+    total = torch.zeros(classes, classes, dtype=torch.int64, device=device)
+    class_of_channel = torch.tensor(channel_order, device=device).argsort()
     for batch in batches:
-        images, truth = batch.images, batch.targets
+        images = batch.images.to(device, non_blocking=True)
+        truth = batch.targets.to(device, non_blocking=True)
         if settings.crop is not None:
             images = centre_crop(images, settings.crop, labels=False)
             truth = centre_crop(truth[:, None], settings.crop, labels=True)[:, 0]
-        logits = network.predict_logits(images.to(device))
-        predicted = logits[:, list(channel_order)].argmax(dim=1).cpu()
-        total += confusion_matrix(truth, predicted, len(channel_order))
-    return total.numpy()
+        predicted = network.predict_logits(images).argmax(dim=1)
+        total += confusion_matrix(truth, class_of_channel[predicted], classes)
+    process.add_up(total)
+    return total.cpu().numpy()
 
 
 def channel_order(model_labels: Sequence[int], seen: Sequence[int]) -> list[int]:

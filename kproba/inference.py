@@ -1,15 +1,24 @@
 """The jobs of a step that run a trained network forward: bank, pseudo labels, test.
 
-Each reads artifacts, calls the method's functions and writes artifacts.
+    kproba-launch --processes 2 kproba.inference bank --job '{..}' --model ..
+
+Each reads artifacts, calls the method's functions and writes artifacts. Several
+processes share the images: the batches of a single process are dealt out in turn, so
+every number of processes sees every image once, in the same company.
 """
 
+import argparse
+import json
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.data import DataLoader
 
 from kproba.artifacts import (
     atomic_directory,
@@ -18,7 +27,8 @@ from kproba.artifacts import (
     read_json,
     write_label_image,
 )
-from kproba.data import whole_image_loader
+from kproba.data import Batch, whole_image_loader
+from kproba.distributed import ALONE, Process, process_group
 from kproba.evaluation import (
     EvaluationSettings,
     channel_order,
@@ -27,14 +37,48 @@ from kproba.evaluation import (
     select_rows,
     write_results,
 )
+from kproba.logs import log_to_stderr, told_errors
 from kproba.model import load_model
-from kproba.prototypes import BankSettings, PrototypeBank, bank_features, build_bank
+from kproba.prototypes import (
+    BankSettings,
+    FeatureBatch,
+    PrototypeBank,
+    bank_features,
+    build_bank,
+    draw_sample,
+    sampled_images,
+)
 from kproba.pseudo_labels import PseudoLabelSettings, export
 from kproba.splits import Groups, LabelMap, read_index
 
+log = logging.getLogger("kproba")
+
 Classes = Sequence[Sequence[int]]
 
-CELLS_PER_IMAGE = 64  # of the sample that standardises and calibrates a bank
+
+@dataclass(frozen=True)
+class Reading:
+    """How a process reads and passes images; changes speed, never the result.
+
+    Attributes:
+        batch_size: Images per forward pass.
+        workers: Loader processes.
+        process: This one of several that share the images.
+    """
+
+    batch_size: int = 8
+    workers: int = 0
+    process: Process = ALONE
+
+    def loader(self, rows: pd.DataFrame, table: np.ndarray) -> DataLoader[Batch]:
+        """This process's part of whole images with mapped masks."""
+        return whole_image_loader(
+            rows,
+            table,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            process=self.process,
+        )
 
 
 def bank_of_step(
@@ -49,10 +93,7 @@ def bank_of_step(
     seed: int,
     previous: str | Path | None = None,
     pseudo_labels: str | Path | None = None,
-    gpu: bool = False,
-    threads: int = 1,
-    batch_size: int = 8,
-    workers: int = 0,
+    reading: Reading = Reading(),
 ) -> None:
     """Build the bank of step t from model t and the images of step t.
 
@@ -67,50 +108,48 @@ def bank_of_step(
         seed: Of maps and sample.
         previous: Bank of step t-1; None at step 0.
         pseudo_labels: Folder of the step's targets; None for the raw labels.
-        gpu: Use the GPU.
-        threads: CPU threads.
-        batch_size: Images per forward pass.
-        workers: Loader processes.
+        reading: Batches, workers, processes.
     """
-    device = _prepare(gpu, threads)
-    network = load_model(model, device=device)
+    process = reading.process
+    network = load_model(model, device=process.device)
     rows = read_index(split)
     label_map = LabelMap(_tuples(groups), setting)
     table = label_map.training_table()
     if pseudo_labels is not None:
         rows["mask"] = [str(Path(pseudo_labels) / f"{name}.png") for name in rows["id"]]
         table = np.arange(256, dtype=np.uint8)
-    bank_settings = BankSettings(**settings)
-    # Enough images for the sample of cells, spread over the step.
-    wanted = min(len(rows), -(-bank_settings.calibration_cells // CELLS_PER_IMAGE))
-    some = rows.iloc[np.linspace(0, len(rows) - 1, wanted).round().astype(int)]
+    how = BankSettings(**settings)
 
     @torch.inference_mode()
-    def batches(of: pd.DataFrame = rows) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for batch in whole_image_loader(
-            of, table, batch_size=batch_size, workers=workers
-        ):
-            features = bank_features(network(batch.images.to(device)), bank_settings)
-            yield features, batch.targets.to(device)
+    def features(of: pd.DataFrame) -> Iterator[FeatureBatch]:
+        for batch in reading.loader(of, table):
+            images = batch.images.to(process.device, non_blocking=True)
+            targets = batch.targets.to(process.device, non_blocking=True)
+            found = bank_features(network(images), how)
+            yield FeatureBatch(found, targets, batch.keys.tolist())
 
-    before = None if previous is None else PrototypeBank.load(previous).to(device)
+    some = rows.iloc[sampled_images(len(rows), how)].reset_index(drop=True)
+    sample = draw_sample(
+        features(some), how, images=len(some), seed=seed, process=process
+    )
+    before = None if previous is None else PrototypeBank.load(previous)
     built = build_bank(
-        batches,
-        bank_settings,
+        features(rows),
+        sample,
+        how,
         classes=label_map.channels,
         seed=seed,
-        images=wanted,
-        sample=batches(some),
-        previous=before,
+        previous=before and before.to(process.device),
+        process=process,
     )
-    built.save(
-        bank,
-        about={
+    if process.first:
+        about = {
             "classes": names,
             "model": fingerprint(Path(model)),
             "provenance": provenance(),
-        },
-    )
+        }
+        built.save(bank, about=about)
+        log.info("bank of %d images written to %s", len(rows), bank)
 
 
 def pseudo_labels_of_step(
@@ -124,10 +163,7 @@ def pseudo_labels_of_step(
     groups: Classes,
     names: list[str],
     setting: str,
-    gpu: bool = False,
-    threads: int = 1,
-    batch_size: int = 8,
-    workers: int = 0,
+    reading: Reading = Reading(),
 ) -> None:
     """Write the targets of step t with model and bank of step t-1.
 
@@ -141,15 +177,12 @@ def pseudo_labels_of_step(
         groups: Raw labels of the classes of the steps 0..t.
         names: Names of S_t, background first.
         setting: "overlap", "disjoint" or "sequential".
-        gpu: Use the GPU.
-        threads: CPU threads.
-        batch_size: Images per forward pass.
-        workers: Loader processes.
+        reading: Batches, workers, processes.
 
     Raises:
         ValueError: The bank was built with another model.
     """
-    device = _prepare(gpu, threads)
+    process = reading.process
     loaded = None
     if bank is not None:
         made_with = read_json(Path(bank).with_suffix(".json"))["model"]
@@ -159,21 +192,21 @@ def pseudo_labels_of_step(
                 f"another model: features would not be comparable. Delete the bank "
                 f"and run again."
             )
-        loaded = PrototypeBank.load(bank).to(device)
+        loaded = PrototypeBank.load(bank).to(process.device)
     rows = read_index(split)
     label_map = LabelMap(_tuples(groups), setting)
     export(
-        load_model(model, device=device),
+        load_model(model, device=process.device),
         loaded,
-        whole_image_loader(
-            rows, label_map.training_table(), batch_size=batch_size, workers=workers
-        ),
+        reading.loader(rows, label_map.training_table()),
         labels,
         table,
         settings=PseudoLabelSettings(**settings),
         names=names[: label_map.first_new],
-        device=device,
+        process=process,
     )
+    if process.first:
+        log.info("targets of %d images written to %s", len(rows), labels)
 
 
 def evaluate_step(
@@ -187,10 +220,7 @@ def evaluate_step(
     groups: Classes,
     names: list[str],
     about: dict[str, Any],
-    gpu: bool = False,
-    threads: int = 1,
-    batch_size: int = 8,
-    workers: int = 0,
+    reading: Reading = Reading(),
 ) -> None:
     """Test a model on all classes of the steps 0..t.
 
@@ -204,27 +234,27 @@ def evaluate_step(
         groups: Raw labels of the classes of the steps 0..t.
         names: Names of S_t, background first.
         about: Which run; goes into the JSON.
-        gpu: Use the GPU.
-        threads: CPU threads.
-        batch_size: Images per forward pass.
-        workers: Loader processes.
+        reading: Batches, workers, processes.
     """
-    device = _prepare(gpu, threads)
-    network = load_model(model, device=device)
+    process = reading.process
+    network = load_model(model, device=process.device)
     seen = _tuples(groups)
     protocol = {key: value for key, value in settings.items() if key != "examples"}
     how = EvaluationSettings(**protocol)
+    truth = ground_truth_table(seen, how)
     rows = read_index(index)
     described = read_json(Path(model).with_suffix(".json"))["classes"]
     order = channel_order([entry["label"] for entry in described], LabelMap(seen).seen)
     tested = select_rows(rows, seen, how.policy)
-    loader = whole_image_loader(
-        tested,
-        ground_truth_table(seen, how),
-        batch_size=batch_size,
-        workers=workers,
+    counts = evaluate(
+        network,
+        reading.loader(tested, truth),
+        how,
+        channel_order=order,
+        process=process,
     )
-    counts = evaluate(network, loader, how, channel_order=order, device=device)
+    if not process.first:
+        return
     write_results(
         counts,
         evaluation,
@@ -235,14 +265,11 @@ def evaluate_step(
         images=len(tested),
         about={**about, "class_order": list(LabelMap(seen).seen)},
     )
-    shown = whole_image_loader(
-        example_rows(rows, settings["examples"]),
-        ground_truth_table(seen, how),
-        batch_size=1,
-    )
+    log.info("tested on %d images, result in %s", len(tested), evaluation)
+    shown = example_rows(rows, settings["examples"])
     with atomic_directory(examples) as folder, torch.inference_mode():
-        for batch in shown:
-            logits = network.predict_logits(batch.images.to(device))[:, order]
+        for batch in whole_image_loader(shown, truth, batch_size=1):
+            logits = network.predict_logits(batch.images.to(process.device))[:, order]
             labels = logits.argmax(dim=1)[0].to(torch.uint8).cpu()
             write_label_image(folder / f"{batch.ids[0]}.png", labels.numpy())
 
@@ -263,11 +290,66 @@ def _tuples(groups: Classes) -> Groups:
     return tuple(tuple(group) for group in groups)
 
 
-def _prepare(gpu: bool, threads: int) -> str:
-    torch.set_num_threads(threads)
-    if gpu and not torch.cuda.is_available():
-        raise RuntimeError(
-            "Expected a CUDA device, but PyTorch sees none. Set compute.gpus to 0 for "
-            "the CPU, or check the driver and CUDA_VISIBLE_DEVICES."
+# --- command line ------------------------------------------------------------------
+
+# Per job its function, the files that it needs and those that it may have.
+JOBS: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
+    "bank": (bank_of_step, ("model", "split", "bank"), ("previous", "pseudo_labels")),
+    "pseudo-labels": (
+        pseudo_labels_of_step,
+        ("model", "split", "labels", "table"),
+        ("bank",),
+    ),
+    "evaluation": (
+        evaluate_step,
+        ("model", "index", "evaluation", "confusion", "examples"),
+        (),
+    ),
+}
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="kproba.inference", description="Bank, pseudo labels or test of a step."
+    )
+    jobs = parser.add_subparsers(dest="name", required=True)
+    for name, (_, needed, optional) in JOBS.items():
+        job = jobs.add_parser(name)
+        job.add_argument(
+            "--job", type=json.loads, required=True, help="settings as JSON"
         )
-    return "cuda" if gpu else "cpu"
+        for file in needed:
+            job.add_argument(f"--{file}", type=Path, required=True)
+        for file in optional:
+            flag = f"--{file.replace('_', '-')}"
+            job.add_argument(flag, type=Path, nargs="?", help="or nothing")
+        job.add_argument("--gpus", type=int, default=0, help="0: on the CPU")
+        job.add_argument("--threads", type=int, default=1, help="of each process")
+        job.add_argument("--batch-size", type=int, default=8)
+        job.add_argument("--workers", type=int, default=0)
+        job.add_argument("--deterministic", action="store_true")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Do one job; exit status 1 with a message when it cannot be done."""
+    options = arguments(argv)
+    function, needed, optional = JOBS[options.name]
+    torch.set_num_threads(options.threads)
+    with (
+        told_errors(),
+        process_group(
+            gpu=options.gpus > 0, deterministic=options.deterministic
+        ) as process,
+    ):
+        log_to_stderr(first=process.first)
+        function(
+            **{file: getattr(options, file) for file in (*needed, *optional)},
+            **options.job,
+            reading=Reading(options.batch_size, options.workers, process),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -12,8 +12,7 @@ from pathlib import Path
 def log_to(path: str | Path, *, terminal: bool = False) -> Iterator[None]:
     """Send log lines, warnings and the error of a block to a file.
 
-    An error ends the process with status 1, and whoever started it shows the file. One
-    that this package raises on purpose speaks for itself; others come with a traceback.
+    An error ends the process as in `told_errors`; whoever started it shows the file.
 
     Args:
         path: The log file, replaced.
@@ -28,19 +27,41 @@ def log_to(path: str | Path, *, terminal: bool = False) -> Iterator[None]:
             handlers=[logging.StreamHandler(stream) for stream in streams],
             force=True,
         )
-        with contextlib.redirect_stderr(file):
-            try:
-                yield
-            except Exception as error:
-                if _on_purpose(error):
-                    print(f"Error: {error}", file=file)
-                else:
-                    traceback.print_exc(file=file)
-                raise SystemExit(1) from None
+        with contextlib.redirect_stderr(file), told_errors():
+            yield
+
+
+def log_to_stderr(*, first: bool) -> None:
+    """Log lines of the first of several processes, warnings of all, to stderr."""
+    logging.basicConfig(
+        level=logging.INFO if first else logging.WARNING,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+
+
+@contextlib.contextmanager
+def told_errors() -> Iterator[None]:
+    """End the process with status 1 on an error of a block, told on standard error.
+
+    One that this package raises on purpose speaks for itself; others come with a
+    traceback.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _on_purpose(error):
+            print(f"Error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc(file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _on_purpose(error: Exception) -> bool:
     """Whether an error was raised by a statement of this package, with a message."""
     *_, innermost = traceback.extract_tb(error.__traceback__)
     own = Path(innermost.filename).is_relative_to(Path(__file__).parent)
-    return own and isinstance(error, ValueError | OSError | RuntimeError)
+    return own and isinstance(
+        error, ValueError | OSError | RuntimeError | ArithmeticError
+    )

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -26,10 +26,33 @@ import torch
 import torch.nn.functional as F
 
 from kproba.artifacts import atomic_path, read_json, write_json
+from kproba.distributed import ALONE, Process
 from kproba.model import Outputs
 from kproba.splits import IGNORE
 
-Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+STRIP = 512  # rows of Σ φ φᵀ that are computed at once
+CELLS_PER_IMAGE = 64  # at least, of the sample
+
+
+class FeatureBatch(NamedTuple):
+    """What a bank is built from.
+
+    Attributes:
+        features: (B, d, h, w), of the trained network in evaluation mode.
+        targets: (B, H, W) uint8, output indices, 255 ignored.
+        keys: B numbers of the images.
+    """
+
+    features: torch.Tensor
+    targets: torch.Tensor
+    keys: Sequence[int]
+
+
+class Sample(NamedTuple):
+    """Labelled cells in no order: vectors (n, d) float32 and labels (n,) int64."""
+
+    cells: torch.Tensor
+    labels: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -79,8 +102,10 @@ class FourierFeatures:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(n, dimension_in) to (n, D) float32."""
-        omega, beta = self.omega.to(x.device), self.beta.to(x.device)
-        return (x @ omega).add_(beta).cos_().mul_(math.sqrt(2 / len(beta)))
+        if self.omega.device != x.device:
+            self.omega, self.beta = self.omega.to(x.device), self.beta.to(x.device)
+        scale = math.sqrt(2 / len(self.beta))
+        return torch.addmm(self.beta, x, self.omega).cos_().mul_(scale)
 
 
 @dataclass
@@ -93,7 +118,7 @@ class Moments:
     Attributes:
         count: (C,) vectors per class.
         total: (C, D) Σ φ per class.
-        second: (D, D) Σ φ φᵀ over all classes; None if not wanted.
+        second: (D, D) Σ φ φᵀ over all classes, its upper triangle; None if not wanted.
     """
 
     count: torch.Tensor
@@ -113,11 +138,16 @@ class Moments:
         )
 
     def update(self, vectors: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add vectors (n, D) with labels (n,) in 0..C-1."""
-        self.count += torch.bincount(labels, minlength=len(self.count))
-        self.total.index_add_(0, labels, vectors.double())
+        """Add vectors (n, D) with labels (n,) in 0..C-1, in one product for all C."""
+        classes = len(self.count)
+        self.count += torch.bincount(labels, minlength=classes)
+        member = F.one_hot(labels, classes).to(vectors.dtype)  # (n, C)
+        self.total += member.T @ vectors
         if self.second is not None:
-            self.second += (vectors.T @ vectors).double()
+            # Σ φ φᵀ is symmetric: strips from the diagonal to the right are enough.
+            for start in range(0, vectors.shape[1], STRIP):
+                strip = vectors[:, start : start + STRIP].T @ vectors[:, start:]
+                self.second[start : start + STRIP, start:] += strip
 
     def merge(self, other: "Moments") -> None:
         """Add the moments of another part of the data."""
@@ -125,6 +155,12 @@ class Moments:
         self.total += other.total
         if self.second is not None and other.second is not None:
             self.second += other.second
+
+    def add_up(self, process: Process) -> None:
+        """Add the moments of all processes, in every process."""
+        for tensor in (self.count, self.total, self.second):
+            if tensor is not None:
+                process.add_up(tensor)
 
     @property
     def mean(self) -> torch.Tensor:
@@ -137,7 +173,8 @@ class Moments:
         if self.second is None:
             return None
         mean = self.mean
-        return self.second - (mean * self.count[:, None]).T @ mean
+        second = self.second.triu() + self.second.triu(1).T
+        return second - (mean * self.count[:, None]).T @ mean
 
 
 @dataclass
@@ -400,97 +437,111 @@ def cells_of(
 
 
 def build_bank(
-    batches: Callable[[], Batches],
+    batches: Iterable[FeatureBatch],
+    sample: Sample,
     settings: BankSettings,
     *,
     classes: int,
     seed: int,
-    images: int,
-    sample: Batches | None = None,
     previous: PrototypeBank | None = None,
+    process: Process = ALONE,
 ) -> PrototypeBank:
     """Build the bank of a step in one streaming pass over its training images.
 
-    Before the pass a sample of cells from a share of the images gives standardisation
-    and γ (step 0 only); after it the same sample gives the temperature. Memory is
-    bounded by the bank and the sample.
+    The sample gives standardisation and γ before the pass (step 0 only) and the
+    temperature after it. Memory is bounded by the bank and the sample.
 
     Args:
-        batches: Starts a pass: yields features (B, d, h, w) and targets (B, H, W) in
-            output indices, 255 ignored. Features must come from the trained network in
-            evaluation mode.
+        batches: The pass: this process's part of the step's images.
+        sample: Some of the step's cells (`draw_sample`).
         settings: Of the bank.
         classes: |S_t|.
-        seed: Of maps and sample.
-        images: Number of images of a pass, or of `sample`.
-        sample: Batches of some images, spread over the step, to draw the sample of
-            cells from; None: of all images.
+        seed: Of the maps.
         previous: Bank of step t-1, whose maps and standardisation are kept. Its
             classes that the step shows again move by `settings.momentum`.
-
-    Raises:
-        ValueError: No labelled cell.
+        process: This one of several, which get the same bank; the first alone
+            calibrates it.
     """
-    cells, cell_labels = _sample_cells(
-        batches() if sample is None else sample, settings, seed, images
-    )
+    cells = sample.cells
     if previous is None:
         centre, spread, gamma = _standardisation(cells, settings)
         maps = make_maps(settings, len(centre), gamma, seed)
     else:
         centre, spread, gamma = previous.centre, previous.spread, previous.gamma
         seed, maps = previous.seed, previous.maps
-    moments: list[Moments] | None = None
-    for features, targets in batches():
+    dimension = len(centre) if settings.map == "identity" else settings.dimension
+    moments = [
+        Moments.empty(
+            classes, dimension, scatter=settings.scatter, device=str(cells.device)
+        )
+        for _ in maps
+    ]
+    for features, targets, _ in batches:
         vectors, labels = cells_of(features, targets)
         x = (vectors - centre) / spread
-        mapped = [phi(x) for phi in maps]
-        if moments is None:
-            moments = [
-                Moments.empty(
-                    classes,
-                    vector.shape[1],
-                    scatter=settings.scatter,
-                    device=str(x.device),
-                )
-                for vector in mapped
-            ]
-        for part, vector in zip(moments, mapped, strict=True):
-            part.update(vector, labels)
-    assert moments is not None  # _sample_cells has seen at least one cell
+        for part, phi in zip(moments, maps, strict=True):
+            part.update(phi(x), labels)
+    for part in moments:
+        part.add_up(process)
     bank = _bank_of_step(settings, seed, gamma, centre, spread, moments)
     if previous is not None:
         bank = follow(previous, bank)
-    if settings.scatter:
-        bank.temperature = _calibrate(bank, cells, cell_labels)
+    if settings.scatter and process.first:
+        bank.temperature = _calibrate(bank, *sample)
     return bank
 
 
-def _sample_cells(
-    batches: Batches,
+def sampled_images(images: int, settings: BankSettings) -> list[int]:
+    """Numbers of the images, spread over all, that a sample is drawn from."""
+    wanted = min(images, -(-settings.calibration_cells // CELLS_PER_IMAGE))
+    spread = [round(i * (images - 1) / max(1, wanted - 1)) for i in range(wanted)]
+    return list(dict.fromkeys(spread))
+
+
+def draw_sample(
+    batches: Iterable[FeatureBatch],
     settings: BankSettings,
-    seed: int,
+    *,
     images: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Up to `calibration_cells` labelled cells, from as many images as needed."""
-    generator = torch.Generator().manual_seed(seed)
-    vectors, labels, taken = [], [], 0
-    per_image = max(64, -(-settings.calibration_cells // max(images, 1)))
-    for features, targets in batches:
-        cells, classes = cells_of(features, targets)
-        want = min(len(cells), per_image * len(features))
-        chosen = torch.randperm(len(cells), generator=generator)[:want]
-        chosen = chosen.to(cells.device)
-        vectors.append(cells[chosen])
-        labels.append(classes[chosen])
-        taken += want
-        if taken >= settings.calibration_cells:
-            break
-    if taken == 0:
+    seed: int,
+    process: Process = ALONE,
+) -> Sample:
+    """Up to `calibration_cells` labelled cells, equally many of every image.
+
+    Which cells an image gives depends on the seed and its key alone, so the sample is
+    the same whatever the batches and the number of processes.
+
+    Args:
+        batches: This process's part of the images.
+        settings: Of the bank.
+        images: Number of images over all processes.
+        seed: Of the choice.
+        process: This one of several, which all get the whole sample.
+
+    Raises:
+        ValueError: No labelled cell.
+    """
+    per_image = max(CELLS_PER_IMAGE, -(-settings.calibration_cells // max(images, 1)))
+    chosen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    device = torch.device(process.device)
+    for features, targets, keys in batches:
+        for feature, target, key in zip(features, targets, keys, strict=True):
+            cells, labels = cells_of(feature[None], target[None])
+            generator = torch.Generator().manual_seed((seed << 32) + int(key))
+            order = torch.randperm(len(cells), generator=generator)[:per_image]
+            chosen[int(key)] = (cells[order].cpu(), labels[order].cpu())
+            device = feature.device
+    for part in process.gather(chosen):
+        chosen.update(part)
+    parts = [chosen[key] for key in sorted(chosen)]
+    if not sum(len(labels) for _, labels in parts):
         raise ValueError("Expected labelled cells to build a bank from, but got none.")
+    vectors, classes = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     # In no order, so that any part of the sample is a sample.
-    order = torch.randperm(taken, generator=generator).to(vectors[0].device)
-    return torch.cat(vectors)[order], torch.cat(labels)[order]
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(classes), generator=generator)
+    order = order[: settings.calibration_cells]
+    return Sample(vectors[order].to(device), classes[order].to(device))
 
 
 def _standardisation(

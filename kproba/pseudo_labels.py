@@ -19,7 +19,7 @@ p̄ is p normalised over the classes.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 
 from kproba.artifacts import atomic_directory, atomic_path, write_label_image
 from kproba.data import Batch
+from kproba.distributed import ALONE, Process
 from kproba.methods import RULES, RULES_WITH_BANK
 from kproba.model import Outputs, SegmentationNetwork, compose_logits, upsample
 from kproba.prototypes import PrototypeBank, bank_features
@@ -136,44 +137,54 @@ def export(
     *,
     settings: PseudoLabelSettings,
     names: list[str],
-    device: str = "cpu",
+    process: Process = ALONE,
 ) -> None:
     """Write the training target of every image of a step.
 
     Args:
         teacher: Network of step t-1.
         bank: Its bank; None for the rules without.
-        batches: Images with the targets of step t (old classes and background are 0).
+        batches: This process's images with the targets of step t (old classes and
+            background are 0); the table is in the order of their keys.
         folder: Gets one palette PNG per image, named by its id: the target with old
             classes in place of those 0 that the rule recognised.
         table: Gets a CSV: per image its background pixels, how many were recovered,
             and per old class (by name) how many.
         settings: The rule.
         names: Names of S_{t-1}, background first.
-        device: Where the teacher and the bank are.
+        process: This one of several that share the work; teacher and bank are on its
+            device.
     """
-    rows = []
-    with atomic_directory(folder) as temporary:
+    own: dict[int, dict[str, Any]] = {}  # rows of the table by key
+    with atomic_directory(folder, process) as temporary:
         for batch in batches:
-            found = pseudo_label(teacher, bank, batch.images.to(device), settings).cpu()
+            images = batch.images.to(process.device, non_blocking=True)
+            found = pseudo_label(teacher, bank, images, settings).cpu()
             hidden = batch.targets == 0
             merged = torch.where(hidden, found, batch.targets)
-            for name, target, label, zero in zip(
-                batch.ids, merged, found, hidden, strict=True
+            for key, name, target, label, zero in zip(
+                batch.keys.tolist(), batch.ids, merged, found, hidden, strict=True
             ):
                 write_label_image(temporary / f"{name}.png", target.numpy())
-                counts = torch.bincount(label[zero].long(), minlength=len(names))
-                rows.append(
-                    {
-                        "id": name,
-                        "pixels": target.numel(),
-                        "background": int(zero.sum()),
-                        "recovered": int(counts[1:].sum()),
-                        **{
-                            n: int(c)
-                            for n, c in zip(names[1:], counts[1:], strict=True)
-                        },
-                    }
-                )
-        with atomic_path(table) as temporary_table:
-            pd.DataFrame(rows).to_csv(temporary_table, index=False)
+                counts = torch.bincount(label[zero], minlength=len(names))
+                own[key] = _table_row(name, target.numel(), counts.tolist(), names)
+        rows = {key: row for part in process.gather(own) for key, row in part.items()}
+        if process.first:
+            with atomic_path(table) as temporary_table:
+                lines = [rows[key] for key in sorted(rows)]
+                pd.DataFrame(lines).to_csv(temporary_table, index=False)
+
+
+def _table_row(
+    name: str, pixels: int, counts: list[int], names: list[str]
+) -> dict[str, Any]:
+    """One image: what its background pixels were taken for, class by class."""
+    row: dict[str, Any] = {
+        "id": name,
+        "pixels": pixels,
+        "background": sum(counts),
+        "recovered": sum(counts[1:]),
+    }
+    for label, count in zip(names[1:], counts[1:], strict=True):
+        row[label if label not in row else f"{label} (class)"] = count
+    return row

@@ -10,15 +10,10 @@ from types import FrameType
 import torch
 from torch import nn
 
-from kproba.artifacts import atomic_path
+from kproba.artifacts import FullDiskError, atomic_path
 from kproba.distributed import Process
 
 log = logging.getLogger("kproba")
-
-
-def sum_terms(sums: dict[str, float], process: Process) -> dict[str, float]:
-    """Every term summed over all processes."""
-    return dict(zip(sums, process.sum(list(sums.values())), strict=True))
 
 
 @dataclass
@@ -28,7 +23,8 @@ class Progress:
     Attributes:
         iteration: Iterations done.
         rows: Rows of metrics.csv so far.
-        sums: Every loss term summed over the iterations since the last row.
+        sums: Every loss term of this process, summed over the iterations since the
+            last row.
         seconds: Time spent, over all restarts.
     """
 
@@ -40,11 +36,28 @@ class Progress:
     def add_row(self, rates: dict[str, float], process: Process) -> None:
         """Close a row: the mean of every term per iteration since the last row."""
         since = self.iteration - (self.rows[-1]["iteration"] if self.rows else 0)
-        totals = sum_terms(self.sums, process)
+        summed = process.sum(list(self.sums.values()))
+        totals = dict(zip(self.sums, summed, strict=True))
         terms = {name: total / since for name, total in totals.items()}
         row = {"iteration": self.iteration, "loss": sum(terms.values()), **terms}
         self.rows.append({**row, **rates})
         self.sums = {}
+
+    def recent(self, processes: int) -> dict[str, float]:
+        """The terms per iteration since the last row, or in it when it is new.
+
+        Of the share of this process, for the log: the other processes are not asked.
+        """
+        last = self.rows[-1] if self.rows else {"iteration": 0}
+        since = self.iteration - int(last["iteration"])
+        if not since:
+            return {
+                name: value
+                for name, value in last.items()
+                if name != "iteration" and not name.startswith("lr_")
+            }
+        terms = {n: processes * total / since for n, total in self.sums.items()}
+        return {"loss": sum(terms.values()), **terms}
 
 
 class StopFlag:
@@ -80,18 +93,32 @@ class Checkpoint:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
 
-    def save(self, progress: Progress) -> None:
-        """Save the state; it takes its name only when it is whole on disk."""
+    def save(self, progress: Progress, process: Process) -> None:
+        """Save the state; all processes call this, the first writes.
+
+        The file takes its name only when it is whole on disk. On a full disk the last
+        good state stays, the log says so, and training goes on.
+        """
+        sums = process.gather(progress.sums)
+        if process.first:
+            self._write(progress, sums)
+        process.wait()
+
+    def _write(self, progress: Progress, sums: list[dict[str, float]]) -> None:
         content = {
             "mark": self.mark,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "progress": asdict(progress),
+            "progress": {**asdict(progress), "sums": sums},
         }
-        with atomic_path(self.path) as temporary:
-            torch.save(content, temporary)
-        log.info("state saved after %d iterations", progress.iteration)
+        try:
+            with atomic_path(self.path) as temporary:
+                torch.save(content, temporary)
+        except FullDiskError as error:
+            log.warning("%s", error)
+        else:
+            log.info("state saved after %d iterations", progress.iteration)
 
     def load(self, process: Process) -> Progress:
         """Restore the saved state of exactly this run, if there is one."""
@@ -104,11 +131,11 @@ class Checkpoint:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        progress = Progress(**state["progress"])
-        if not process.first:
-            # The first process holds the sums over all.
-            progress.sums = dict.fromkeys(progress.sums, 0.0)
-        return progress
+        parts = state["progress"].pop("sums")
+        if len(parts) != process.world_size:  # other processes than before
+            total = {name: sum(part[name] for part in parts) for name in parts[0]}
+            parts = [total] + [dict.fromkeys(total, 0.0)] * (process.world_size - 1)
+        return Progress(**state["progress"], sums=dict(parts[process.rank]))
 
     def remove(self) -> None:
         """Remove the file: the run is finished."""

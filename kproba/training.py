@@ -1,6 +1,6 @@
-"""The loop of one step, the same for every method; run by torchrun.
+"""The loop of one step, the same for every method.
 
-    torchrun --standalone --nproc-per-node=1 -m kproba.training settings.json --split ..
+    kproba-launch --processes 2 kproba.training settings.json --split ..
 
 `settings.json` holds everything that determines the result and is itself a tracked
 artifact; the other arguments are files and the machine's means (threads, workers).
@@ -11,11 +11,13 @@ import contextlib
 import json
 import logging
 import math
-import os
+import platform
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,12 +28,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
-from kproba.artifacts import (
-    atomic_path,
-    fingerprint,
-    provenance,
-    read_json,
-)
+from kproba.artifacts import atomic_path, fingerprint, provenance, read_json
+from kproba.batch_norm import synchronise
 from kproba.data import (
     Augmentation,
     Batch,
@@ -40,6 +38,7 @@ from kproba.data import (
     training_loader,
 )
 from kproba.distributed import Process, process_group
+from kproba.logs import log_to_stderr, told_errors
 from kproba.losses import Counts, Masks, cell_masks, step_losses
 from kproba.methods import LossWeights, Method
 from kproba.model import (
@@ -50,7 +49,7 @@ from kproba.model import (
     save_model,
 )
 from kproba.splits import IGNORE, LabelMap, read_index
-from kproba.state import Checkpoint, Progress, StopFlag, sum_terms
+from kproba.state import Checkpoint, Progress, StopFlag
 
 log = logging.getLogger("kproba")
 
@@ -178,18 +177,20 @@ class Means:
     """What the machine offers; changes speed, never the experiment.
 
     Attributes:
-        gpu: One CUDA device per process, else the CPU.
         threads: CPU threads per process.
         workers: Loader processes per process.
         accumulation: Micro-batches per iteration and process.
+        compile: Let `torch.compile` make kernels of its own for the backbone.
+        cache_gib: Memory per process for decoded images, in GiB.
         state_minutes: Minutes between two saved states.
         log_seconds: Seconds between two log lines.
     """
 
-    gpu: bool = False
     threads: int = 1
     workers: int = 0
     accumulation: int = 1
+    compile: bool = False
+    cache_gib: float = 0.0
     state_minutes: float = 5.0
     log_seconds: float = 15.0
 
@@ -216,7 +217,6 @@ def train(
     stop = StopFlag()
     optimisation = settings.optimisation
     torch.set_num_threads(means.threads)
-    torch.use_deterministic_algorithms(not means.gpu, warn_only=True)
 
     split = read_index(files.split)
     student, teacher = build_networks(settings, files, process)
@@ -228,7 +228,7 @@ def train(
     checkpoint = Checkpoint(files.state, mark, student, optimizer, scaler)
     progress = checkpoint.load(process)
     start = progress.iteration
-    network = wrap(student, settings, process)
+    network = wrap(student, teacher, settings, means, process)
 
     stream, loader = batches_of(split, settings, files, means, process, start)
     iterations = stream.iterations
@@ -238,22 +238,24 @@ def train(
         writer = SummaryWriter(str(files.tensorboard), purge_step=start)
     clock = last_log = last_state = time.monotonic()
     seconds_before = progress.seconds
+    tally = Tally(progress)
 
     for iteration in range(start, iterations):
         micro_batches = [next(loader) for _ in range(means.accumulation)]
         prepared = [prepare(batch, student, settings) for batch in micro_batches]
-        counts, asked_to_stop = global_counts(prepared, stop, process)
-        if asked_to_stop:
-            progress.sums = sum_terms(progress.sums, process)
-            if process.first:
-                checkpoint.save(progress)
-            process.wait()
+        due = process.first and time.monotonic() - last_state > 60 * means.state_minutes
+        counts, stop_asked, state_due = global_counts(prepared, stop, due, process)
+        if stop_asked or state_due:
+            tally.settle()
+            check_weights(student, tally.ids)
+            checkpoint.save(progress, process)
+            last_state = time.monotonic()
+        if stop_asked:
             raise Stopped(f"stopped at iteration {iteration} of {iterations}")
 
         rates = set_learning_rates(optimizer, optimisation, iteration, iterations)
         optimizer.zero_grad(set_to_none=True)
         for number, (batch, masks) in enumerate(prepared):
-            last = number == len(prepared) - 1
             losses = backward(
                 network,
                 teacher,
@@ -264,35 +266,33 @@ def train(
                 process,
                 scaler,
                 precision,
-                synchronise=last,
+                synchronise=number == len(prepared) - 1,
             )
-            for name, value in losses.items():
-                progress.sums[name] = progress.sums.get(name, 0.0) + value
+            tally.add(losses, batch.ids)
         scaler.unscale_(optimizer)
         if optimisation.gradient_clip is not None:
             nn.utils.clip_grad_norm_(student.parameters(), optimisation.gradient_clip)
         scaler.step(optimizer)
         scaler.update()
+        tally.settle(all_but_newest=True)
 
         now = time.monotonic()
         progress.iteration = done = iteration + 1
         progress.seconds = seconds_before + now - clock
         # A row is due at fixed iterations, whatever the speed: same run, same file.
         if done % max(1, iterations // ROWS) == 0 or done == iterations:
+            tally.settle()
             progress.add_row(rates, process)
             if writer is not None:
                 write_scalars(writer, progress.rows[-1])
-            if process.first and now - last_state > 60 * means.state_minutes:
-                checkpoint.save(progress)
-                last_state = now
-            if process.first and (
-                now - last_log > means.log_seconds or done == iterations
-            ):
-                log_progress(
-                    progress, start, iterations, optimisation.batch_size, now - clock
-                )
-                last_log = now
+        if process.first and (now - last_log > means.log_seconds or done == iterations):
+            tally.settle()
+            terms = progress.recent(process.world_size)
+            speed = (done - start) * optimisation.batch_size / (now - clock)
+            log_progress(progress, terms, rates, optimisation, iterations, speed)
+            last_log = now
 
+    check_weights(student, tally.ids)
     process.wait()
     if writer is not None:
         writer.close()
@@ -317,6 +317,9 @@ def batches_of(
         label_table=settings.label_map.training_table(),
         pseudo_labels=files.pseudo_labels,
     )
+    if means.cache_gib:
+        images.keep_decoded(means.cache_gib * 2**30, threads=max(1, means.workers))
+        log.info("%d of %d decoded images kept", len(images.kept), len(images))
     stream = TrainingStream(
         len(split),
         epochs=settings.optimisation.epochs,
@@ -438,15 +441,30 @@ def autocast_type(precision: str, device: str) -> torch.dtype:
 
 
 def wrap(
-    student: SegmentationNetwork, settings: StepSettings, process: Process
+    student: SegmentationNetwork,
+    teacher: SegmentationNetwork | None,
+    settings: StepSettings,
+    means: Means,
+    process: Process,
 ) -> nn.Module:
-    """DistributedDataParallel around the student when there are several processes."""
+    """The student as the loop calls it: for several processes, or compiled.
+
+    Its weights stay those of `student`.
+    """
+    if process.world_size > 1 and settings.step == 0:
+        if process.device == "cpu":
+            synchronise(student)
+        else:
+            # timm's conversion knows its batch norms with activation, torch's does not.
+            student = convert_sync_batchnorm(student)
+    if means.compile:
+        for network in filter(None, (student, teacher)):
+            network.backbone.compile()
     if process.world_size == 1:
         return student
     recipe, distils = settings.recipe, bool(settings.recipe.losses.gkd)
-    if process.device != "cpu" and settings.step == 0:
-        # timm's conversion knows its batch norms with activation, torch's does not.
-        student = convert_sync_batchnorm(student)
+    # Its new name is not known to older versions that work as well.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     return DistributedDataParallel(
         student,
         device_ids=None if process.device == "cpu" else [process.device],
@@ -476,9 +494,17 @@ def prepare(
 
 
 def global_counts(
-    prepared: list[tuple[Batch, Masks | None]], stop: "StopFlag", process: Process
-) -> tuple[Counts, bool]:
-    """Denominators over the global batch, and whether any process was told to stop."""
+    prepared: list[tuple[Batch, Masks | None]],
+    stop: "StopFlag",
+    state_due: bool,
+    process: Process,
+) -> tuple[Counts, bool, bool]:
+    """Denominators over the global batch, and what all processes must do together.
+
+    Returns:
+        The counts, whether any process was told to stop, and whether any finds that a
+        state is due.
+    """
     pixels = new = background = cells = 0.0
     for batch, masks in prepared:
         pixels += float((batch.targets != IGNORE).sum())
@@ -486,8 +512,9 @@ def global_counts(
             new += float(masks.new.sum())
             background += float(masks.background.sum())
             cells += masks.new.numel()
-    *counts, stopped = process.sum([pixels, new, background, cells, float(stop.asked)])
-    return Counts(*counts), stopped > 0
+    flags = [float(stop.asked), float(state_due)]
+    *counts, stopped, due = process.sum([pixels, new, background, cells, *flags])
+    return Counts(*counts), stopped > 0, due > 0
 
 
 def backward(
@@ -502,12 +529,8 @@ def backward(
     precision: torch.dtype,
     *,
     synchronise: bool,
-) -> dict[str, float]:
-    """Forward and backward of one micro-batch; returns the value of every term.
-
-    Raises:
-        FloatingPointError: The loss is not finite.
-    """
+) -> dict[str, torch.Tensor]:
+    """Forward and backward of one micro-batch; returns the value of every term."""
     device = process.device
     images = batch.images.to(device, non_blocking=True)
     targets = batch.targets.to(device, non_blocking=True)
@@ -526,16 +549,68 @@ def backward(
             with torch.no_grad():
                 taught = None if teacher is None else teacher(images)
         losses = step_losses(outputs, taught, targets, masks, counts, settings.recipe)
-        terms = torch.stack(list(losses.values()))
-        values = dict(zip(losses, terms.tolist(), strict=True))
-        if not all(math.isfinite(value) for value in values.values()):
-            raise FloatingPointError(
-                f"The loss is not finite ({values}) at images {batch.ids}. Lower the "
-                f"learning rates or set gradient_clip. The last saved state is kept."
-            )
+        total = torch.stack(list(losses.values())).sum()
         # DDP averages gradients over processes; ours are parts of a sum.
-        scaler.scale(terms.sum() * process.world_size).backward()
-    return values
+        scaler.scale(total * process.world_size).backward()
+    return {name: value.detach() for name, value in losses.items()}
+
+
+class Tally:
+    """Adds up the terms of the iterations, one iteration late.
+
+    Reading a value from a GPU waits for it; when the next iteration has been handed
+    over, the values are there and the GPU stays busy.
+    """
+
+    def __init__(self, progress: Progress):
+        self.progress = progress
+        self.ids: list[str] = []  # images of the last micro-batch
+        self.pending: list[tuple[dict[str, torch.Tensor], list[str]]] = []
+        self.newest = 0  # how many of the pending are of this iteration
+
+    def add(self, losses: dict[str, torch.Tensor], ids: list[str]) -> None:
+        """Note the terms of a micro-batch of the iteration at work."""
+        self.ids = ids
+        self.pending.append((losses, ids))
+        self.newest += 1
+
+    def settle(self, *, all_but_newest: bool = False) -> None:
+        """Add what is pending to the sums.
+
+        Raises:
+            FloatingPointError: A term is not finite; names the images.
+        """
+        keep = self.newest if all_but_newest else 0
+        ready = len(self.pending) - keep
+        for losses, ids in self.pending[:ready]:
+            terms = torch.stack(list(losses.values())).tolist()
+            values = dict(zip(losses, terms, strict=True))
+            if not all(math.isfinite(value) for value in terms):
+                raise FloatingPointError(
+                    f"The loss is not finite ({values}){_mend(ids)}"
+                )
+            sums = self.progress.sums
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value
+        self.pending, self.newest = self.pending[ready:], 0
+
+
+def check_weights(student: nn.Module, ids: list[str]) -> None:
+    """Refuse weights that are not finite, before they are saved.
+
+    Raises:
+        FloatingPointError: Names the images of the last iteration.
+    """
+    squares = [parameter.detach().square().sum() for parameter in student.parameters()]
+    if not torch.stack(squares).sum().isfinite():
+        raise FloatingPointError(f"The weights are not finite any more{_mend(ids)}")
+
+
+def _mend(ids: list[str]) -> str:
+    return (
+        f" at images {ids}. Lower the learning rates or set gradient_clip. The last "
+        f"saved state is kept."
+    )
 
 
 def unwrap(network: nn.Module) -> SegmentationNetwork:
@@ -585,8 +660,17 @@ def log_header(
         ", ".join(settings.class_names[settings.label_map.first_new :]),
     )
     log.info(
+        "on %s: %s, %s, torch %s, %d thread(s) and %d loader worker(s) per process",
+        platform.node(),
+        torch.cuda.get_device_name() if process.device != "cpu" else "CPU",
+        str(precision).removeprefix("torch."),
+        torch.__version__,
+        means.threads,
+        means.workers,
+    )
+    log.info(
         "%d images, %g epochs, %d iterations of %d = %d process(es) x %d "
-        "micro-batch(es) x %d; %s, %s, torch %s, %d thread(s), %d worker(s)",
+        "micro-batch(es) x %d images",
         images,
         optimisation.epochs,
         iterations,
@@ -594,41 +678,45 @@ def log_header(
         process.world_size,
         means.accumulation,
         per_process,
-        process.device,
-        precision,
-        torch.__version__,
-        means.threads,
-        means.workers,
     )
-    if process.world_size > 1 and settings.step == 0:
-        log.info(
-            "batch norm: %s",
-            "statistics of each process's own images (no synchronisation on the CPU)"
-            if process.device == "cpu"
-            else "synchronised over all processes",
-        )
+    log.info("batch norm: %s", batch_norm_of(settings, means, process, per_process))
     if start:
         log.info("resumed after %d iterations", start)
 
 
+def batch_norm_of(
+    settings: StepSettings, means: Means, process: Process, micro_batch: int
+) -> str:
+    """In words, which images the statistics of the batch norms come from."""
+    if settings.step > 0:
+        return "frozen"
+    text = f"statistics of {micro_batch * process.world_size} images"
+    if process.world_size > 1:
+        kind = "gloo" if process.device == "cpu" else "SyncBatchNorm"
+        text += f", synchronised over {process.world_size} processes ({kind})"
+    if means.accumulation > 1:
+        text += f", of each of {means.accumulation} micro-batches by itself"
+    return text
+
+
 def log_progress(
-    progress: Progress, start: int, iterations: int, batch_size: int, seconds: float
+    progress: Progress,
+    terms: dict[str, float],
+    rates: dict[str, float],
+    optimisation: Optimisation,
+    iterations: int,
+    speed: float,
 ) -> None:
     """One line: position, every term, learning rate, images/s, time left."""
-    row, done = progress.rows[-1], progress.iteration - start
-    terms = " ".join(
-        f"{name} {value:.4g}"
-        for name, value in row.items()
-        if name != "iteration" and not name.startswith("lr_")
-    )
+    left = (iterations - progress.iteration) * optimisation.batch_size / speed
     log.info(
-        "iteration %d/%d: %s, lr %.2e, %.1f images/s, %.0f s left",
+        "iteration %d/%d: %s, lr %.2e, %.1f images/s, %s left",
         progress.iteration,
         iterations,
-        terms,
-        row["lr_branch"],
-        done * batch_size / seconds,
-        (iterations - progress.iteration) * seconds / done,
+        " ".join(f"{name} {value:.4g}" for name, value in terms.items()),
+        rates["lr_branch"],
+        speed,
+        timedelta(seconds=round(left)),
     )
 
 
@@ -661,9 +749,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pseudo-labels", type=Path, nargs="?", help="or nothing")
     parser.add_argument("--weights", type=Path, nargs="?", help="or nothing")
     parser.add_argument("--gpus", type=int, default=0, help="0 trains on the CPU")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--cache-gib", type=float, default=0.0)
     parser.add_argument("--state-minutes", type=float, default=5.0)
     return parser.parse_args(argv)
 
@@ -671,8 +762,6 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train one step; exit status 143 when stopped with the state saved."""
     options = arguments(argv)
-    # Spinning OpenMP threads make a shared machine several times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     settings = StepSettings.from_dict(read_json(options.settings))
     files = Files(
         split=options.split,
@@ -685,19 +774,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         state=options.state,
     )
     means = Means(
-        gpu=options.gpus > 0,
         threads=options.threads,
         workers=options.workers,
         accumulation=options.accumulation,
+        compile=options.compile,
+        cache_gib=options.cache_gib,
         state_minutes=options.state_minutes,
     )
-    with process_group(gpu=options.gpus > 0) as process:
-        logging.basicConfig(
-            level=logging.INFO if process.first else logging.WARNING,
-            format="%(asctime)s %(message)s",
-            datefmt="%H:%M:%S",
-            stream=sys.stderr,
-        )
+    with (
+        told_errors(),
+        process_group(
+            gpu=options.gpus > 0, deterministic=options.deterministic
+        ) as process,
+    ):
+        log_to_stderr(first=process.first)
+        # All crops are of one size: trying cuDNN's algorithms once pays.
+        torch.backends.cudnn.benchmark = not options.deterministic
         try:
             train(settings, files, means, process)
         except Stopped as stopped:

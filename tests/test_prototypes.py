@@ -15,13 +15,16 @@ from kproba.artifacts import read_json
 from kproba.model import Outputs
 from kproba.prototypes import (
     BankSettings,
+    FeatureBatch,
     FourierFeatures,
     Moments,
     PrototypeBank,
     bank_features,
     build_bank,
     cells_of,
+    draw_sample,
     follow,
+    sampled_images,
 )
 
 SETTINGS = BankSettings(
@@ -57,17 +60,23 @@ def scene(seed=0, classes=(0, 1, 2, 3), images=6, cells=(4, 5), distance=1.2):
     )
 
 
-def passes(features, targets, parts=((0, 1), (2,), (3, 4, 5))):
-    return lambda: ((features[list(part)], targets[list(part)]) for part in parts)
+PARTS = ((0, 1), (2,), (3, 4, 5))
 
 
-def build(data, settings=SETTINGS, *, classes=4, seed=7, previous=None, **options):
+def passes(features, targets, parts=PARTS):
+    return [
+        FeatureBatch(features[list(part)], targets[list(part)], part) for part in parts
+    ]
+
+
+def build(data, settings=SETTINGS, *, classes=4, seed=7, previous=None, parts=PARTS):
+    batches = passes(*data, parts)
     return build_bank(
-        passes(*data, **options),
+        batches,
+        draw_sample(batches, settings, images=len(data[0]), seed=seed),
         settings,
         classes=classes,
         seed=seed,
-        images=len(data[0]),
         previous=previous,
     )
 
@@ -296,6 +305,47 @@ def test_batches_in_another_order_give_the_same_bank():
         torch.testing.assert_close(
             one.scatter[number], other.scatter[number], rtol=1e-5, atol=1e-4
         )
+
+
+def test_a_sample_is_the_same_whatever_the_batches():
+    data = scene()
+    settings = replace(SETTINGS, calibration_cells=50)
+    parts = (PARTS, ((5, 0), (4,), (3, 1), (2,)), ((0, 1, 2, 3, 4, 5),))
+    one, *others = (
+        draw_sample(passes(*data, part), settings, images=6, seed=2) for part in parts
+    )
+    assert len(one.labels) == 50 and len(one.cells.unique(dim=0)) == 50
+    for other in others:
+        assert torch.equal(one.cells, other.cells)
+        assert torch.equal(one.labels, other.labels)
+    assert not torch.equal(
+        one.cells, draw_sample(passes(*data), settings, images=6, seed=3).cells
+    )
+
+
+def test_a_sample_takes_cells_of_every_image_with_their_labels():
+    features, targets = scene(images=6, cells=(20, 20))
+    settings = replace(SETTINGS, calibration_cells=6 * 64)
+    sample = draw_sample(passes(features, targets), settings, images=6, seed=0)
+    assert len(sample.labels) == 6 * 64
+    for image, target in zip(features, targets, strict=True):
+        cells, labels = cells_of(image[None], target[None])
+        known = {tuple(c): int(k) for c, k in zip(cells.tolist(), labels, strict=True)}
+        taken = [
+            (tuple(cell), int(label))
+            for cell, label in zip(sample.cells.tolist(), sample.labels, strict=True)
+            if tuple(cell) in known
+        ]
+        assert len(taken) == 64
+        assert all(known[cell] == label for cell, label in taken)
+
+
+@pytest.mark.parametrize(("images", "wanted"), [(1, 1), (3, 3), (10, 4), (1000, 4)])
+def test_sampled_images_are_spread_over_all(images, wanted):
+    settings = replace(SETTINGS, calibration_cells=4 * 64)
+    chosen = sampled_images(images, settings)
+    assert len(chosen) == wanted and len(set(chosen)) == wanted
+    assert chosen[0] == 0 and chosen[-1] == images - 1
 
 
 def test_a_bank_depends_on_its_seed():

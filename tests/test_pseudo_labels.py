@@ -289,7 +289,7 @@ def exported(tmp_path_factory):
 
     def batch(part):
         images = torch.tensor(answers[part])[:, None].expand(-1, 3, -1, -1)
-        keys = torch.zeros(len(ids[part]), dtype=torch.int64)
+        keys = torch.arange(3)[part]
         return Batch(images, torch.tensor(targets[part]), ids[part], keys)
 
     batches = [batch(slice(0, 2)), batch(slice(2, 3))]
@@ -354,9 +354,7 @@ def test_the_table_counts_what_the_images_show(exported):
 
 def test_exporting_twice_writes_the_same_bytes(exported, tmp_path):
     images = torch.tensor(exported.answers)[:, None].expand(-1, 3, -1, -1)
-    batch = Batch(
-        images, torch.tensor(exported.targets), exported.ids, torch.zeros(3).long()
-    )
+    batch = Batch(images, torch.tensor(exported.targets), exported.ids, torch.arange(3))
     again, table = tmp_path / "labels", tmp_path / "labels.csv"
     export(
         reading_teacher,

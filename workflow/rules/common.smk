@@ -1,5 +1,6 @@
 """What the rules share: the plan, wildcards, and which file a step starts from."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -19,14 +20,25 @@ except ConfigError as error:
 
 compute = plan.config["compute"]
 
-# A job that only runs a network forward: bank, export, evaluation.
-inference_threads = compute["threads"]
-inference_resources = {
-    "gpu": min(1, compute["gpus"]),
+# Settings that determine a result are params or in settings.json. What the machine
+# offers is threads and resources: a change there never makes a step run again.
+job_threads = compute["threads"] * (compute["gpus"] or compute["processes"])
+job_resources = {
+    "gpu": compute["gpus"],
+    "processes": compute["processes"],
     "cpu_threads": compute["threads"],
-    "batch_size": compute["batch_size"],
     "workers": compute["workers"],
+    "deterministic": "--deterministic" if compute["deterministic"] else "",
 }
+training_resources = {
+    **job_resources,
+    "accumulation": compute["accumulation"],
+    "state_minutes": str(compute["state_minutes"]),
+    "cache_gib": str(compute["cache_gib"]),
+    "compile": "--compile" if compute["compile"] else "",
+}
+# A job that only runs a network forward: bank, pseudo labels, evaluation.
+inference_resources = {**job_resources, "batch_size": compute["batch_size"]}
 
 
 wildcard_constraints:
@@ -103,9 +115,10 @@ def groups_so_far(wildcards):
     return [list(group) for group in groups]
 
 
-def names_so_far(wildcards):
-    groups = plan.groups(wildcards.dataset, wildcards.task, int(wildcards.step))
-    return plan.names(wildcards.dataset, groups)
+def classes_so_far(wildcards):
+    """Raw labels of the classes of the steps 0..t, and the names of S_t."""
+    groups = groups_so_far(wildcards)
+    return {"groups": groups, "names": plan.names(wildcards.dataset, groups)}
 
 
 # --- Data ----------------------------------------------------------------------------
@@ -167,19 +180,6 @@ def label_names(wildcards):
 # --- Training ------------------------------------------------------------------------
 
 
-# Settings that determine a result are params or in settings.json. What the machine
-# offers is threads and resources: a change there never makes a step run again.
-training_threads = compute["threads"] * (compute["gpus"] or compute["processes"])
-training_resources = {
-    "gpu": compute["gpus"],
-    "processes": compute["processes"],
-    "cpu_threads": compute["threads"],
-    "workers": compute["workers"],
-    "accumulation": compute["accumulation"],
-    "state_minutes": str(compute["state_minutes"]),
-}
-
-
 def step_settings(wildcards):
     return plan.step_settings(run_of(wildcards), int(wildcards.step))
 
@@ -208,8 +208,15 @@ def pseudo_labels_after_step_0(wildcards):
     return [] if wildcards.step == "0" else pseudo_labels_of_step(wildcards)
 
 
-def bank_settings(wildcards):
-    return plan.bank(wildcards.method)
+def bank_job(wildcards):
+    return json.dumps(
+        {
+            "settings": plan.bank(wildcards.method),
+            **classes_so_far(wildcards),
+            "setting": wildcards.setting,
+            "seed": int(wildcards.seed),
+        }
+    )
 
 
 # --- Pseudo labels -------------------------------------------------------------------
@@ -221,19 +228,27 @@ def bank_of_previous_step(wildcards):
     return bank_file(run_of(wildcards), int(wildcards.step) - 1)
 
 
-def pseudo_label_settings(wildcards):
-    return plan.section("pseudo_labels", wildcards.method)
+def pseudo_label_job(wildcards):
+    return json.dumps(
+        {
+            "settings": plan.section("pseudo_labels", wildcards.method),
+            **classes_so_far(wildcards),
+            "setting": wildcards.setting,
+        }
+    )
 
 
 # --- Evaluation ----------------------------------------------------------------------
 
 
-def evaluation_settings(wildcards):
-    return plan.config["evaluation"]
-
-
-def run_and_step(wildcards):
-    return {**vars(run_of(wildcards)), "step": int(wildcards.step)}
+def evaluation_job(wildcards):
+    return json.dumps(
+        {
+            "settings": plan.config["evaluation"],
+            **classes_so_far(wildcards),
+            "about": {**vars(run_of(wildcards)), "step": int(wildcards.step)},
+        }
+    )
 
 
 # --- Summary, figures and report -----------------------------------------------------

@@ -12,16 +12,19 @@ rule evaluate:
         "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/evaluation.log",
     conda:
         "../../envs/kproba.yaml"
-    threads: inference_threads
+    threads: job_threads
     resources:
         **inference_resources,
     params:
-        settings=evaluation_settings,
-        about=run_and_step,
-        groups=groups_so_far,
-        names=names_so_far,
+        job=evaluation_job,
     message:
         "Testing {wildcards.method} after step {wildcards.step} of {wildcards.dataset} "
         "{wildcards.task} {wildcards.setting}, seed {wildcards.seed}"
-    script:
-        "../scripts/evaluate.py"
+    shell:
+        "kproba-launch --gpus {resources.gpu} --processes {resources.processes}"
+        " --threads {resources.cpu_threads}"
+        " kproba.inference evaluation --job {params.job:q} --model {input.model}"
+        " --index {input.index} --evaluation {output.evaluation}"
+        " --confusion {output.confusion} --examples {output.examples}"
+        " --batch-size {resources.batch_size} --workers {resources.workers}"
+        " {resources.deterministic} &> {log}"

@@ -14,14 +14,18 @@ rule build_prototypes:
     priority: 10
     conda:
         "../../envs/kproba.yaml"
-    threads: inference_threads
+    threads: job_threads
     resources:
         **inference_resources,
     params:
-        settings=bank_settings,
-        groups=groups_so_far,
-        names=names_so_far,
+        job=bank_job,
     message:
         "Building the prototype bank of {wildcards.method} after step {wildcards.step}"
-    script:
-        "../scripts/build_prototypes.py"
+    shell:
+        "kproba-launch --gpus {resources.gpu} --processes {resources.processes}"
+        " --threads {resources.cpu_threads}"
+        " kproba.inference bank --job {params.job:q} --model {input.model}"
+        " --split {input.split} --pseudo-labels {input.pseudo_labels}"
+        " --previous {input.previous} --bank {output.bank}"
+        " --batch-size {resources.batch_size} --workers {resources.workers}"
+        " {resources.deterministic} &> {log}"

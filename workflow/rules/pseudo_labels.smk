@@ -17,15 +17,19 @@ rule export_pseudo_labels:
     priority: 10
     conda:
         "../../envs/kproba.yaml"
-    threads: inference_threads
+    threads: job_threads
     resources:
         **inference_resources,
     params:
-        settings=pseudo_label_settings,
-        groups=groups_so_far,
-        names=names_so_far,
+        job=pseudo_label_job,
     message:
         "Looking for old classes in the images of step {wildcards.step}, "
         "{wildcards.method}"
-    script:
-        "../scripts/export_pseudo_labels.py"
+    shell:
+        "kproba-launch --gpus {resources.gpu} --processes {resources.processes}"
+        " --threads {resources.cpu_threads}"
+        " kproba.inference pseudo-labels --job {params.job:q} --model {input.model}"
+        " --bank {input.bank} --split {input.split}"
+        " --labels {output.labels} --table {output.table}"
+        " --batch-size {resources.batch_size} --workers {resources.workers}"
+        " {resources.deterministic} &> {log}"

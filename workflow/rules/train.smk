@@ -51,24 +51,23 @@ rule train_base:
     priority: 10
     conda:
         "../../envs/kproba.yaml"
-    threads: training_threads
+    threads: job_threads
     resources:
         **training_resources,
     message:
         "Training step 0 on {wildcards.task} classes of {wildcards.dataset}, "
         "{wildcards.setting}, seed {wildcards.seed}"
     shell:
-        "OMP_WAIT_POLICY=passive OMP_NUM_THREADS={resources.cpu_threads}"
-        " torchrun --standalone"
-        " --nproc-per-node=$(({resources.gpu} ? {resources.gpu} : {resources.processes}))"
-        " -m kproba.training {input.settings} --split {input.split}"
+        "kproba-launch --gpus {resources.gpu} --processes {resources.processes}"
+        " --threads {resources.cpu_threads}"
+        " kproba.training {input.settings} --split {input.split}"
         " --weights {input.weights}"
         " --model {output.model} --metrics {output.metrics}"
         " --tensorboard {output.tensorboard}"
         " --state $(dirname {output.model})/training-state.pt"
-        " --gpus {resources.gpu} --threads {resources.cpu_threads}"
         " --workers {resources.workers} --accumulation {resources.accumulation}"
-        " --state-minutes {resources.state_minutes} &> {log}"
+        " --state-minutes {resources.state_minutes} --cache-gib {resources.cache_gib}"
+        " {resources.compile} {resources.deterministic} &> {log}"
 
 
 rule train_step:
@@ -93,21 +92,20 @@ rule train_step:
     priority: 10
     conda:
         "../../envs/kproba.yaml"
-    threads: training_threads
+    threads: job_threads
     resources:
         **training_resources,
     message:
         "Training step {wildcards.step} of {wildcards.dataset} {wildcards.task} "
         "{wildcards.setting}, {wildcards.method}, seed {wildcards.seed}"
     shell:
-        "OMP_WAIT_POLICY=passive OMP_NUM_THREADS={resources.cpu_threads}"
-        " torchrun --standalone"
-        " --nproc-per-node=$(({resources.gpu} ? {resources.gpu} : {resources.processes}))"
-        " -m kproba.training {input.settings} --split {input.split}"
+        "kproba-launch --gpus {resources.gpu} --processes {resources.processes}"
+        " --threads {resources.cpu_threads}"
+        " kproba.training {input.settings} --split {input.split}"
         " --previous {input.previous} --pseudo-labels {input.pseudo_labels}"
         " --model {output.model} --metrics {output.metrics}"
         " --tensorboard {output.tensorboard}"
         " --state $(dirname {output.model})/training-state.pt"
-        " --gpus {resources.gpu} --threads {resources.cpu_threads}"
         " --workers {resources.workers} --accumulation {resources.accumulation}"
-        " --state-minutes {resources.state_minutes} &> {log}"
+        " --state-minutes {resources.state_minutes} --cache-gib {resources.cache_gib}"
+        " {resources.compile} {resources.deterministic} &> {log}"

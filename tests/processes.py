@@ -1,0 +1,38 @@
+"""Several processes over gloo in one test, without the start-up of torchrun."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from torch.multiprocessing import start_processes
+
+from kproba.distributed import process_group
+
+# A server that has loaded everything, but run nothing, forks the processes quickly.
+multiprocessing.set_forkserver_preload(["kproba.inference", "kproba.training"])
+
+
+def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> None:
+    """Call `work(process, *arguments)` in every one of `count` processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start_processes(
+        _one,
+        (count, port, work, arguments),
+        nprocs=count,
+        start_method="forkserver",
+    )
+
+
+def _one(rank: int, count: int, port: int, work: Any, arguments: tuple) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(count),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    with process_group(gpu=False) as process:
+        work(process, *arguments)

@@ -1,0 +1,228 @@
+"""Bank, pseudo labels and test of a step: every number of processes, one result."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from processes import in_processes
+from safetensors.torch import load_file
+
+from kproba.artifacts import read_json
+from kproba.data import equal_sizes, whole_image_loader
+from kproba.distributed import Process
+from kproba.inference import (
+    Reading,
+    bank_of_step,
+    evaluate_step,
+    pseudo_labels_of_step,
+)
+from kproba.model import Architecture, SegmentationNetwork, save_model
+from kproba.splits import read_index
+
+GROUPS = [[1], [2], [3]]
+NAMES = ["background", "cat", "dog", "cow"]
+BANK = {
+    "feature": "block",
+    "map": "rff",
+    "dimension": 32,
+    "maps": 2,
+    "gamma": "median",
+    "scatter": True,
+    "momentum": 0.9,
+    "ridge": 1e-3,
+    "calibration_cells": 200,
+}
+KLDA = {
+    "rule": "klda",
+    "threshold": 0.7,
+    "posterior_weight": 1.0,
+    "foreground_bias": 0.0,
+    "temperature": 1.0,
+    "metric": "euclidean",
+}
+TEST = {"policy": "ssul", "ignore_background": False, "crop": None, "examples": 2}
+
+
+@pytest.fixture
+def step(folder_dataset, index_of, tmp_path):
+    """Writer of a step: images of two sizes, and a model of background and `cat`."""
+
+    def write(images: int) -> Path:
+        random = np.random.default_rng(images)
+
+        def masks(prefix: str) -> dict[str, np.ndarray]:
+            shapes = [(48, 64) if k % 3 else (64, 48) for k in range(images)]
+            return {
+                f"{prefix}{k}": random.choice([0, 1, 2, 3, 255], shape).astype(np.uint8)
+                for k, shape in enumerate(shapes)
+            }
+
+        folder = folder_dataset({"train": masks("t"), "val": masks("v")})
+        index = read_index(index_of(folder)[0])
+        index.to_csv(tmp_path / "index.csv", index=False)
+        train = index[index["subset"] == "train"]
+        train.to_csv(tmp_path / "split.csv", index=False)
+        architecture = Architecture("efficientnet_lite0", 16, (1, 2), 16, 0.1, 0.01)
+        network = SegmentationNetwork(architecture, [1], weights="imagenet", seed=3)
+        classes = [{"label": 0}, {"label": 1}]
+        save_model(network, tmp_path / "model.safetensors", about={"classes": classes})
+        return tmp_path
+
+    return write
+
+
+def all_jobs(process: Process, step: Path, out: Path, batch_size: int = 2) -> None:
+    """Bank of step 0, pseudo labels of step 1, test of step 0."""
+    torch.set_num_threads(1)
+    reading = Reading(batch_size, 0, process)
+    model, bank = step / "model.safetensors", out / "prototypes.safetensors"
+    bank_of_step(
+        model,
+        step / "split.csv",
+        bank,
+        settings=BANK,
+        groups=GROUPS[:1],
+        names=NAMES[:2],
+        setting="overlap",
+        seed=0,
+        reading=reading,
+    )
+    process.wait()
+    pseudo_labels_of_step(
+        model,
+        bank,
+        step / "split.csv",
+        out / "labels",
+        out / "labels.csv",
+        settings=KLDA,
+        groups=GROUPS[:2],
+        names=NAMES[:3],
+        setting="overlap",
+        reading=reading,
+    )
+    evaluate_step(
+        model,
+        step / "index.csv",
+        out / "evaluation.json",
+        out / "confusion.csv",
+        out / "examples",
+        settings=TEST,
+        groups=GROUPS[:1],
+        names=NAMES[:2],
+        about={"seed": 0},
+        reading=reading,
+    )
+
+
+def same_results(one: Path, other: Path) -> None:
+    """All equal to the byte, but the bank's sums, which are equal to rounding."""
+    files = {str(path.relative_to(one)) for path in one.rglob("*") if path.is_file()}
+    assert files == {
+        str(path.relative_to(other)) for path in other.rglob("*") if path.is_file()
+    }
+    assert len(files) > 6
+    for name in files - {"prototypes.safetensors", "prototypes.json"}:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    banks = [load_file(folder / "prototypes.safetensors") for folder in (one, other)]
+    for key, tensor in banks[0].items():
+        torch.testing.assert_close(tensor, banks[1][key], rtol=1e-9, atol=1e-12)
+    for key in ("count", "centre", "spread"):
+        assert torch.equal(banks[0][key], banks[1][key])
+    about = [read_json(folder / "prototypes.json") for folder in (one, other)]
+    temperatures = [part.pop("temperature") for part in about]
+    assert temperatures[0] == pytest.approx(temperatures[1], rel=1e-3)
+    assert about[0] == about[1]
+
+
+@pytest.mark.parametrize("images", [1, 5, 6, 7, 8])
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_processes_give_the_results_of_one(step, tmp_path, images, processes):
+    folder = step(images)
+    all_jobs(Process(), folder, tmp_path / "one")
+    in_processes(processes, all_jobs, folder, tmp_path / "several")
+    same_results(tmp_path / "one", tmp_path / "several")
+    counted = pd.read_csv(tmp_path / "several" / "confusion.csv", index_col=0)
+    rows = read_index(folder / "index.csv")
+    masks = whole_image_loader(
+        rows[rows["subset"] == "val"], np.arange(256, dtype=np.uint8), batch_size=1
+    )
+    # Raw labels 2 and 3 are of unseen classes and ignored.
+    valid = sum(int((batch.targets < 2).sum()) for batch in masks)
+    assert counted.to_numpy().sum() == valid
+
+
+def test_commands_of_two_processes_give_the_results_of_one(step, tmp_path):
+    folder = step(5)
+    all_jobs(Process(), folder, tmp_path / "one")
+    out = tmp_path / "several"
+    split, bank = folder / "split.csv", out / "prototypes.safetensors"
+    jobs = {
+        "bank": (
+            {"settings": BANK, "groups": GROUPS[:1], "names": NAMES[:2], "seed": 0},
+            *("--split", split, "--bank", bank),
+            *("--previous", "--pseudo-labels"),
+        ),
+        "pseudo-labels": (
+            {"settings": KLDA, "groups": GROUPS[:2], "names": NAMES[:3]},
+            *("--split", split, "--bank", bank),
+            *("--labels", out / "labels", "--table", out / "labels.csv"),
+        ),
+        "evaluation": (
+            {
+                "settings": TEST,
+                "groups": GROUPS[:1],
+                "names": NAMES[:2],
+                "about": {"seed": 0},
+            },
+            *("--index", folder / "index.csv", "--confusion", out / "confusion.csv"),
+            *("--evaluation", out / "evaluation.json", "--examples", out / "examples"),
+        ),
+    }
+    for name, (job, *files) in jobs.items():
+        if name != "evaluation":
+            job["setting"] = "overlap"
+        words = [sys.executable, "-m", "kproba.launch", "--processes", "2"]
+        words += ["kproba.inference", name, "--job", json.dumps(job)]
+        words += ["--model", folder / "model.safetensors", "--batch-size", "2", *files]
+        subprocess.run(list(map(str, words)), check=True, capture_output=True)
+    same_results(tmp_path / "one", out)
+
+
+@pytest.mark.parametrize("images", range(1, 10))
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_every_image_is_in_one_batch_of_one_process(images, batch_size, processes):
+    rows = pd.DataFrame({"width": [4 + k % 2 for k in range(images)], "height": 4})
+    batches = equal_sizes(rows, batch_size)
+    assert sorted(number for batch in batches for number in batch) == [*range(images)]
+    for batch in batches:
+        assert len(batch) <= batch_size
+        assert len({rows["width"][number] for number in batch}) == 1
+    dealt = [batch for rank in range(processes) for batch in batches[rank::processes]]
+    assert sorted(dealt) == sorted(batches)
+
+
+def test_a_bank_of_another_model_is_refused(step, tmp_path):
+    folder = step(2)
+    all_jobs(Process(), folder, tmp_path / "one")
+    description = tmp_path / "one" / "prototypes.json"
+    about = read_json(description)
+    description.write_text(json.dumps({**about, "model": "another"}))
+    with pytest.raises(ValueError, match="built with another model"):
+        pseudo_labels_of_step(
+            folder / "model.safetensors",
+            tmp_path / "one" / "prototypes.safetensors",
+            folder / "split.csv",
+            tmp_path / "labels",
+            tmp_path / "labels.csv",
+            settings=KLDA,
+            groups=GROUPS[:2],
+            names=NAMES[:3],
+            setting="overlap",
+        )
+    assert not (tmp_path / "labels").exists()
