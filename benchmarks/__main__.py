@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -18,17 +19,29 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from kproba import __version__
-from kproba.artifacts import atomic_path
-from kproba.evaluation import confusion_matrix
+from kproba.artifacts import atomic_path, write_label_image
+from kproba.backbones import BACKBONES
+from kproba.data import (
+    Augmentation,
+    Batch,
+    TrainingImages,
+    TrainingStream,
+    training_loader,
+)
+from kproba.evaluation import EvaluationSettings, evaluate
 from kproba.losses import Counts, cell_masks, pb_bce, step_losses
 from kproba.methods import METHODS
 from kproba.model import Architecture, SegmentationNetwork, add_branch
@@ -271,10 +284,13 @@ LOSSES = {"pb_bce": _protected, "one_hot": _one_hot}
 
 
 def memory_of(name: str) -> None:
-    """Print the bytes that one loss adds to a fresh process."""
+    """Print the bytes that a loss, or a step of a backbone, adds to a fresh process."""
     torch.set_num_threads(THREADS)
-    logits, targets = _logits(), _targets(BATCH, CROP, 1 + OLD + NEW)
-    print(growth(lambda: LOSSES[name](logits, targets)))
+    if name in LOSSES:
+        logits, targets = _logits(), _targets(BATCH, CROP, 1 + OLD + NEW)
+        print(growth(lambda: LOSSES[name](logits, targets)))
+    else:
+        print(growth(lambda: _step_of(name)()))  # networks are built in it  # noqa: PLW0108
 
 
 def _memory(name: str) -> int:
@@ -312,10 +328,10 @@ def loss() -> list[Result]:
     ]
 
 
-def iteration() -> Result:
-    """One incremental iteration against the passes that it cannot do without."""
-    crop, batch = 257, 4
-    teacher = _network("efficientnet_lite0", OLD)
+def _step(backbone: str, crop: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """An iteration of an ADE20K step, and the passes that it cannot do without."""
+    batch = BATCH
+    teacher = _network(backbone, OLD)
     student = add_branch(teacher, NEW, seed=0).requires_grad_(True)
     student.set_training_mode(batch_norm=False)
     student.dropout.keys = torch.arange(batch)
@@ -324,6 +340,7 @@ def iteration() -> Result:
     cells = -(-crop // 16)
 
     def passes() -> None:
+        student.zero_grad(set_to_none=True)
         outputs = student(images)
         with torch.no_grad():
             teacher(images)
@@ -345,13 +362,89 @@ def iteration() -> Result:
         torch.stack(list(terms.values())).sum().backward()
         optimizer.step()
 
-    ratio, own, other = compare(step, passes)
+    return step, passes
+
+
+def iteration() -> Result:
+    """One incremental iteration against the passes that it cannot do without."""
+    crop = 257
+    ratio, own, other = compare(*_step("efficientnet_lite0", crop))
     return Result(
         "incremental iteration / student forward and backward + teacher forward",
         ratio,
         "≤ 1.15",
-        f"{own:.2f} s / {other:.2f} s, EfficientNet-Lite0, {batch} × {crop}²",
+        f"{own:.2f} s / {other:.2f} s, EfficientNet-Lite0, {BATCH} × {crop}²",
     )
+
+
+def _step_of(backbone: str) -> Callable[[], object]:
+    step, _ = _step(backbone, CROP)
+    return step
+
+
+def step_memory() -> list[Result]:
+    """Peak memory of one iteration of ADE20K 100-5, networks and optimizer included."""
+    size = f"{1 + OLD + NEW} classes, {BATCH} × {CROP}², float32 on the CPU"
+    return [
+        Result(f"MiB of an iteration, {backbone}, {size}", bytes_ / 2**20, "", "")
+        for backbone in ("efficientnet_lite0", "resnet101")
+        for bytes_ in [_memory(backbone)]
+    ]
+
+
+# --- loading -------------------------------------------------------------------------
+
+
+def loading() -> list[Result]:
+    """The training loader alone against the iteration that consumes its batch."""
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        rows = []
+        for number in range(32):
+            # Smooth noise: JPEGs of VOC's size, 375 × 500, of about 60 kB.
+            coarse = generator.integers(0, 256, (47, 63, 3), dtype=np.uint8)
+            image = Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)
+            mask = generator.integers(0, 21, (375, 500)).astype(np.uint8) // 20
+            paths = Path(name) / f"{number}.jpg", Path(name) / f"{number}.png"
+            image.save(paths[0], quality=92)
+            write_label_image(paths[1], mask)
+            rows.append(
+                {"id": str(number), "image": str(paths[0]), "mask": str(paths[1])}
+            )
+        split = pd.DataFrame(rows)
+        augmentation = Augmentation(CROP, (0.5, 2.0), 0.5)
+        identity = np.arange(256, dtype=np.uint8)
+
+        def load(kept: bool) -> Callable[[], None]:
+            images = TrainingImages(
+                split, augmentation=augmentation, seed=0, label_table=identity
+            )
+            if kept:
+                images.keep_decoded(2**30, threads=1)
+
+            def work() -> None:
+                stream = TrainingStream(32, epochs=1, batch_size=BATCH, seed=0)
+                for _ in training_loader(images, stream, workers=0):
+                    pass
+
+            return work
+
+        step = _step_of("efficientnet_lite0")
+        lines = []
+        for kept in (False, True):
+            work, batches = load(kept), 32 // BATCH
+            ratio, own, other = compare(work, step)
+            kind = "decoded images kept" if kept else "JPEGs of 375 × 500"
+            lines.append(
+                Result(
+                    f"loading a batch / one iteration, {kind}",
+                    ratio / batches,
+                    "",
+                    f"{own / batches:.3f} s in one process / {other:.2f} s on "
+                    f"{THREADS} threads, {BATCH} × {CROP}²",
+                )
+            )
+    return lines
 
 
 # --- evaluation ----------------------------------------------------------------------
@@ -366,13 +459,14 @@ def evaluation() -> Result:
     def forward() -> object:
         return [network(image[None]) for image in images]
 
-    @torch.inference_mode()
-    def test() -> torch.Tensor:
-        total = torch.zeros(21, 21, dtype=torch.int64)
-        for image, target in zip(images, targets, strict=True):
-            predicted = network.predict_logits(image[None]).argmax(dim=1)
-            total += confusion_matrix(target[None], predicted, 21)
-        return total
+    settings = EvaluationSettings("ssul", False, None)
+    batches = [
+        Batch(image[None], target[None], ["x"], torch.zeros(1))
+        for image, target in zip(images, targets, strict=True)
+    ]
+
+    def test() -> object:
+        return evaluate(network, batches, settings, channel_order=range(21))
 
     ratio, own, other = compare(test, forward)
     return Result(
@@ -412,7 +506,58 @@ def start_up() -> list[Result]:
         Result(f"seconds to import {name}", seconds, "", "")
         for name, seconds in imports.items()
     ]
-    return [*lines, Result("seconds of a dry run of the demo", dag, "", "34 jobs")]
+    train = _seconds(
+        *(sys.executable, "-m", "kproba.launch", "kproba.training", "--help")
+    )
+    return [
+        *lines,
+        Result("seconds until a launched job parses its arguments", train, "", ""),
+        Result("seconds of a dry run of the demo", dag, "", "34 jobs"),
+    ]
+
+
+def demo() -> list[Result]:
+    """The whole demo's time, and what its jobs take of it, rule by rule."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "snakemake", "--cores", "2", "--directory"),
+                *(folder, "--configfile", "config/config.yaml"),
+            ],
+            check=True,
+            capture_output=True,
+            cwd=HERE.parent,
+        )
+        whole = time.perf_counter() - started
+        [log] = (Path(folder) / ".snakemake" / "log").glob("*.log")
+        seconds = _seconds_of_rules(log.read_text())
+    total = sum(seconds.values())
+    shares = ", ".join(
+        f"`{rule}` {spent:.0f}"
+        for rule, spent in sorted(seconds.items(), key=lambda item: -item[1])
+        if spent >= 1
+    )
+    return [
+        Result("seconds of the demo on 2 cores, one run", whole, "", ""),
+        Result("seconds of its jobs, which run side by side", total, "", shares),
+    ]
+
+
+def _seconds_of_rules(log: str) -> dict[str, float]:
+    """Seconds between start and end of the jobs in Snakemake's log, by rule."""
+    clock = 0.0
+    started: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for line in log.splitlines():
+        if stamp := re.fullmatch(r"\[(\w{3} \w{3} +\d+ [\d:]+ \d{4})\]", line):
+            clock = datetime.strptime(stamp[1], "%a %b %d %H:%M:%S %Y").timestamp()
+        elif job := re.match(r"Job (\d+): |    jobid: (\d+)", line):
+            started.setdefault(job[1] or job[2], clock)
+        elif done := re.match(r"Finished jobid: (\d+) \(Rule: (\w+)\)", line):
+            spent = clock - started.get(done[1], clock)
+            seconds[done[2]] = seconds.get(done[2], 0.0) + spent
+    return seconds
 
 
 # --- main ----------------------------------------------------------------------------
@@ -428,7 +573,10 @@ GROUPS: dict[str, Callable[[], list[Result]]] = {
         bank("resnet101", scatter=False, images=2),
         bank("resnet101", scatter=True, images=2),
     ],
+    "loading": loading,
+    "memory": step_memory,
     "start-up": start_up,
+    "demo": demo,
 }
 
 
@@ -467,7 +615,7 @@ def main() -> None:
     """Run all groups, or those named."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("groups", nargs="*", choices=[*GROUPS, []])
-    parser.add_argument("--memory-of", choices=LOSSES)
+    parser.add_argument("--memory-of", choices=[*LOSSES, *BACKBONES])
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     if options.memory_of:

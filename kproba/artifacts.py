@@ -39,6 +39,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())  # libraries make private files
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -78,6 +79,13 @@ def atomic_directory(
     finally:
         if alone:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The permissions that new files do not get."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 @contextmanager

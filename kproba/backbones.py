@@ -16,6 +16,7 @@ from torch import nn
 from kproba.artifacts import atomic_path
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CACHED = 2**20  # values
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 BACKBONES = ("efficientnet_lite0", "resnet50", "resnet101")
 
@@ -125,14 +126,20 @@ class _DepthwiseFunction(torch.autograd.Function):
             height, width = gradient.shape[-2:]
             padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, p, p, p, p))  # (B, H, W, C)
             gradient = gradient.permute(0, 2, 3, 1)
-            met = (
-                padded[:, i : i + height, j : j + width]
-                for i in range(0, k * d, d)
-                for j in range(0, k * d, d)
-            )
-            taps = [(part * gradient).sum((0, 1, 2)) for part in met]
+            # As many images at once as fit into the processor's cache.
+            images = max(1, CACHED // gradient[0].numel())
+            parts = []
+            for own, met in zip(
+                gradient.split(images), padded.split(images), strict=True
+            ):
+                taps = [
+                    (met[:, i : i + height, j : j + width] * own).sum((0, 1, 2))
+                    for i in range(0, k * d, d)
+                    for j in range(0, k * d, d)
+                ]
+                parts.append(torch.stack(taps, dim=1))
+            of_weight = torch.stack(parts).sum(0)
             # In the strides of the weight, as DistributedDataParallel wants it.
-            of_weight = torch.stack(taps, dim=1)
             of_weight = of_weight.as_strided(weight.shape, weight.stride())
         return of_input, of_weight, None, None
 

@@ -85,6 +85,7 @@ class Checkpoint:
         path: Of the file.
         mark: Fingerprint of settings and inputs; a state with another one is refused.
         network, optimizer, scaler: What is trained.
+        refused: Whether the last attempt to save found the disk full.
     """
 
     path: Path
@@ -92,6 +93,7 @@ class Checkpoint:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    refused: bool = False
 
     def save(self, progress: Progress, process: Process) -> None:
         """Save the state; all processes call this, the first writes.
@@ -116,8 +118,11 @@ class Checkpoint:
             with atomic_path(self.path) as temporary:
                 torch.save(content, temporary)
         except FullDiskError as error:
-            log.warning("%s", error)
+            if not self.refused:
+                log.warning("%s. Training goes on without new states", error)
+            self.refused = True
         else:
+            self.refused = False
             log.info("state saved after %d iterations", progress.iteration)
 
     def load(self, process: Process) -> Progress:

@@ -13,6 +13,7 @@ import logging
 import math
 import platform
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -232,10 +233,10 @@ def train(
 
     stream, loader = batches_of(split, settings, files, means, process, start)
     iterations = stream.iterations
-    writer = None
+    curves = None
     if process.first:
         log_header(settings, means, process, len(split), iterations, start, precision)
-        writer = SummaryWriter(str(files.tensorboard), purge_step=start)
+        curves = Curves(files.tensorboard, start)
     clock = last_log = last_state = time.monotonic()
     seconds_before = progress.seconds
     tally = Tally(progress)
@@ -283,8 +284,8 @@ def train(
         if done % max(1, iterations // ROWS) == 0 or done == iterations:
             tally.settle()
             progress.add_row(rates, process)
-            if writer is not None:
-                write_scalars(writer, progress.rows[-1])
+            if curves is not None:
+                curves.add(progress.rows[-1])
         if process.first and (now - last_log > means.log_seconds or done == iterations):
             tally.settle()
             terms = progress.recent(process.world_size)
@@ -294,8 +295,8 @@ def train(
 
     check_weights(student, tally.ids)
     process.wait()
-    if writer is not None:
-        writer.close()
+    if curves is not None:
+        curves.close()
         write_outputs(student, settings, files, progress, len(split))
         checkpoint.remove()
     return student
@@ -720,12 +721,55 @@ def log_progress(
     )
 
 
-def write_scalars(writer: SummaryWriter, row: dict[str, float]) -> None:
-    """One row of metrics.csv as TensorBoard scalars."""
-    for name, value in row.items():
-        if name != "iteration":
-            group = "learning_rate" if name.startswith("lr_") else "loss"
-            writer.add_scalar(f"{group}/{name}", value, int(row["iteration"]))
+class Curves:
+    """Rows of metrics.csv as TensorBoard scalars; a full disk ends them, not the run.
+
+    Args:
+        folder: Of the event files.
+        start: Iteration that a resumed run goes on from; what came after is hidden.
+    """
+
+    def __init__(self, folder: Path, start: int):
+        # TensorBoard writes in a thread of its own, whose errors would be tracebacks.
+        threading.excepthook = self._on_error
+        self.writer: SummaryWriter | None = None
+        with self._tolerant():
+            self.writer = SummaryWriter(str(folder), purge_step=start)
+
+    def add(self, row: dict[str, float]) -> None:
+        """Write one row."""
+        if self.writer is None:
+            return
+        with self._tolerant():
+            for name, value in row.items():
+                if name != "iteration":
+                    group = "learning_rate" if name.startswith("lr_") else "loss"
+                    iteration = int(row["iteration"])
+                    self.writer.add_scalar(f"{group}/{name}", value, iteration)
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self.writer is not None:
+            with self._tolerant():
+                self.writer.close()
+
+    @contextlib.contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._give_up(error)
+
+    def _on_error(self, given: threading.ExceptHookArgs) -> None:
+        if isinstance(given.exc_value, OSError):
+            self._give_up(given.exc_value)
+        else:
+            threading.__excepthook__(given)
+
+    def _give_up(self, error: OSError) -> None:
+        if self.writer is not None:
+            log.warning("No more TensorBoard curves: %s", error)
+        self.writer = None
 
 
 # --- command line ------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -36,3 +37,27 @@ def _one(rank: int, count: int, port: int, work: Any, arguments: tuple) -> None:
     )
     with process_group(gpu=False) as process:
         work(process, *arguments)
+
+
+def finished_within(
+    seconds: float, count: int, work: Callable[..., Any], *arguments: Any
+) -> bool:
+    """Start `count` processes and SIGKILL them after a time; whether they were done."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    started = [
+        context.Process(target=_one, args=(rank, count, port, work, arguments))
+        for rank in range(count)
+    ]
+    for process in started:
+        process.start()
+    end = time.monotonic() + seconds
+    for process in started:
+        process.join(max(0.0, end - time.monotonic()))
+    for process in started:
+        process.kill()
+    for process in started:
+        process.join()
+    return all(process.exitcode == 0 for process in started)

@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from processes import in_processes
+from processes import finished_within, in_processes
 from safetensors.torch import load_file
 
 from kproba.artifacts import read_json
@@ -191,6 +192,39 @@ def test_commands_of_two_processes_give_the_results_of_one(step, tmp_path):
         words += ["--model", folder / "model.safetensors", "--batch-size", "2", *files]
         subprocess.run(list(map(str, words)), check=True, capture_output=True)
     same_results(tmp_path / "one", out)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_jobs_killed_at_any_moment_leave_whole_results_or_none(
+    step, tmp_path, processes
+):
+    folder, out = step(9), tmp_path / "killed"
+    whole = tmp_path / "whole"
+    started = time.monotonic()
+    in_processes(processes, all_jobs, folder, whole, 1)
+    seconds = time.monotonic() - started
+    expected = contents(whole)
+    random = np.random.default_rng(0)
+    for moment in random.uniform(0.1, 1.0, size=10) * seconds:
+        done = finished_within(moment, processes, all_jobs, folder, out, 1)
+        left = contents(out)
+        assert not done or left == expected
+        for name, content in left.items():
+            # Of a folder that is being replaced, nothing is there for a moment.
+            assert content == expected[name], name
+    in_processes(processes, all_jobs, folder, out, 1)
+    assert contents(out) == expected
+    assert not [path for path in out.rglob(".*")]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Bytes of all files under their final names."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }
 
 
 @pytest.mark.parametrize("images", range(1, 10))

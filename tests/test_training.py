@@ -1,6 +1,8 @@
 """One step by torchrun: processes, restarts, workers and accumulation agree."""
 
+import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from processes import in_processes
+from processes import finished_within, in_processes
 from safetensors.torch import load_file, save_file
 
-from kproba.artifacts import read_json
+from kproba.artifacts import FullDiskError, read_json
 from kproba.config import Plan, Run, check
 from kproba.digits import DigitScenes, write_digits
 from kproba.distributed import Process
@@ -304,6 +307,69 @@ def test_stopped_run_saves_its_state_and_ends_with_the_same_bytes(
     for name in ("model.safetensors", "metrics.csv"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
     assert not state.exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_training_killed_again_and_again_ends_with_the_same_bytes(
+    data: Path, base: Path, tmp_path: Path, processes: int
+) -> None:
+    settings = step_settings(1, epochs=12)
+    whole = trained(data, tmp_path / "whole", settings, base=base, processes=processes)
+    out = tmp_path / "killed"
+    out.mkdir()
+    (out / "settings.json").write_text(json.dumps(settings))
+    job = (train_with, data, out, base, Means(state_minutes=1e-6))
+    random = np.random.default_rng(processes)
+    resumed = 0
+    for moment in random.uniform(0.6, 1.8, size=100):
+        resumed += (out / "state.pt").exists()
+        if finished_within(moment, processes, *job):
+            break
+        assert not (out / "metrics.csv").exists() or resumed
+    assert resumed >= 3, "the run was not caught in the middle"
+    for name in ("model.safetensors", "model.json", "metrics.csv"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not (out / "state.pt").exists()
+
+
+def test_full_disk_keeps_the_last_good_state(
+    data: Path,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole = trained(data, tmp_path / "whole", step_settings(1, epochs=4), base=base)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "settings.json").write_text(json.dumps(step_settings(1, epochs=4)))
+    states: list[bytes] = []
+    save = torch.save
+
+    def fill_up_after_five(content: Any, path: Path) -> None:
+        if len(states) == 5:
+            # What torch raises when a write fails: no reason, no errno.
+            free = shutil.disk_usage(out)._replace(free=0)
+            monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+            raise RuntimeError("PytorchStreamWriter failed writing file data/3")
+        save(content, path)
+        states.append(Path(path).read_bytes())
+
+    monkeypatch.setattr(torch, "save", fill_up_after_five)
+    monkeypatch.setattr("kproba.training.save_model", full_disk)
+    means = Means(state_minutes=1e-6)
+    with pytest.raises(OSError, match="disk is full"):
+        train_with(Process(), data, out, base, means)
+    assert len([r for r in caplog.records if "disk is full" in r.message]) == 1
+    assert (out / "state.pt").read_bytes() == states[-1]
+    monkeypatch.undo()
+    train_with(Process(), data, out, base, means)
+    for name in ("model.safetensors", "metrics.csv"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def full_disk(*_: Any, **__: Any) -> None:
+    raise FullDiskError(errno.ENOSPC, "The disk is full: model.safetensors")
 
 
 def test_state_of_other_settings_is_not_used(
