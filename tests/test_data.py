@@ -1,5 +1,7 @@
 """Augmentation, and the order of the training stream."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,8 +16,10 @@ from kproba.data import (
     TrainingStream,
     augment,
     keyed_generator,
+    read_image,
     training_loader,
     whole_image_loader,
+    workers_that_fit,
 )
 from kproba.splits import read_index
 
@@ -415,3 +419,58 @@ def test_whole_images_keep_size_pixels_and_mapped_labels(sized_rows):
     with Image.open(sized_rows["image"][3]) as opened:
         expected = np.asarray(opened).transpose(2, 0, 1)
     np.testing.assert_array_equal(batches[2].images[0], expected)
+
+
+# --- decoding, memory --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_an_image_decodes_as_pillow_decodes_it(tmp_path, mode, kind):
+    if (mode, kind) in (("P", "JPEG"), ("CMYK", "PNG")):
+        kind = "TIFF"
+    noise = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((130, 90)).convert(mode)
+    path = tmp_path / "image"
+    image.save(path, format=kind)
+    with Image.open(path) as opened:
+        expected = np.asarray(opened.convert("RGB")).transpose(2, 0, 1)
+    decoded = read_image(path)
+    assert decoded.dtype == torch.uint8
+    np.testing.assert_array_equal(decoded, expected)
+
+
+def test_kept_images_are_the_decoded_ones_as_many_as_fit(rows):
+    def images() -> TrainingImages:
+        augmentation = Augmentation(16, (0.8, 1.2), 0.5)
+        return TrainingImages(
+            rows, augmentation=augmentation, seed=0, label_table=SHIFTED
+        )
+
+    plain, kept, some = images(), images(), images()
+    kept.keep_decoded(1e9, threads=2)
+    assert len(kept.kept) == len(rows)
+    each = sum(tensor.nbytes for tensor in plain.decode(0))
+    some.keep_decoded(2.5 * each, threads=1)
+    assert len(some.kept) == 2
+    for other in (kept, some):
+        for number in range(len(rows)):
+            for one, two in zip(
+                plain[Item(3, number)][:2], other[Item(3, number)][:2], strict=True
+            ):
+                assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("free", "wanted", "fitting"), [(64, 4, 2), (10, 4, 0), (1000, 4, 4), (0, 0, 0)]
+)
+def test_loader_workers_fit_into_shared_memory(
+    monkeypatch, caplog, tmp_path, free, wanted, fitting
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=free * 2**20)
+    monkeypatch.setattr("kproba.data.SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert workers_that_fit(wanted, 10 * 2**20) == fitting
+    said = [record.message for record in caplog.records]
+    assert bool(said) == (fitting < wanted)
+    assert all("--shm-size" in message for message in said)

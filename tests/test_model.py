@@ -15,6 +15,7 @@ from kproba.backbones import BACKBONES, Backbone, Depthwise, load_backbone_weigh
 from kproba.model import (
     Architecture,
     KeyedDropout,
+    PooledBatchNorm,
     SegmentationNetwork,
     add_branch,
     compose_logits,
@@ -601,3 +602,28 @@ def test_slow_depthwise_convolutions_of_the_backbone_are_replaced():
     ]
     assert len(slow) >= 8
     assert all(isinstance(module, Depthwise) for module in slow)
+
+
+# Pooled batch norm
+
+
+def test_pooling_of_one_image_uses_the_running_statistics():
+    norm = PooledBatchNorm(3).train()
+    with torch.no_grad():
+        norm.running_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
+        norm.running_var.fill_(4.0)
+    x = torch.tensor([3.0, 2.0, -1.0]).view(1, 3, 1, 1).requires_grad_()
+    y = norm(x)
+    torch.testing.assert_close(
+        y.flatten(), torch.tensor([1.0, 0.0, -2.0]), rtol=1e-4, atol=1e-5
+    )
+    y.sum().backward()
+    assert x.grad.abs().min() > 0
+    assert norm.running_mean.tolist() == [1, 2, 3]
+
+
+def test_pooling_of_several_images_is_batch_norm():
+    x = torch.randn(4, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    own, plain = PooledBatchNorm(3).train(), torch.nn.BatchNorm2d(3).train()
+    torch.testing.assert_close(own(x), plain(x))
+    torch.testing.assert_close(own.running_var, plain.running_var)
