@@ -1,7 +1,7 @@
 # make demo    set up, run the embedded example, print the table and where the report is
 # make test    set up, run the tests
 # make lint    set up, check format, style and types
-# make bench   set up, measure benchmarks/README.md again (ten minutes, idle machine)
+# make bench   set up, measure benchmarks/README.md again (half an hour, idle machine)
 PYTHON ?= python3
 VENV ?= .venv
 CORES ?= all

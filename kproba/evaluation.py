@@ -160,7 +160,6 @@ def evaluate(
     """
     classes, device = len(channel_order), process.device
     total = torch.zeros(classes, classes, dtype=torch.int64, device=device)
-    class_of_channel = torch.tensor(channel_order, device=device).argsort()
     for batch in batches:
         images = batch.images.to(device, non_blocking=True)
         truth = batch.targets.to(device, non_blocking=True)
@@ -168,9 +167,10 @@ def evaluate(
             images = centre_crop(images, settings.crop, labels=False)
             truth = centre_crop(truth[:, None], settings.crop, labels=True)[:, 0]
         predicted = network.predict_logits(images).argmax(dim=1)
-        total += confusion_matrix(truth, class_of_channel[predicted], classes)
+        total += confusion_matrix(truth, predicted, classes)
     process.add_up(total)
-    return total.cpu().numpy()
+    # Columns are counted by channel; put them in the order of the task.
+    return total.cpu().numpy()[:, list(channel_order)]
 
 
 def channel_order(model_labels: Sequence[int], seen: Sequence[int]) -> list[int]:
