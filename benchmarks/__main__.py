@@ -612,7 +612,7 @@ def write(results: list[Result]) -> None:
         "",
         "The bank's goals are missed where D is large beside the network: mapping the "
         "1,089 cells of one image of 513² to 3 × 5000 features takes 10 GFLOP at 320 "
-        "channels and 67 GFLOP at 2048, in float32. The scatter that `klda` reads takes "
+        "channels and 67 GFLOP at 2048, in float32. The scatter that `klda` reads is "
         "about 90 GFLOP more for each image, and solving with it is a fixed cost that "
         "weighs much beside so few images; at the default D = 1024 both are small. No "
         "figure here is from a GPU.",
