@@ -244,7 +244,8 @@ def train(
     for iteration in range(start, iterations):
         micro_batches = [next(loader) for _ in range(means.accumulation)]
         prepared = [prepare(batch, student, settings) for batch in micro_batches]
-        due = process.first and time.monotonic() - last_state > 60 * means.state_minutes
+        waited = time.monotonic() - last_state
+        due = process.first and iteration > start and waited > 60 * means.state_minutes
         counts, stop_asked, state_due = global_counts(prepared, stop, due, process)
         if stop_asked or state_due:
             tally.settle()
