@@ -150,6 +150,8 @@ def _explain(error: jsonschema.ValidationError, where: str) -> str:
             "exclusiveMaximum": "less than",
         }[rule]
         return f"{path}: expected {relation} {wanted}, but {got}."
+    if rule == "multipleOf":
+        return f"{path}: expected a multiple of {wanted}, but {got}."
     return f"{path}: {error.message}."
 
 

@@ -4,21 +4,23 @@ For a feature vector z of one cell of the feature map, standardised to x = (z - 
 
     φ(x) = sqrt(2/D) cos(x ω + β),  ω ~ N(0, 2γ),  β ~ U[0, 2π),
 
-so that ⟨φ(u), φ(v)⟩ ≈ exp(-γ‖u-v‖²) (Rahimi & Recht, NeurIPS 2007). The bank holds, for
-each of E maps with its own (ω, β), the count and mean of φ of every class and one
-within-class scatter shared by all classes (KLDA: Momeni, Mazumder & Liu, AAAI 2025,
-arXiv 2412.15571). With the identity in place of φ it is plain LDA.
+so that ⟨φ(u), φ(v)⟩ ≈ exp(-γ‖u-v‖²) (Rahimi & Recht, NeurIPS 2007). Features come in
+pairs that share ω, a quarter turn of β apart: half the product x ω, and a kernel closer
+to exp (Sutherland & Schneider, "On the Error of Random Fourier Features", UAI 2015). The
+bank holds, for each of E maps with its own (ω, β), the count and mean of φ of every class
+and one within-class scatter shared by all classes (KLDA: Momeni, Mazumder & Liu, AAAI
+2025, arXiv 2412.15571). With the identity in place of φ it is plain LDA.
 
 Each map is compared in its own space; an ensemble averages the members' softmax.
 Standardisation and maps are drawn once, at step 0, and stay with the bank.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import safetensors
 import safetensors.torch
@@ -31,6 +33,9 @@ from kproba.model import Outputs
 from kproba.splits import IGNORE
 
 STRIP = 512  # rows of Σ φ φᵀ that are computed at once
+# Numbers of φ that are computed at once: as many as stay in a processor's cache, or as
+# keep a GPU busy.
+MAPPED = {"cpu": 2**20, "cuda": 2**25}
 CELLS_PER_IMAGE = 64  # at least, of the sample
 
 
@@ -62,7 +67,7 @@ class BankSettings:
     Attributes:
         feature: "block": g_0, the output of branch 0's 3×3 block; "backbone": b.
         map: "rff" for random Fourier features, "identity" for none (LDA).
-        dimension: D, random features per map.
+        dimension: D, random features per map, an even number.
         maps: E, number of maps (1 for "identity").
         gamma: γ on standardised features; "median": 1 / median ‖x - x'‖² of the
             calibration cells.
@@ -84,28 +89,84 @@ class BankSettings:
     calibration_cells: int
 
 
+class FeatureMap(Protocol):
+    """A map φ from vectors x (n, d) to (n, D)."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """All of φ(x), (n, D) float32."""
+
+    def strips(self, x: torch.Tensor) -> Iterable[tuple[slice, torch.Tensor]]:
+        """Some columns of φ(x) after others: which, and (n, width) float32."""
+
+
+class Identity:
+    """φ(x) = x."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """All of x."""
+        return x
+
+    def strips(self, x: torch.Tensor) -> Iterable[tuple[slice, torch.Tensor]]:
+        """All of x at once."""
+        yield slice(0, x.shape[1]), x
+
+
 class FourierFeatures:
     """φ(x) = sqrt(2/D) cos(x ω + β), drawn from a seed.
 
+    Feature i and i + D/2 share their ω, and β differs by a quarter turn: the cosine and
+    the sine of one angle.
+
     Args:
         dimension_in: Length of x.
-        dimension: D.
+        dimension: D, even.
         gamma: γ of the kernel exp(-γ‖u-v‖²).
         seed: Of ω and β.
+
+    Raises:
+        ValueError: D is odd.
     """
 
     def __init__(self, dimension_in: int, dimension: int, gamma: float, seed: int):
+        if dimension % 2:
+            raise ValueError(
+                f"Expected an even dimension of random Fourier features, which come "
+                f"in pairs, but got {dimension}."
+            )
         generator = torch.Generator().manual_seed(seed)
-        shape = (dimension_in, dimension)
-        self.omega = math.sqrt(2 * gamma) * torch.randn(shape, generator=generator)
-        self.beta = 2 * math.pi * torch.rand(dimension, generator=generator)
+        shape = (dimension_in, dimension // 2)
+        self._omega = math.sqrt(2 * gamma) * torch.randn(shape, generator=generator)
+        self._beta = 2 * math.pi * torch.rand(dimension // 2, generator=generator)
+        self._scale = math.sqrt(2 / dimension)
+
+    @property
+    def omega(self) -> torch.Tensor:
+        """ω, (dimension_in, D)."""
+        return torch.cat([self._omega, self._omega], dim=1)
+
+    @property
+    def beta(self) -> torch.Tensor:
+        """β, (D,)."""
+        return torch.cat([self._beta, self._beta - math.pi / 2])
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, dimension_in) to (n, D) float32."""
-        if self.omega.device != x.device:
-            self.omega, self.beta = self.omega.to(x.device), self.beta.to(x.device)
-        scale = math.sqrt(2 / len(self.beta))
-        return torch.addmm(self.beta, x, self.omega).cos_().mul_(scale)
+        """All of φ(x), (n, D) float32."""
+        mapped = x.new_empty(len(x), 2 * len(self._beta))
+        for columns, part in self.strips(x):
+            mapped[:, columns] = part
+        return mapped
+
+    def strips(self, x: torch.Tensor) -> Iterable[tuple[slice, torch.Tensor]]:
+        """Some columns of φ(x) after others: which, and (n, width) float32."""
+        if self._omega.device != x.device:
+            self._omega, self._beta = self._omega.to(x.device), self._beta.to(x.device)
+        half = len(self._beta)
+        width = max(64, MAPPED[x.device.type] // max(1, len(x)))
+        for start in range(0, half, width):
+            stop = min(start + width, half)
+            angle = (x @ self._omega[:, start:stop]).add_(self._beta[start:stop])
+            yield slice(start, stop), angle.cos().mul_(self._scale)
+            yield slice(half + start, half + stop), angle.sin_().mul_(self._scale)
 
 
 @dataclass
@@ -137,24 +198,23 @@ class Moments:
             zeros(dimension, dimension) if scatter else None,
         )
 
-    def update(self, vectors: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add vectors (n, D) with labels (n,) in 0..C-1, in one product for all C."""
+    def update(
+        self, x: torch.Tensor, labels: torch.Tensor, phi: FeatureMap = Identity()
+    ) -> None:
+        """Add φ(x) of x (n, d) with labels (n,) in 0..C-1, in products for all C."""
         classes = len(self.count)
         self.count += torch.bincount(labels, minlength=classes)
-        member = F.one_hot(labels, classes).to(vectors.dtype)  # (n, C)
-        self.total += member.T @ vectors
-        if self.second is not None:
-            # Σ φ φᵀ is symmetric: strips from the diagonal to the right are enough.
-            for start in range(0, vectors.shape[1], STRIP):
-                strip = vectors[:, start : start + STRIP].T @ vectors[:, start:]
-                self.second[start : start + STRIP, start:] += strip
-
-    def merge(self, other: "Moments") -> None:
-        """Add the moments of another part of the data."""
-        self.count += other.count
-        self.total += other.total
-        if self.second is not None and other.second is not None:
-            self.second += other.second
+        member = F.one_hot(labels, classes).to(x.dtype).T.contiguous()  # (C, n)
+        if self.second is None:
+            for columns, part in phi.strips(x):
+                self.total[:, columns] += member @ part
+            return
+        vectors = phi(x)
+        self.total += member @ vectors
+        # Σ φ φᵀ is symmetric: strips from the diagonal to the right are enough.
+        for start in range(0, vectors.shape[1], STRIP):
+            strip = vectors[:, start : start + STRIP].T @ vectors[:, start:]
+            self.second[start : start + STRIP, start:] += strip
 
     def add_up(self, process: Process) -> None:
         """Add the moments of all processes, in every process."""
@@ -210,7 +270,7 @@ class PrototypeBank:
     def __post_init__(self) -> None:
         self._solved: list[tuple[torch.Tensor, torch.Tensor]] | None = None
         self._factors: list[torch.Tensor] | None = None
-        self._maps: list[Callable[[torch.Tensor], torch.Tensor]] | None = None
+        self._maps: list[FeatureMap] | None = None
 
     @property
     def classes(self) -> int:
@@ -218,7 +278,7 @@ class PrototypeBank:
         return len(self.count)
 
     @property
-    def maps(self) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+    def maps(self) -> list[FeatureMap]:
         """The feature maps φ_e."""
         if self._maps is None:
             self._maps = make_maps(
@@ -397,12 +457,12 @@ class PrototypeBank:
 
 def make_maps(
     settings: BankSettings, dimension_in: int, gamma: float | None, seed: int
-) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+) -> list[FeatureMap]:
     """The maps φ_e of a bank, each from its own seed."""
     if settings.map == "identity":
         if settings.maps != 1:
             raise ValueError(f"Expected 1 identity map, but got maps={settings.maps}.")
-        return [lambda x: x]
+        return [Identity()]
     if gamma is None:
         raise ValueError("Expected gamma for random Fourier features, but got None.")
     return [
@@ -480,7 +540,7 @@ def build_bank(
         vectors, labels = cells_of(features, targets)
         x = (vectors - centre) / spread
         for part, phi in zip(moments, maps, strict=True):
-            part.update(phi(x), labels)
+            part.update(x, labels, phi)
     for part in moments:
         part.add_up(process)
     bank = _bank_of_step(settings, seed, gamma, centre, spread, moments)

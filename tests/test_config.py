@@ -229,6 +229,10 @@ def test_whole_seeds_and_classes_are_integers():
         ({"base": {"epochs": 0}}, ["base.epochs: expected more than 0", "got 0"]),
         ({"base": {"batch_size": 0}}, ["base.batch_size: expected at least 1"]),
         ({"base": {"momentum": 1}}, ["base.momentum: expected less than 1"]),
+        (
+            {"bank": {"dimension": 513}},
+            ["bank.dimension: expected a multiple of 2, but got 513"],
+        ),
         ({"bank": {"maps": 101}}, ["bank.maps: expected at most 100", "got 101"]),
         (
             {"base": {"optimizer": "adam"}},

@@ -11,6 +11,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.kernel_approximation import RBFSampler
 from sklearn.metrics.pairwise import rbf_kernel
 
+from kproba import prototypes
 from kproba.artifacts import read_json
 from kproba.model import Outputs
 from kproba.prototypes import (
@@ -176,8 +177,30 @@ def test_fourier_features_draw_from_the_spectrum_of_the_kernel():
     phi = FourierFeatures(20, 3000, gamma=0.3, seed=1)
     normal = stats.norm(scale=math.sqrt(2 * 0.3))
     uniform = stats.uniform(scale=2 * math.pi)
-    assert stats.kstest(phi.omega.flatten().numpy(), normal.cdf).pvalue > 0.01
-    assert stats.kstest(phi.beta.numpy(), uniform.cdf).pvalue > 0.01
+    for half in (slice(None, 1500), slice(1500, None)):
+        omega, beta = phi.omega[:, half], phi.beta[half] % (2 * math.pi)
+        assert stats.kstest(omega.flatten().numpy(), normal.cdf).pvalue > 0.01
+        assert stats.kstest(beta.numpy(), uniform.cdf).pvalue > 0.01
+
+
+def test_fourier_features_come_in_pairs_of_cosine_and_sine():
+    phi = FourierFeatures(4, 600, gamma=0.3, seed=1)(torch.randn(9, 4))
+    squares = phi.square().view(9, 2, 300).sum(1)
+    torch.testing.assert_close(squares, torch.full((9, 300), 2 / 600))
+    with pytest.raises(ValueError, match="Expected an even dimension .* but got 601"):
+        FourierFeatures(4, 601, gamma=0.3, seed=1)
+
+
+def test_strips_of_fourier_features_are_their_columns(monkeypatch):
+    x = torch.randn(9, 4)
+    phi = FourierFeatures(4, 600, gamma=0.3, seed=1)
+    whole = phi(x)
+    monkeypatch.setitem(prototypes.MAPPED, "cpu", 9 * 70)
+    seen = torch.zeros(600)
+    for columns, part in phi.strips(x):
+        torch.testing.assert_close(part, whole[:, columns])
+        seen[columns] += 1
+    assert seen.tolist() == [1] * 600
 
 
 @pytest.mark.parametrize("gamma", [0.05, 0.5])
@@ -232,15 +255,6 @@ def test_moments_do_not_depend_on_the_batches(sample, parts):
     np.testing.assert_allclose(moments.mean, means, rtol=1e-6)
     np.testing.assert_allclose(moments.scatter, scatter, atol=2e-3)
     assert not moments.mean[2].any()
-
-
-def test_moments_of_two_halves_merge_to_those_of_the_whole(sample):
-    merged = moments_of(*sample, [slice(0, 17)])
-    merged.merge(moments_of(*sample, [slice(17, 60)]))
-    whole = moments_of(*sample, [slice(0, 17), slice(17, 60)])
-    torch.testing.assert_close(merged.count, whole.count)
-    torch.testing.assert_close(merged.mean, whole.mean)
-    torch.testing.assert_close(merged.scatter, whole.scatter)
 
 
 def test_moments_without_scatter_have_none(sample):
