@@ -1,6 +1,8 @@
 """One process or many: the same code path, started by `kproba.launch`."""
 
+import ctypes
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +79,8 @@ def process_group(*, gpu: bool, deterministic: bool = False) -> Iterator[Process
     rank = int(os.environ.get("RANK", "0"))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _end_with_parent()
     device = "cpu"
     if deterministic:
         # cuBLAS reads this when it starts.
@@ -99,3 +103,14 @@ def process_group(*, gpu: bool, deterministic: bool = False) -> Iterator[Process
     finally:
         if world_size > 1:
             dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """Get SIGTERM when the parent dies, however it dies (Linux).
+
+    torchrun puts its children into sessions of their own: a SIGKILL for all processes
+    of a job would spare them.
+    """
+    PR_SET_PDEATHSIG = 1
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

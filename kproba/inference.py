@@ -28,7 +28,7 @@ from kproba.artifacts import (
     write_label_image,
 )
 from kproba.data import Batch, whole_image_loader
-from kproba.distributed import ALONE, Process, process_group
+from kproba.distributed import ALONE, Process
 from kproba.evaluation import (
     EvaluationSettings,
     channel_order,
@@ -37,7 +37,7 @@ from kproba.evaluation import (
     select_rows,
     write_results,
 )
-from kproba.logs import log_to_stderr, told_errors
+from kproba.job import add_machine_arguments, job_process
 from kproba.model import load_model
 from kproba.prototypes import (
     BankSettings,
@@ -324,11 +324,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         for file in optional:
             flag = f"--{file.replace('_', '-')}"
             job.add_argument(flag, type=Path, nargs="?", help="or nothing")
-        job.add_argument("--gpus", type=int, default=0, help="0: on the CPU")
-        job.add_argument("--threads", type=int, default=1, help="of each process")
         job.add_argument("--batch-size", type=int, default=8)
-        job.add_argument("--workers", type=int, default=0)
-        job.add_argument("--deterministic", action="store_true")
+        add_machine_arguments(job)
     return parser.parse_args(argv)
 
 
@@ -336,14 +333,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Do one job; exit status 1 with a message when it cannot be done."""
     options = arguments(argv)
     function, needed, optional = JOBS[options.name]
-    torch.set_num_threads(options.threads)
-    with (
-        told_errors(),
-        process_group(
-            gpu=options.gpus > 0, deterministic=options.deterministic
-        ) as process,
-    ):
-        log_to_stderr(first=process.first)
+    with job_process(options) as process:
         function(
             **{file: getattr(options, file) for file in (*needed, *optional)},
             **options.job,

@@ -1,6 +1,6 @@
 """Starts the program of a job: one process by itself, several through torchrun.
 
-    kproba-launch --gpus 2 --threads 4 kproba.training settings.json --split ..
+    kproba-launch --gpus 2 --threads 4 --log train.log kproba.training settings.json ..
 
 The program gets `--gpus` and `--threads` at the end of its own arguments. Torch is not
 needed here: a job with one process loads it once.
@@ -10,6 +10,9 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from kproba.locks import Occupied, own_log
 
 # Spinning OpenMP threads make a shared machine several times slower. Without the others
 # glibc gives every large temporary tensor back to the kernel and takes it again, page
@@ -42,12 +45,21 @@ def command(
     return [*start, module, *rest, f"--gpus={gpus}", f"--threads={threads}"]
 
 
+def redirect(log: Path) -> None:
+    """Send standard output and error to a file, replaced."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Become the program; signals reach it directly."""
     parser = argparse.ArgumentParser(prog="kproba.launch", description=__doc__)
     parser.add_argument("--gpus", type=int, default=0, help="0: on the CPU")
     parser.add_argument("--processes", type=int, default=1, help="on the CPU")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--log", type=Path, help="of this job alone, for all output")
     parser.add_argument("module", help="such as kproba.training")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="its arguments")
     given = parser.parse_args(argv)
@@ -58,6 +70,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         processes=given.processes,
         threads=given.threads,
     )
+    if given.log:
+        redirect(given.log)
+        try:
+            own_log(given.log)
+        except Occupied as error:
+            sys.exit(f"Error: {error}")
     environment = {**ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(given.threads)}
     os.execve(words[0], words, environment)
 

@@ -5,11 +5,12 @@ For a feature vector z of one cell of the feature map, standardised to x = (z - 
     φ(x) = sqrt(2/D) cos(x ω + β),  ω ~ N(0, 2γ),  β ~ U[0, 2π),
 
 so that ⟨φ(u), φ(v)⟩ ≈ exp(-γ‖u-v‖²) (Rahimi & Recht, NeurIPS 2007). Features come in
-pairs that share ω, a quarter turn of β apart: half the product x ω, and a kernel closer
-to exp (Sutherland & Schneider, "On the Error of Random Fourier Features", UAI 2015). The
-bank holds, for each of E maps with its own (ω, β), the count and mean of φ of every class
-and one within-class scatter shared by all classes (KLDA: Momeni, Mazumder & Liu, AAAI
-2025, arXiv 2412.15571). With the identity in place of φ it is plain LDA.
+pairs that share ω, a quarter turn of β apart: half the product x ω, and a better kernel
+(Sutherland & Schneider, "On the Error of Random Fourier Features", UAI 2015).
+
+The bank holds, for each of E maps with its own (ω, β), the count and mean of φ of every
+class and one within-class scatter shared by all classes (KLDA: Momeni, Mazumder & Liu,
+AAAI 2025, arXiv 2412.15571). With the identity in place of φ it is plain LDA.
 
 Each map is compared in its own space; an ensemble averages the members' softmax.
 Standardisation and maps are drawn once, at step 0, and stay with the bank.
@@ -111,6 +112,9 @@ class Identity:
         yield slice(0, x.shape[1]), x
 
 
+IDENTITY = Identity()
+
+
 class FourierFeatures:
     """φ(x) = sqrt(2/D) cos(x ω + β), drawn from a seed.
 
@@ -199,7 +203,7 @@ class Moments:
         )
 
     def update(
-        self, x: torch.Tensor, labels: torch.Tensor, phi: FeatureMap = Identity()
+        self, x: torch.Tensor, labels: torch.Tensor, phi: FeatureMap = IDENTITY
     ) -> None:
         """Add φ(x) of x (n, d) with labels (n,) in 0..C-1, in products for all C."""
         classes = len(self.count)
@@ -462,7 +466,7 @@ def make_maps(
     if settings.map == "identity":
         if settings.maps != 1:
             raise ValueError(f"Expected 1 identity map, but got maps={settings.maps}.")
-        return [Identity()]
+        return [IDENTITY]
     if gamma is None:
         raise ValueError("Expected gamma for random Fourier features, but got None.")
     return [

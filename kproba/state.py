@@ -1,6 +1,5 @@
 """The state of an unfinished run: saved whole or not at all, resumed exactly."""
 
-import contextlib
 import logging
 import signal
 from dataclasses import asdict, dataclass, field
@@ -60,15 +59,19 @@ class Progress:
         return {"loss": sum(terms.values()), **terms}
 
 
+@dataclass
 class StopFlag:
-    """Set by SIGTERM (pre-emption, scancel) or SIGINT (Ctrl-C)."""
+    """Whether a run is asked to stop."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    asked: bool = False
+
+    @classmethod
+    def of_signals(cls) -> "StopFlag":
+        """Set by SIGTERM (pre-emption, scancel) and SIGINT (Ctrl-C) from now on."""
+        flag = cls()
         for number in (signal.SIGTERM, signal.SIGINT):
-            # Signals can be caught in the main thread only.
-            with contextlib.suppress(ValueError):
-                signal.signal(number, self._set)
+            signal.signal(number, flag._set)
+        return flag
 
     def _set(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
@@ -95,16 +98,20 @@ class Checkpoint:
     scaler: torch.amp.GradScaler
     refused: bool = False
 
-    def save(self, progress: Progress, process: Process) -> None:
+    def save(self, progress: Progress, process: Process) -> bool:
         """Save the state; all processes call this, the first writes.
 
         The file takes its name only when it is whole on disk. On a full disk the last
         good state stays, the log says so, and training goes on.
+
+        Returns:
+            Whether it was written.
         """
         sums = process.gather(progress.sums)
         if process.first:
             self._write(progress, sums)
-        process.wait()
+        [refused] = process.sum([float(self.refused)])
+        return not refused
 
     def _write(self, progress: Progress, sums: list[dict[str, float]]) -> None:
         content = {

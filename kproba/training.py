@@ -38,8 +38,8 @@ from kproba.data import (
     TrainingStream,
     training_loader,
 )
-from kproba.distributed import Process, process_group
-from kproba.logs import log_to_stderr, told_errors
+from kproba.distributed import Process
+from kproba.job import add_machine_arguments, job_process
 from kproba.losses import Counts, Masks, cell_masks, step_losses
 from kproba.methods import LossWeights, Method
 from kproba.model import (
@@ -178,7 +178,6 @@ class Means:
     """What the machine offers; changes speed, never the experiment.
 
     Attributes:
-        threads: CPU threads per process.
         workers: Loader processes per process.
         accumulation: Micro-batches per iteration and process.
         compile: Let `torch.compile` make kernels of its own for the backbone.
@@ -187,7 +186,6 @@ class Means:
         log_seconds: Seconds between two log lines.
     """
 
-    threads: int = 1
     workers: int = 0
     accumulation: int = 1
     compile: bool = False
@@ -197,28 +195,44 @@ class Means:
 
 
 class Stopped(Exception):
-    """The run was asked to stop and has saved its state."""
+    """The run was asked to stop."""
+
+    def __init__(self, iteration: int, iterations: int, *, saved: bool):
+        state = "the state is saved" if saved else "an older state is kept, if any"
+        super().__init__(
+            f"stopped at iteration {iteration} of {iterations}; {state}, ask again "
+            f"to go on"
+        )
 
 
 def train(
-    settings: StepSettings, files: Files, means: Means, process: Process
+    settings: StepSettings,
+    files: Files,
+    means: Means,
+    process: Process,
+    stop: StopFlag | None = None,
 ) -> SegmentationNetwork:
     """Train one step and write its model, metrics and TensorBoard files.
 
     Asked again after a kill, it goes on from its last saved state and ends with the
     same bytes as an undisturbed run on the same kind of machine.
 
+    Args:
+        settings: What determines the result.
+        files: Inputs and outputs.
+        means: What the machine offers.
+        process: This one of several.
+        stop: Asks the run to save its state and to stop; None: nothing does.
+
     Returns:
         The trained network, the same in every process.
 
     Raises:
-        Stopped: SIGTERM or SIGINT came; the state is saved.
+        Stopped: `stop` asked; says whether the state could be saved.
         FloatingPointError: A loss is not finite; the message names the images.
     """
-    stop = StopFlag()
+    stop = stop or StopFlag()
     optimisation = settings.optimisation
-    torch.set_num_threads(means.threads)
-
     split = read_index(files.split)
     student, teacher = build_networks(settings, files, process)
     optimizer = build_optimizer(student, optimisation)
@@ -250,10 +264,10 @@ def train(
         if stop_asked or state_due:
             tally.settle()
             check_weights(student, tally.ids)
-            checkpoint.save(progress, process)
+            saved = checkpoint.save(progress, process)
             last_state = time.monotonic()
         if stop_asked:
-            raise Stopped(f"stopped at iteration {iteration} of {iterations}")
+            raise Stopped(iteration, iterations, saved=saved)
 
         rates = set_learning_rates(optimizer, optimisation, iteration, iterations)
         optimizer.zero_grad(set_to_none=True)
@@ -667,7 +681,7 @@ def log_header(
         torch.cuda.get_device_name() if process.device != "cpu" else "CPU",
         str(precision).removeprefix("torch."),
         torch.__version__,
-        means.threads,
+        torch.get_num_threads(),
         means.workers,
     )
     log.info(
@@ -793,14 +807,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=Path, required=needed)
     parser.add_argument("--pseudo-labels", type=Path, nargs="?", help="or nothing")
     parser.add_argument("--weights", type=Path, nargs="?", help="or nothing")
-    parser.add_argument("--gpus", type=int, default=0, help="0 trains on the CPU")
-    parser.add_argument("--threads", type=int, default=1, help="of each process")
-    parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--cache-gib", type=float, default=0.0)
     parser.add_argument("--state-minutes", type=float, default=5.0)
+    add_machine_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -819,26 +830,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         state=options.state,
     )
     means = Means(
-        threads=options.threads,
         workers=options.workers,
         accumulation=options.accumulation,
         compile=options.compile,
         cache_gib=options.cache_gib,
         state_minutes=options.state_minutes,
     )
-    with (
-        told_errors(),
-        process_group(
-            gpu=options.gpus > 0, deterministic=options.deterministic
-        ) as process,
-    ):
-        log_to_stderr(first=process.first)
+    with job_process(options) as process:
         # All crops are of one size: trying cuDNN's algorithms once pays.
         torch.backends.cudnn.benchmark = not options.deterministic
         try:
-            train(settings, files, means, process)
+            train(settings, files, means, process, StopFlag.of_signals())
         except Stopped as stopped:
-            log.warning("%s; the state is saved, ask again to go on", stopped)
+            log.warning("%s", stopped)
             return STOPPED
     return 0
 

@@ -187,7 +187,7 @@ def test_fourier_features_come_in_pairs_of_cosine_and_sine():
     phi = FourierFeatures(4, 600, gamma=0.3, seed=1)(torch.randn(9, 4))
     squares = phi.square().view(9, 2, 300).sum(1)
     torch.testing.assert_close(squares, torch.full((9, 300), 2 / 600))
-    with pytest.raises(ValueError, match="Expected an even dimension .* but got 601"):
+    with pytest.raises(ValueError, match=r"Expected an even dimension .* but got 601"):
         FourierFeatures(4, 601, gamma=0.3, seed=1)
 
 

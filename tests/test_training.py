@@ -24,11 +24,13 @@ from kproba.digits import DigitScenes, write_digits
 from kproba.distributed import Process
 from kproba.indexing import index_dataset
 from kproba.splits import parse_task, read_index, select_images
+from kproba.state import StopFlag
 from kproba.training import (
     Files,
     Means,
     Optimisation,
     StepSettings,
+    Stopped,
     set_learning_rates,
     train,
 )
@@ -149,7 +151,12 @@ def largest_relative_difference(one: Path, other: Path) -> float:
 
 
 def train_with(
-    process: Process, data: Path, out: Path, base: Path | None, means: Means
+    process: Process,
+    data: Path,
+    out: Path,
+    base: Path | None,
+    means: Means,
+    **more: Any,
 ) -> None:
     """Train the step of `out`/settings.json; every process writes its weights."""
     settings = StepSettings.from_dict(read_json(out / "settings.json"))
@@ -163,7 +170,7 @@ def train_with(
         tensorboard=out / "tensorboard",
         state=out / "state.pt",
     )
-    network = train(settings, files, means, process)
+    network = train(settings, files, means, process, **more)
     weights = {key: value.contiguous() for key, value in network.state_dict().items()}
     save_file(weights, out / f"rank{process.rank}.safetensors")
 
@@ -370,6 +377,48 @@ def test_full_disk_keeps_the_last_good_state(
 
 def full_disk(*_: Any, **__: Any) -> None:
     raise FullDiskError(errno.ENOSPC, "The disk is full: model.safetensors")
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_stopped_run_says_whether_its_state_is_saved(
+    data: Path,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    writable: bool,
+) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps(step_settings(1, epochs=4)))
+    if not writable:
+        monkeypatch.setattr(torch, "save", full_disk)
+    told = "the state is saved" if writable else "an older state is kept, if any"
+    with pytest.raises(Stopped, match=told):
+        train_with(Process(), data, tmp_path, base, Means(), stop=StopFlag(asked=True))
+    assert (tmp_path / "state.pt").exists() == writable
+
+
+def test_a_compiled_backbone_trains_to_the_same_weights(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as ever, but run by PyTorch: making kernels takes minutes."""
+    traced = []
+
+    def as_it_is(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        traced.append(len(graph.graph.nodes))
+        return graph.forward
+
+    compile_it = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self: compile_it(self, backend=as_it_is)
+    )
+    for name, compiled in (("eager", False), ("compiled", True)):
+        (tmp_path / name).mkdir()
+        settings = json.dumps(step_settings(1))
+        (tmp_path / name / "settings.json").write_text(settings)
+        means = Means(compile=compiled)
+        train_with(Process(), data, tmp_path / name, base, means)
+        assert bool(traced) == compiled
+    difference = largest_relative_difference(tmp_path / "eager", tmp_path / "compiled")
+    assert difference < 1e-5
 
 
 def test_state_of_other_settings_is_not_used(

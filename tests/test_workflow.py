@@ -3,10 +3,12 @@
 One run of the whole DAG is shared; every test works on its own copy of it.
 """
 
+import os
 import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ import pytest
 import yaml
 from calls import ROOT, command, jobs, snakemake
 from safetensors.torch import load_file
+
+from kproba.locks import holders, lock_of
 
 CHAIN = "results/tiny/6-2-overlap"
 BASE = "results/tiny/6-overlap/base/seed0/step0"
@@ -181,8 +185,9 @@ def test_added_step_trains_that_step_alone(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("killed", ["everything", "Snakemake alone"])
 def test_killed_run_goes_on_and_ends_with_the_same_bytes(
-    run: Path, finished: Path
+    run: Path, killed: str
 ) -> None:
     target = f"{CHAIN}/kproba/seed0/step2/model.safetensors"
     state = run / Path(target).with_name("training-state.pt")
@@ -203,19 +208,39 @@ def test_killed_run_goes_on_and_ends_with_the_same_bytes(
         if state.exists() or process.poll() is not None:
             break
         time.sleep(0.1)
-    kill_session(process.pid)
+    log = (run / target).with_name("train.log")
+    if killed == "everything":
+        kill_session(process.pid)
+    else:
+        process.kill()  # its job goes on, and would write beside the next one
+        hold_until_told_to_stop(log)
     process.wait()
     assert state.exists(), "the run was not caught in the middle"
     assert not (run / target).exists()
 
     snakemake(run, "--unlock")
     snakemake(run, "--rerun-incomplete", target)
-    log = (run / target).with_name("train.log").read_text()
-    assert "resumed after" in log
+    text = log.read_text()
+    assert "resumed after" in text
+    assert ("left behind by a killed Snakemake" in text) == (killed != "everything")
     assert (run / target).read_bytes() == (undisturbed / target).read_bytes()
     metrics = Path(target).with_name("metrics.csv")
     assert (run / metrics).read_bytes() == (undisturbed / metrics).read_bytes()
     assert not state.exists()
+
+
+def hold_until_told_to_stop(log: Path) -> None:
+    """Let the job that writes a log stand still until the next one wants its place."""
+    with lock_of(log).open() as file:
+        [job] = holders(file.fileno())
+    os.kill(job, signal.SIGSTOP)
+
+    def go_on() -> None:
+        while not log.exists() or "Stopping process" not in log.read_text():
+            time.sleep(0.1)
+        os.kill(job, signal.SIGCONT)
+
+    threading.Thread(target=go_on, daemon=True).start()
 
 
 def kill_session(leader: int) -> None:

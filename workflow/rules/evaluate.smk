@@ -21,10 +21,10 @@ rule evaluate:
         "Testing {wildcards.method} after step {wildcards.step} of {wildcards.dataset} "
         "{wildcards.task} {wildcards.setting}, seed {wildcards.seed}"
     shell:
-        "kproba-launch --gpus {resources.gpu} --processes {resources.processes}"
+        "kproba-launch --log {log} --gpus {resources.gpu} --processes {resources.processes}"
         " --threads {resources.cpu_threads}"
         " kproba.inference evaluation --job {params.job:q} --model {input.model}"
         " --index {input.index} --evaluation {output.evaluation}"
         " --confusion {output.confusion} --examples {output.examples}"
         " --batch-size {resources.batch_size} --workers {resources.workers}"
-        " {resources.deterministic} &> {log}"
+        " {resources.deterministic}"

@@ -22,10 +22,10 @@ rule build_prototypes:
     message:
         "Building the prototype bank of {wildcards.method} after step {wildcards.step}"
     shell:
-        "kproba-launch --gpus {resources.gpu} --processes {resources.processes}"
+        "kproba-launch --log {log} --gpus {resources.gpu} --processes {resources.processes}"
         " --threads {resources.cpu_threads}"
         " kproba.inference bank --job {params.job:q} --model {input.model}"
         " --split {input.split} --pseudo-labels {input.pseudo_labels}"
         " --previous {input.previous} --bank {output.bank}"
         " --batch-size {resources.batch_size} --workers {resources.workers}"
-        " {resources.deterministic} &> {log}"
+        " {resources.deterministic}"

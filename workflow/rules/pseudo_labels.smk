@@ -26,10 +26,10 @@ rule export_pseudo_labels:
         "Looking for old classes in the images of step {wildcards.step}, "
         "{wildcards.method}"
     shell:
-        "kproba-launch --gpus {resources.gpu} --processes {resources.processes}"
+        "kproba-launch --log {log} --gpus {resources.gpu} --processes {resources.processes}"
         " --threads {resources.cpu_threads}"
         " kproba.inference pseudo-labels --job {params.job:q} --model {input.model}"
         " --bank {input.bank} --split {input.split}"
         " --labels {output.labels} --table {output.table}"
         " --batch-size {resources.batch_size} --workers {resources.workers}"
-        " {resources.deterministic} &> {log}"
+        " {resources.deterministic}"

@@ -58,7 +58,7 @@ rule train_base:
         "Training step 0 on {wildcards.task} classes of {wildcards.dataset}, "
         "{wildcards.setting}, seed {wildcards.seed}"
     shell:
-        "kproba-launch --gpus {resources.gpu} --processes {resources.processes}"
+        "kproba-launch --log {log} --gpus {resources.gpu} --processes {resources.processes}"
         " --threads {resources.cpu_threads}"
         " kproba.training {input.settings} --split {input.split}"
         " --weights {input.weights}"
@@ -67,7 +67,7 @@ rule train_base:
         " --state $(dirname {output.model})/training-state.pt"
         " --workers {resources.workers} --accumulation {resources.accumulation}"
         " --state-minutes {resources.state_minutes} --cache-gib {resources.cache_gib}"
-        " {resources.compile} {resources.deterministic} &> {log}"
+        " {resources.compile} {resources.deterministic}"
 
 
 rule train_step:
@@ -99,7 +99,7 @@ rule train_step:
         "Training step {wildcards.step} of {wildcards.dataset} {wildcards.task} "
         "{wildcards.setting}, {wildcards.method}, seed {wildcards.seed}"
     shell:
-        "kproba-launch --gpus {resources.gpu} --processes {resources.processes}"
+        "kproba-launch --log {log} --gpus {resources.gpu} --processes {resources.processes}"
         " --threads {resources.cpu_threads}"
         " kproba.training {input.settings} --split {input.split}"
         " --previous {input.previous} --pseudo-labels {input.pseudo_labels}"
@@ -108,4 +108,4 @@ rule train_step:
         " --state $(dirname {output.model})/training-state.pt"
         " --workers {resources.workers} --accumulation {resources.accumulation}"
         " --state-minutes {resources.state_minutes} --cache-gib {resources.cache_gib}"
-        " {resources.compile} {resources.deterministic} &> {log}"
+        " {resources.compile} {resources.deterministic}"
