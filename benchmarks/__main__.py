@@ -614,10 +614,10 @@ def write(results: list[Result]) -> None:
         "out: the 1,089 cells of one image of 513² take 5 GFLOP to 3 × 5000 features "
         "at 320 channels and 33 GFLOP at 2048, in float32 and with pairs of features "
         "sharing their frequency. EfficientNet-Lite0 is so light that this product "
-        "alone is a quarter of its forward pass. The scatter that `klda` reads is about "
-        "90 GFLOP more for each image, and solving with it is a fixed cost that weighs "
-        "much beside so few images; at the default D = 1024 both are small. No figure "
-        "here is from a GPU.",
+        "alone is a quarter of its forward pass. The scatter that `klda` reads is "
+        "about 90 GFLOP more for each image, and solving with it is a fixed cost that "
+        "weighs much beside so few images; at the default D = 1024 both are small. No "
+        "figure here is from a GPU.",
         "",
     ]
     with atomic_path(HERE / "README.md") as temporary:

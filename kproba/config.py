@@ -531,7 +531,13 @@ class Plan:
 
     def _check_batches(self) -> None:
         compute = self.config["compute"]
-        processes = compute["gpus"] or compute["processes"]
+        kind = "gpus" if compute["gpus"] else "processes"
+        processes, nodes = compute[kind], compute["nodes"]
+        if processes % nodes:
+            raise ConfigError(
+                f"compute.{kind}: expected a multiple of compute.nodes = {nodes}, so "
+                f"that the nodes share them evenly, but got {processes}."
+            )
         split = processes * compute["accumulation"]
         sections = {"base": self.config["base"]}
         for method in dict.fromkeys(run.method for run in self.runs):
@@ -545,15 +551,25 @@ class Plan:
                     f"{split}, but got {batch}. Change batch_size, or compute.gpus, "
                     f"compute.processes or compute.accumulation."
                 )
-        # On several GPUs batch norm is synchronised, elsewhere each process is alone.
-        together = compute["accumulation"] if compute["gpus"] > 1 else split
-        if self.config["base"]["batch_size"] // together == 1:
+        # Batch norm is synchronised over processes, but not over micro-batches.
+        if self.config["base"]["batch_size"] == compute["accumulation"]:
             raise ConfigError(
                 f"base.batch_size: expected at least 2 images per micro-batch, because "
                 f"batch norm learns at step 0, but {self.config['base']['batch_size']} "
-                f"over {together} leaves 1. Raise base.batch_size or lower "
-                f"compute.processes or compute.accumulation."
+                f"over {compute['accumulation']} leaves 1. Raise base.batch_size or "
+                f"lower compute.accumulation."
             )
+
+    def cores_per_node(self) -> int:
+        """CPU cores of a job on each node.
+
+        Loader processes work while a GPU does; on the CPU they share the cores.
+        """
+        compute = self.config["compute"]
+        if compute["gpus"]:
+            per_process = max(compute["threads"], compute["workers"])
+            return compute["gpus"] // compute["nodes"] * per_process
+        return compute["processes"] // compute["nodes"] * compute["threads"]
 
 
 def _all_classes(groups: Groups) -> tuple[int, ...]:

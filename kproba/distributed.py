@@ -106,11 +106,11 @@ def process_group(*, gpu: bool, deterministic: bool = False) -> Iterator[Process
 
 
 def _end_with_parent() -> None:
-    """Get SIGTERM when the parent dies, however it dies (Linux).
+    """Be killed when the parent, torchrun, dies, however it dies (Linux).
 
     torchrun puts its children into sessions of their own: a SIGKILL for all processes
-    of a job would spare them.
+    of a job would spare them, and they would go on with a GPU that nobody holds.
     """
     PR_SET_PDEATHSIG = 1
     libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

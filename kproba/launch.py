@@ -1,18 +1,23 @@
 """Starts the program of a job: one process by itself, several through torchrun.
 
-    kproba-launch --gpus 2 --threads 4 --log train.log kproba.training settings.json ..
+    kproba-launch --log train.log --gpus 2 --cores 8 kproba.training settings.json ..
 
-The program gets `--gpus` and `--threads` at the end of its own arguments. Torch is not
-needed here: a job with one process loads it once.
+Before that it takes the job's log and its GPUs for itself (`kproba.locks`,
+`kproba.devices`). The program gets `--gpus` and `--threads` at the end of its own
+arguments. Torch is not needed here: a job with one process loads it once.
 """
 
 import argparse
 import os
+import shlex
+import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kproba.locks import Occupied, own_log
+from kproba.devices import hold_devices
+from kproba.locks import own_log
 
 # Spinning OpenMP threads make a shared machine several times slower. Without the others
 # glibc gives every large temporary tensor back to the kernel and takes it again, page
@@ -24,25 +29,122 @@ ENVIRONMENT = {
 }
 
 
-def command(
-    module: str, rest: Sequence[str], *, gpus: int, processes: int, threads: int
-) -> list[str]:
-    """The command line of a job.
+@dataclass(frozen=True)
+class Job:
+    """What a job runs and what it may use.
 
-    Args:
+    Attributes:
         module: Python module to run, such as "kproba.training".
         rest: Its arguments.
-        gpus: One process for each; 0: on the CPU.
-        processes: Number of processes on the CPU.
-        threads: CPU threads of each process.
+        gpus: GPUs over all nodes; 0: none.
+        device: Where it computes: "cuda", or "cpu" with as many processes as it has
+            GPUs, to try a cluster's set-up without any.
+        processes: Processes on the CPU, over all nodes, of a job without GPUs.
+        nodes: Machines.
+        cores: CPU cores on each node; None: as many as the threads need.
+        threads: CPU threads of each process, fewer where the cores do not suffice.
+        rendezvous: "host:port" of the first node; None: this is the only one, or SLURM
+            starts the others.
+        address: Name of this node for the others; None: what the system calls it.
     """
-    count = gpus or processes
+
+    module: str
+    rest: tuple[str, ...] = ()
+    gpus: int = 0
+    device: str = "cuda"
+    processes: int = 1
+    nodes: int = 1
+    cores: int | None = None
+    threads: int = 1
+    rendezvous: str | None = None
+    address: str | None = None
+
+    @property
+    def local(self) -> int:
+        """Processes on each node.
+
+        Raises:
+            ValueError: The nodes cannot share them evenly.
+        """
+        count = self.gpus or self.processes
+        if count % self.nodes:
+            kind = "GPUs" if self.gpus else "processes"
+            raise ValueError(
+                f"Expected a number of {kind} that {self.nodes} nodes can share "
+                f"evenly, but got {count}. Change compute.nodes, or compute."
+                f"{kind.lower()}."
+            )
+        return count // self.nodes
+
+
+def command(job: Job) -> list[str]:
+    """The command line of a job, or of its part on this node."""
+    local = job.local
     start = [sys.executable, "-m"]
-    if count > 1:
+    if job.nodes > 1:
+        start += ["torch.distributed.run", "--rdzv-backend=c10d"]
+        start += [f"--rdzv-endpoint={job.rendezvous}", f"--rdzv-id={job.rendezvous}"]
+        start += [f"--nnodes={job.nodes}", f"--nproc-per-node={local}"]
+        start += [f"--local-addr={job.address or node_name()}", "-m"]
+    elif local > 1:
         # A free port is chosen anew each time, so jobs may run side by side.
         start += ["torch.distributed.run", "--standalone"]
-        start += [f"--nproc-per-node={count}", "-m"]
-    return [*start, module, *rest, f"--gpus={gpus}", f"--threads={threads}"]
+        start += [f"--nproc-per-node={local}", "-m"]
+    gpus = local if job.gpus and job.device == "cuda" else 0
+    return [
+        *(*start, job.module, *job.rest),
+        *(f"--gpus={gpus}", f"--threads={threads_of(job)}"),
+    ]
+
+
+def threads_of(job: Job) -> int:
+    """Threads of each process: never more than its share of the cores."""
+    share = job.cores // job.local if job.cores else job.threads
+    return max(1, min(job.threads, share))
+
+
+def srun_command(job: Job) -> list[str]:
+    """The command line that starts a job's part on every node of a SLURM job.
+
+    Raises:
+        ValueError: This is no SLURM job.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        raise ValueError(
+            f"Expected a SLURM job, which starts the job's part on each of its "
+            f"{job.nodes} nodes, but SLURM_JOB_ID is not set. Elsewhere start it by "
+            f"hand on every node with --rendezvous HOST:PORT."
+        )
+    # A SLURM job starts on its first node, where the processes meet.
+    part = replace(job, rendezvous=f"{node_name()}:{free_port()}")
+    return [
+        *("srun", f"--nodes={job.nodes}", f"--ntasks={job.nodes}"),
+        *("--ntasks-per-node=1", "--overlap", "--kill-on-bad-exit=1"),
+        *([f"--cpus-per-task={job.cores}"] if job.cores else []),
+        *(sys.executable, "-m", "kproba.launch", *arguments_of(part)),
+    ]
+
+
+def arguments_of(job: Job) -> list[str]:
+    """The launcher's own arguments of a job."""
+    words = [f"--gpus={job.gpus}", f"--device={job.device}", f"--nodes={job.nodes}"]
+    words += [f"--processes={job.processes}", f"--threads={job.threads}"]
+    for name in ("cores", "rendezvous", "address"):
+        value = getattr(job, name)
+        words += [f"--{name}={value}"] if value is not None else []
+    return [*words, job.module, *job.rest]
+
+
+def node_name() -> str:
+    """What other nodes call this one."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 def redirect(log: Path) -> None:
@@ -53,31 +155,45 @@ def redirect(log: Path) -> None:
         os.dup2(file.fileno(), 2)
 
 
+def start(job: Job) -> None:
+    """Become the program of a job; signals reach it directly."""
+    if job.nodes > 1 and job.rendezvous is None:
+        words, environment = srun_command(job), dict(os.environ)
+    else:
+        words = command(job)
+        environment = {**ENVIRONMENT, **os.environ}
+        environment["OMP_NUM_THREADS"] = str(threads_of(job))
+        if job.gpus:
+            environment |= hold_devices(job.local, required=job.device == "cuda")
+    print(shlex.join(words), flush=True)
+    os.execvpe(words[0], words, environment)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Become the program; signals reach it directly."""
-    parser = argparse.ArgumentParser(prog="kproba.launch", description=__doc__)
-    parser.add_argument("--gpus", type=int, default=0, help="0: on the CPU")
-    parser.add_argument("--processes", type=int, default=1, help="on the CPU")
-    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    """Start a job; exit status 1 with a message when it cannot be started."""
+    parser = argparse.ArgumentParser(prog="kproba-launch", description=__doc__)
     parser.add_argument("--log", type=Path, help="of this job alone, for all output")
+    parser.add_argument("--gpus", type=int, default=0, help="over all nodes")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--processes", type=int, default=1, help="on the CPU")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--cores", type=int, help="of each node")
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--rendezvous", metavar="HOST:PORT", help="of the first node")
+    parser.add_argument("--address", help="of this node")
     parser.add_argument("module", help="such as kproba.training")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="its arguments")
-    given = parser.parse_args(argv)
-    words = command(
-        given.module,
-        given.rest,
-        gpus=given.gpus,
-        processes=given.processes,
-        threads=given.threads,
-    )
-    if given.log:
-        redirect(given.log)
-        try:
-            own_log(given.log)
-        except Occupied as error:
-            sys.exit(f"Error: {error}")
-    environment = {**ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(given.threads)}
-    os.execve(words[0], words, environment)
+    given = vars(parser.parse_args(argv))
+    log = given.pop("log")
+    job = Job(**{**given, "rest": tuple(given["rest"])})
+    if log:
+        redirect(log)
+    try:
+        if log:
+            own_log(log)
+        start(job)
+    except (ValueError, OSError) as error:
+        sys.exit(f"Error: {error}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -46,11 +47,15 @@ def told_errors() -> Iterator[None]:
     """End the process with status 1 on an error of a block, told on standard error.
 
     One that this package raises on purpose speaks for itself; others come with a
-    traceback.
+    traceback. Of several processes each says which it is: the first to fail makes
+    the others fail.
     """
     try:
         yield
     except Exception as error:
+        if "WORLD_SIZE" in os.environ:
+            rank, count = os.environ["RANK"], os.environ["WORLD_SIZE"]
+            print(f"Process {rank} of {count} failed:", file=sys.stderr)
         if _on_purpose(error):
             print(f"Error: {error}", file=sys.stderr)
         else:

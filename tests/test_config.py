@@ -430,8 +430,16 @@ def test_dataset_named_by_a_number_is_refused():
             ["increment (of mine)", "got 3"],
         ),
         (
-            {"base": {"batch_size": 4}, "compute": {"processes": 2, "accumulation": 2}},
+            {"base": {"batch_size": 4}, "compute": {"accumulation": 4}},
             ["base.batch_size", "at least 2 images per micro-batch"],
+        ),
+        (
+            {"compute": {"gpus": 3, "nodes": 2}},
+            ["compute.gpus: expected a multiple of compute.nodes = 2", "got 3"],
+        ),
+        (
+            {"compute": {"processes": 1, "nodes": 2}},
+            ["compute.processes: expected a multiple of compute.nodes = 2", "got 1"],
         ),
         (
             {"base": {"batch_size": 4}, "compute": {"gpus": 1, "accumulation": 4}},
@@ -444,6 +452,22 @@ def test_impossible_plan_is_refused_with_its_key(changes, words):
         _plan(**changes)
     missing = [word for word in words if word not in str(error.value)]
     assert not missing, str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("compute", "cores"),
+    [
+        ({"processes": 3, "threads": 2, "workers": 8}, 6),
+        ({"gpus": 2, "threads": 2, "workers": 8}, 16),
+        ({"gpus": 2, "threads": 4, "workers": 2}, 8),
+        ({"gpus": 4, "nodes": 2, "threads": 1, "workers": 3}, 6),
+        ({"processes": 4, "nodes": 2, "threads": 3}, 6),
+    ],
+)
+def test_cores_of_a_job_on_each_node(compute, cores):
+    shared = {"batch_size": 12}
+    plan = _plan(compute=compute, base=shared, increment=shared)
+    assert plan.cores_per_node() == cores
 
 
 def test_increment_may_train_on_single_images():

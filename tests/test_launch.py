@@ -1,15 +1,20 @@
-"""What a job starts: one process by itself, several through torchrun."""
+"""What a job starts: one process by itself, several through torchrun, several nodes."""
 
 import os
+import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
-from kproba.launch import command, main
+from kproba.launch import Job, command, free_port, main, threads_of
 
 
 @pytest.mark.parametrize(("gpus", "processes"), [(0, 1), (1, 1), (1, 4)])
 def test_one_process_starts_by_itself(gpus, processes):
-    words = command("some.module", ["a"], gpus=gpus, processes=processes, threads=3)
+    words = command(Job("some.module", ("a",), gpus, processes=processes, threads=3))
     assert words[1:] == ["-m", "some.module", "a", f"--gpus={gpus}", "--threads=3"]
 
 
@@ -17,16 +22,31 @@ def test_one_process_starts_by_itself(gpus, processes):
     ("gpus", "processes", "count"), [(0, 2, 2), (4, 1, 4), (2, 3, 2)]
 )
 def test_several_processes_start_through_torchrun(gpus, processes, count):
-    words = command("some.module", [], gpus=gpus, processes=processes, threads=1)
+    words = command(Job("some.module", gpus=gpus, processes=processes))
     assert words[1:3] == ["-m", "torch.distributed.run"]
     assert f"--nproc-per-node={count}" in words
     assert "--standalone" in words  # a free port, chosen anew
 
 
+def test_a_pretended_job_computes_on_the_cpu_with_as_many_processes():
+    words = command(Job("some.module", gpus=2, device="cpu"))
+    assert "--nproc-per-node=2" in words
+    assert "--gpus=0" in words
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "processes", "expected"),
+    [(None, 4, 2, 4), (8, 4, 2, 4), (4, 4, 2, 2), (1, 4, 2, 1), (16, 4, 1, 4)],
+)
+def test_threads_never_exceed_the_cores(cores, threads, processes, expected):
+    job = Job("m", processes=processes, cores=cores, threads=threads)
+    assert threads_of(job) == expected
+
+
 @pytest.mark.parametrize("policy", [None, "active"])
 def test_threads_are_set_and_the_users_own_environment_wins(monkeypatch, policy):
     started = []
-    monkeypatch.setattr(os, "execve", lambda *call: started.append(call))
+    monkeypatch.setattr(os, "execvpe", lambda *call: started.append(call))
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     if policy:
@@ -38,3 +58,156 @@ def test_threads_are_set_and_the_users_own_environment_wins(monkeypatch, policy)
     assert environment["OMP_NUM_THREADS"] == "3"
     assert environment["OMP_WAIT_POLICY"] == (policy or "passive")
     assert environment["PATH"] == os.environ["PATH"]
+
+
+# Several nodes
+
+
+def test_nodes_share_processes_evenly_or_not_at_all():
+    job = Job("m", gpus=4, nodes=2, rendezvous="node1:1234", address="node2")
+    words = command(job)
+    assert {"--nnodes=2", "--nproc-per-node=2", "--local-addr=node2"} <= set(words)
+    assert "--rdzv-endpoint=node1:1234" in words
+    assert words[-2] == "--gpus=2"
+    told = "Expected a number of GPUs that 2 nodes can share evenly, but got 3"
+    with pytest.raises(ValueError, match=told):
+        command(Job("m", gpus=3, nodes=2))
+
+
+RANKS = """
+import os, sys
+import torch.distributed as dist
+dist.init_process_group("gloo")
+names = [None] * dist.get_world_size()
+dist.all_gather_object(names, (dist.get_rank(), os.environ["LOCAL_RANK"]))
+if dist.get_rank() == 0:
+    print("ranks", names)
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Writes a module for jobs to run."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def write(name, text):
+        (tmp_path / f"{name}.py").write_text(text)
+        return name
+
+    return write
+
+
+def launch(*words, **more):
+    return subprocess.Popen(
+        [sys.executable, "-m", "kproba.launch", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **more,
+    )
+
+
+FOUR = "ranks [(0, '0'), (1, '1'), (2, '0'), (3, '1')]"
+
+
+def test_two_agents_on_two_addresses_are_one_job(module):
+    name = module("ranks", RANKS)
+    nodes = ["--nodes=2", "--processes=4", f"--rendezvous=127.0.0.2:{free_port()}"]
+    agents = [launch(*nodes, f"--address=127.0.0.{number}", name) for number in (2, 3)]
+    outputs = [agent.communicate(timeout=120)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    assert sum(FOUR in output for output in outputs) == 1
+
+
+# What srun does, on one machine: its command once per node.
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do [[ $1 == --nodes=* ]] && nodes=${1#*=}; shift; done
+for ((i = 0; i < nodes; i++)); do SLURM_NODEID=$i "$@" & children+=($!); done
+for child in "${children[@]}"; do wait "$child" || exit 1; done
+"""
+
+
+def test_in_a_slurm_job_srun_starts_every_node(module, tmp_path, monkeypatch):
+    name = module("ranks", RANKS)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "srun").write_text(SRUN)
+    (tools / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURMD_NODENAME", "127.0.0.1")
+    job = launch("--nodes=2", "--processes=4", "--cores=3", name)
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 0, output
+    assert FOUR in output
+    first = output.splitlines()[0]
+    options = {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=3"}
+    assert options <= set(first.split())
+    assert re.search(r"--rendezvous=127\.0\.0\.1:\d+ ", first)
+
+
+def test_several_nodes_without_slurm_want_a_rendezvous(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    job = launch("--nodes=2", "--processes=2", "some.module")
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert "Expected a SLURM job" in output
+    assert "--rendezvous HOST:PORT" in output
+
+
+# Failure and signals
+
+FAILING = """
+import time
+import torch
+from kproba.job import job_process
+import argparse, sys
+options = argparse.Namespace(gpus=0, threads=1, deterministic=False)
+with job_process(options) as process:
+    process.wait()
+    if process.rank == 1:
+        raise KeyError("a fault of this rank")
+    process.sum([1.0])  # waits for the other
+"""
+
+
+def test_a_failing_rank_ends_the_job_at_once_with_its_traceback(module):
+    job = launch("--processes=2", module("failing", FAILING))
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode != 0
+    assert "Process 1 of 2 failed" in output
+    assert "KeyError: 'a fault of this rank'" in output
+    assert output.index("KeyError") < output.index("Process 0 of 2 failed")
+
+
+STOPPING = """
+import argparse, signal, time
+from pathlib import Path
+from kproba.job import job_process
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+signal.signal(signal.SIGINT, lambda *_: asked.append(1))
+options = argparse.Namespace(gpus=0, threads=1, deterministic=False)
+with job_process(options) as process:
+    process.wait()
+    print(f"ready {process.rank}", flush=True)
+    while not asked:
+        time.sleep(0.05)
+    print(f"saved {process.rank}", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_signals_reach_every_process(module, number, processes):
+    job = launch(f"--processes={processes}", module("stopping", STOPPING))
+    lines = []
+    while sum(line.startswith("ready") for line in lines) < processes:
+        lines.append(job.stdout.readline())
+        assert lines[-1], lines
+    started = time.monotonic()
+    job.send_signal(number)
+    output, _ = job.communicate(timeout=60)
+    assert sum(f"saved {rank}" in output for rank in range(processes)) == processes
+    assert time.monotonic() - started < 25

@@ -22,23 +22,34 @@ compute = plan.config["compute"]
 
 # Settings that determine a result are params or in settings.json. What the machine
 # offers is threads and resources: a change there never makes a step run again.
-job_threads = compute["threads"] * (compute["gpus"] or compute["processes"])
+nodes = compute["nodes"]
+job_threads = plan.cores_per_node()
 job_resources = {
-    "gpu": compute["gpus"],
-    "processes": compute["processes"],
+    "device": compute["device"],
     "cpu_threads": compute["threads"],
     "workers": compute["workers"],
     "deterministic": "--deterministic" if compute["deterministic"] else "",
 }
 training_resources = {
     **job_resources,
+    "gpu": compute["gpus"],
+    "processes": compute["processes"],
+    "nodes": nodes,
     "accumulation": compute["accumulation"],
     "state_minutes": str(compute["state_minutes"]),
     "cache_gib": str(compute["cache_gib"]),
     "compile": "--compile" if compute["compile"] else "",
 }
-# A job that only runs a network forward: bank, pseudo labels, evaluation.
-inference_resources = {**job_resources, "batch_size": compute["batch_size"]}
+if nodes > 1:
+    # For the SLURM plugin: one task per node, and the job starts them itself.
+    training_resources |= {"mpi": "srun", "tasks": nodes, "tasks_per_gpu": 0}
+# A job that only runs a network forward, on one node: bank, pseudo labels, evaluation.
+inference_resources = {
+    **job_resources,
+    "gpu": compute["gpus"] // nodes,
+    "processes": max(1, compute["processes"] // nodes),
+    "batch_size": compute["batch_size"],
+}
 
 
 wildcard_constraints:

@@ -78,6 +78,7 @@ rule make_split:
         split="results/splits/{dataset}/{task}-{setting}/step{step}.csv",
     log:
         "results/splits/{dataset}/{task}-{setting}/step{step}.log",
+    localrule: True
     conda:
         "../../envs/kproba.yaml"
     params:
@@ -94,6 +95,7 @@ rule list_classes:
         classes="results/splits/{dataset}/{task}-{setting}/classes.json",
     log:
         "results/splits/{dataset}/{task}-{setting}/classes.log",
+    localrule: True
     conda:
         "../../envs/kproba.yaml"
     params:

@@ -21,8 +21,9 @@ rule evaluate:
         "Testing {wildcards.method} after step {wildcards.step} of {wildcards.dataset} "
         "{wildcards.task} {wildcards.setting}, seed {wildcards.seed}"
     shell:
-        "kproba-launch --log {log} --gpus {resources.gpu} --processes {resources.processes}"
-        " --threads {resources.cpu_threads}"
+        "exec kproba-launch --log {log} --gpus {resources.gpu}"
+        " --device {resources.device} --processes {resources.processes}"
+        " --cores {threads} --threads {resources.cpu_threads}"
         " kproba.inference evaluation --job {params.job:q} --model {input.model}"
         " --index {input.index} --evaluation {output.evaluation}"
         " --confusion {output.confusion} --examples {output.examples}"

@@ -22,8 +22,9 @@ rule build_prototypes:
     message:
         "Building the prototype bank of {wildcards.method} after step {wildcards.step}"
     shell:
-        "kproba-launch --log {log} --gpus {resources.gpu} --processes {resources.processes}"
-        " --threads {resources.cpu_threads}"
+        "exec kproba-launch --log {log} --gpus {resources.gpu}"
+        " --device {resources.device} --processes {resources.processes}"
+        " --cores {threads} --threads {resources.cpu_threads}"
         " kproba.inference bank --job {params.job:q} --model {input.model}"
         " --split {input.split} --pseudo-labels {input.pseudo_labels}"
         " --previous {input.previous} --bank {output.bank}"

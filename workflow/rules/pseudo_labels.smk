@@ -26,8 +26,9 @@ rule export_pseudo_labels:
         "Looking for old classes in the images of step {wildcards.step}, "
         "{wildcards.method}"
     shell:
-        "kproba-launch --log {log} --gpus {resources.gpu} --processes {resources.processes}"
-        " --threads {resources.cpu_threads}"
+        "exec kproba-launch --log {log} --gpus {resources.gpu}"
+        " --device {resources.device} --processes {resources.processes}"
+        " --cores {threads} --threads {resources.cpu_threads}"
         " kproba.inference pseudo-labels --job {params.job:q} --model {input.model}"
         " --bank {input.bank} --split {input.split}"
         " --labels {output.labels} --table {output.table}"

@@ -58,8 +58,9 @@ rule train_base:
         "Training step 0 on {wildcards.task} classes of {wildcards.dataset}, "
         "{wildcards.setting}, seed {wildcards.seed}"
     shell:
-        "kproba-launch --log {log} --gpus {resources.gpu} --processes {resources.processes}"
-        " --threads {resources.cpu_threads}"
+        "exec kproba-launch --log {log} --gpus {resources.gpu}"
+        " --device {resources.device} --processes {resources.processes}"
+        " --cores {threads} --threads {resources.cpu_threads} --nodes {resources.nodes}"
         " kproba.training {input.settings} --split {input.split}"
         " --weights {input.weights}"
         " --model {output.model} --metrics {output.metrics}"
@@ -99,8 +100,9 @@ rule train_step:
         "Training step {wildcards.step} of {wildcards.dataset} {wildcards.task} "
         "{wildcards.setting}, {wildcards.method}, seed {wildcards.seed}"
     shell:
-        "kproba-launch --log {log} --gpus {resources.gpu} --processes {resources.processes}"
-        " --threads {resources.cpu_threads}"
+        "exec kproba-launch --log {log} --gpus {resources.gpu}"
+        " --device {resources.device} --processes {resources.processes}"
+        " --cores {threads} --threads {resources.cpu_threads} --nodes {resources.nodes}"
         " kproba.training {input.settings} --split {input.split}"
         " --previous {input.previous} --pseudo-labels {input.pseudo_labels}"
         " --model {output.model} --metrics {output.metrics}"

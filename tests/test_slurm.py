@@ -1,0 +1,181 @@
+"""The tiny chain on a real SLURM: what is asked for, which devices, scancel.
+
+Needs a SLURM whose GPUs may be pretended ones: jobs hold them and compute on the CPU.
+"""
+
+import re
+import shutil
+import subprocess
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from calls import ROOT
+from test_workflow import CHAIN, write_config
+
+pytestmark = [pytest.mark.workflow, pytest.mark.slurm]
+
+KPROBA, FINETUNE = (
+    f"{CHAIN}/{method}/seed0/step1/model.safetensors"
+    for method in ("kproba", "finetune")
+)
+BASE = "results/tiny/6-overlap/base/seed0/step0/model.safetensors"
+COMPUTE = {"gpus": 1, "device": "cpu", "workers": 2, "state_minutes": 0.0001}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def slurm() -> None:
+    """Skip without a SLURM that has two GPUs or more."""
+    try:
+        nodes = shell("sinfo --noheader --format=%G", timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("needs SLURM: sinfo does not answer, see CONTRIBUTING.md")
+    counts = [int(count) for count in re.findall(r"gpu[^,]*?:(\d+)", nodes)]
+    if not counts or max(counts) < 2:
+        pytest.skip(f"needs SLURM with 2 GPUs on a node, but sinfo tells {nodes!r}")
+
+
+def shell(command: str, timeout: float = 60) -> str:
+    done = subprocess.run(
+        command.split(), capture_output=True, text=True, check=True, timeout=timeout
+    )
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The profile of the project, made to fit a small machine without accounting."""
+    content = yaml.safe_load((ROOT / "profiles/slurm/profile.yaml").read_text())
+    resources = [content["default-resources"], *content["set-resources"].values()]
+    for entry in resources:
+        entry["mem_mb"] = re.sub(r"^\d+", "1500", entry["mem_mb"])
+        entry["runtime"] = re.sub(r"^\d+", "20", entry["runtime"])
+    content["slurm-status-command"] = "squeue"
+    content["slurm-init-seconds-before-status-checks"] = 3
+    content["jobs"] = 4
+    folder = tmp_path_factory.mktemp("profile")
+    (folder / "profile.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+def command(folder: Path, profile: Path, *words: str) -> list[str]:
+    return [
+        *("timeout", "--kill-after=10", "900", "snakemake"),
+        *("--profile", str(profile), "--snakefile", str(ROOT / "Snakefile")),
+        *("--directory", str(folder), "--configfile", str(folder / "config.yaml")),
+        *words,
+    ]
+
+
+def snakemake(folder: Path, profile: Path, *words: str, succeeds: bool = True) -> str:
+    done = subprocess.run(
+        command(folder, profile, *words), capture_output=True, text=True, check=False
+    )
+    output = done.stdout + done.stderr
+    assert (done.returncode == 0) == succeeds, output[-5000:]
+    return output
+
+
+def jobs_of(folder: Path) -> list[dict[str, str]]:
+    """What SLURM knows of the jobs that ran in a folder."""
+    rows = []
+    for line in shell("scontrol show jobs --oneliner").splitlines():
+        row = dict(re.findall(r"(\S+?)=(.*?)(?= \S+?=|$)", line))
+        if row.get("WorkDir") == str(folder):
+            rows.append(row)
+    return rows
+
+
+def of_rule(rule: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [row for row in rows if f"rule_{rule}" in row.get("Comment", "")]
+
+
+@pytest.fixture(scope="session")
+def finished(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both methods' first increments, side by side."""
+    folder = tmp_path_factory.mktemp("slurm") / "run"
+    folder.mkdir()
+    write_config(folder, {"compute": COMPUTE, "increment": {"epochs": 6}})
+    snakemake(folder, profile, KPROBA, FINETUNE)
+    return folder
+
+
+def test_jobs_ask_for_what_the_profile_and_the_configuration_say(finished: Path):
+    rows = jobs_of(finished)
+    for rule, count in [("train_base", 1), ("train_step", 2), ("build_prototypes", 1)]:
+        found = of_rule(rule, rows)
+        assert len(found) == count, rule
+        for row in found:
+            assert row["JobState"] == "COMPLETED"
+            assert row["Partition"] == "gpu"
+            assert re.search(r"gpu:?\S*[:=]1\b", row["TresPerJob"]), row["TresPerJob"]
+            assert row["NumTasks"] == "1"
+            assert row["CPUs/Task"] == "2"
+            assert row["MinMemoryNode"] in ("1500M", "1.46484G")
+            assert row["TimeLimit"] == "00:20:00"
+            assert row["Requeue"] == "1"
+    [index] = of_rule("prepare_dataset", rows)
+    assert index["Partition"] == "cpu"
+    assert "gpu" not in index.get("TresPerJob", "")
+    # Settings and splits are too small for a job.
+    assert {row["Comment"] for row in rows} == {
+        row["Comment"]
+        for rule in (
+            *("write_digits", "prepare_dataset", "train_base", "train_step"),
+            *("build_prototypes", "export_pseudo_labels"),
+        )
+        for row in of_rule(rule, rows)
+    }
+
+
+def test_two_jobs_of_one_gpu_run_at_once_on_different_devices(finished: Path):
+    rows = of_rule("train_step", jobs_of(finished))
+    logs = [(finished / path).with_name("train.log") for path in (KPROBA, FINETUNE)]
+    devices = [re.search(r"^GPU (\S+) of", log.read_text(), re.M)[1] for log in logs]
+    spans = [
+        (
+            datetime.fromisoformat(row["StartTime"]),
+            datetime.fromisoformat(row["EndTime"]),
+        )
+        for row in rows
+    ]
+    assert max(start for start, _ in spans) < min(end for _, end in spans)
+    assert sorted(devices) == ["0", "1"]
+
+
+def test_scancel_in_the_middle_of_a_step_then_the_same_command(
+    finished: Path, profile: Path, tmp_path: Path
+):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, copy_function=shutil.copy2)
+    target, state = run / KPROBA, (run / KPROBA).with_name("training-state.pt")
+    target.unlink()
+    process = subprocess.Popen(
+        command(run, profile, "--retries", "0", KPROBA),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: state.exists() or process.poll() is not None)
+    [job] = of_rule("train_step", jobs_of(run))
+    shell(f"scancel {job['JobId']}")
+    assert process.wait(timeout=300) != 0
+    assert state.exists(), "the step was not caught in the middle"
+    assert not target.exists()
+    log = target.with_name("train.log").read_text()
+    assert "the state is saved" in log
+    snakemake(run, profile, KPROBA)
+    assert "resumed after" in target.with_name("train.log").read_text()
+    for name in ("model.safetensors", "model.json", "metrics.csv"):
+        assert target.with_name(name).read_bytes() == (
+            (finished / KPROBA).with_name(name).read_bytes()
+        ), name
+    assert not state.exists()
+
+
+def wait_until(condition, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
