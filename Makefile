@@ -1,5 +1,6 @@
 # make demo    set up, run the embedded example, print the table and where the report is
 # make test    set up, run the tests
+# make test-slurm  set up, run the tests that need a SLURM with two GPUs (or pretended ones)
 # make lint    set up, check format, style and types
 # make bench   set up, measure benchmarks/README.md again (half an hour, idle machine)
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 SHELL := /bin/bash
 
-.PHONY: demo test lint bench format setup clean
+.PHONY: demo test test-slurm lint bench format setup clean
 
 setup: $(VENV)/.ready
 
@@ -41,6 +42,9 @@ demo: setup
 
 test: setup
 	python -m pytest $(PYTEST_FLAGS)
+
+test-slurm: setup
+	python -m pytest $(PYTEST_FLAGS) tests/test_slurm.py
 
 lint: setup
 	ruff check .

@@ -22,7 +22,7 @@ KPROBA, FINETUNE = (
     for method in ("kproba", "finetune")
 )
 BASE = "results/tiny/6-overlap/base/seed0/step0/model.safetensors"
-COMPUTE = {"gpus": 1, "device": "cpu", "workers": 2, "state_minutes": 0.0001}
+COMPUTE = {"gpus": 1, "device": "cpu", "workers": 1, "state_minutes": 0.0001}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,8 +63,8 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(folder: Path, profile: Path, *words: str) -> list[str]:
     return [
         *("timeout", "--kill-after=10", "900", "snakemake"),
-        *("--profile", str(profile), "--snakefile", str(ROOT / "Snakefile")),
-        *("--directory", str(folder), "--configfile", str(folder / "config.yaml")),
+        *("--profile", str(profile), "--configfile", str(folder / "config.yaml")),
+        *("--directory", str(folder), "--snakefile", str(ROOT / "Snakefile")),
         *words,
     ]
 
@@ -112,7 +112,7 @@ def test_jobs_ask_for_what_the_profile_and_the_configuration_say(finished: Path)
             assert row["Partition"] == "gpu"
             assert re.search(r"gpu:?\S*[:=]1\b", row["TresPerJob"]), row["TresPerJob"]
             assert row["NumTasks"] == "1"
-            assert row["CPUs/Task"] == "2"
+            assert row["CPUs/Task"] == "1"
             assert row["MinMemoryNode"] in ("1500M", "1.46484G")
             assert row["TimeLimit"] == "00:20:00"
             assert row["Requeue"] == "1"
@@ -131,17 +131,23 @@ def test_jobs_ask_for_what_the_profile_and_the_configuration_say(finished: Path)
 
 
 def test_two_jobs_of_one_gpu_run_at_once_on_different_devices(finished: Path):
-    rows = of_rule("train_step", jobs_of(finished))
-    logs = [(finished / path).with_name("train.log") for path in (KPROBA, FINETUNE)]
-    devices = [re.search(r"^GPU (\S+) of", log.read_text(), re.M)[1] for log in logs]
-    spans = [
-        (
-            datetime.fromisoformat(row["StartTime"]),
-            datetime.fromisoformat(row["EndTime"]),
-        )
-        for row in rows
-    ]
-    assert max(start for start, _ in spans) < min(end for _, end in spans)
+    """Fine-tuning does not wait for the bank: both follow step 0."""
+    rows = jobs_of(finished)
+    bank, training = (
+        "build_prototypes",
+        "train_step_wildcards_tiny_6-2_overlap_finetune",
+    )
+    starts, ends, devices = [], [], []
+    logs = {
+        bank: finished / "results/tiny/6-overlap/kproba/seed0/step0/prototypes.log",
+        training: (finished / FINETUNE).with_name("train.log"),
+    }
+    for rule, log in logs.items():
+        [row] = of_rule(rule, rows)
+        starts.append(datetime.fromisoformat(row["StartTime"]))
+        ends.append(datetime.fromisoformat(row["EndTime"]))
+        devices += re.findall(r"^GPU (\S+) of", log.read_text(), re.M)
+    assert max(starts) < min(ends)
     assert sorted(devices) == ["0", "1"]
 
 

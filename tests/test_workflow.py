@@ -229,6 +229,42 @@ def test_killed_run_goes_on_and_ends_with_the_same_bytes(
     assert not state.exists()
 
 
+def test_jobs_of_one_gpu_side_by_side_get_different_ones(
+    run: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    monkeypatch.setenv("KPROBA_LOCKS", str(run.parent / "locks"))
+    write_config(run, {"compute": {"gpus": 1, "device": "cpu"}})
+    models = [
+        f"{CHAIN}/{method}/seed0/step1/model.safetensors"
+        for method in ("kproba", "finetune")
+    ]
+    for model in models:
+        (run / model).unlink()
+    snakemake(run, "--resources", "gpu=2", "--", *models)
+    devices = []
+    for model in models:
+        log = (run / model).with_name("train.log").read_text()
+        devices += re.findall(r"^GPU (\d) of 5, 7$", log, re.MULTILINE)
+        assert (run / model).read_bytes() == (finished / model).read_bytes()
+    assert sorted(devices) == ["5", "7"]
+
+
+def test_a_job_takes_as_many_gpus_as_resources_allow(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("KPROBA_LOCKS", str(run.parent / "locks"))
+    write_config(run, {"compute": {"gpus": 2, "device": "cpu"}})
+    target = f"{CHAIN}/finetune/seed0/step1/model.safetensors"
+    for allowed in (1, 2):
+        (run / target).unlink()
+        snakemake(run, "--resources", f"gpu={allowed}", "--", target)
+        log = (run / target).with_name("train.log").read_text()
+        assert f"= {allowed} process(es) x 1" in log
+        assert len(re.findall(r"^GPU 0(, 1)? of 0, 1$", log, re.MULTILINE)) == 1
+
+
 def hold_until_told_to_stop(log: Path) -> None:
     """Let the job that writes a log stand still until the next one wants its place."""
     with lock_of(log).open() as file:
