@@ -98,11 +98,10 @@ def process_group(*, gpu: bool, deterministic: bool = False) -> Iterator[Process
     if world_size > 1:
         # Small CPU tensors (counts, losses) go over gloo even on GPUs.
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
-    try:
-        yield Process(rank, world_size, device)
-    finally:
-        if world_size > 1:
-            dist.destroy_process_group()
+    yield Process(rank, world_size, device)
+    # Not after an error: the others may wait for this process, which must end at once.
+    if world_size > 1:
+        dist.destroy_process_group()
 
 
 def _end_with_parent() -> None:

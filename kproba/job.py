@@ -29,6 +29,7 @@ def job_process(options: argparse.Namespace) -> Iterator[Process]:
     with (
         told_errors(),
         process_group(gpu=gpu, deterministic=options.deterministic) as process,
+        told_errors(),  # before the others notice that this process has left them
     ):
         log_to_stderr(first=process.first)
         yield process

@@ -53,13 +53,13 @@ def told_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        told = (
+            f"Error: {error}" if _on_purpose(error) else traceback.format_exc().rstrip()
+        )
         if "WORLD_SIZE" in os.environ:
             rank, count = os.environ["RANK"], os.environ["WORLD_SIZE"]
-            print(f"Process {rank} of {count} failed:", file=sys.stderr)
-        if _on_purpose(error):
-            print(f"Error: {error}", file=sys.stderr)
-        else:
-            traceback.print_exc(file=sys.stderr)
+            told = f"Process {rank} of {count} failed:\n{told}"
+        print(told, file=sys.stderr)  # at once, or processes would mix their lines
         raise SystemExit(1) from None
 
 
