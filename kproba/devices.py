@@ -24,8 +24,8 @@ def hold_devices(count: int, *, required: bool = True) -> dict[str, str]:
 
     Args:
         count: Devices wanted.
-        required: Whether to raise where there are too few; else the job goes on with
-            those that CUDA_VISIBLE_DEVICES names, if it does.
+        required: False: where CUDA_VISIBLE_DEVICES names none at all, the job goes on
+            without.
 
     Returns:
         Environment that shows these devices alone.
@@ -65,7 +65,7 @@ def visible_devices() -> list[str]:
         if name in NONE:  # CUDA ignores what comes after one that is not there
             break
         devices.append(name)
-    return devices
+    return list(dict.fromkeys(devices))
 
 
 def try_devices(count: int, visible: Sequence[str]) -> list[str]:
@@ -74,9 +74,12 @@ def try_devices(count: int, visible: Sequence[str]) -> list[str]:
     for name in visible:
         if len(locks) == count:
             break
-        lock = os.open(lock_file(name), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        if try_lock(lock):
+        path = lock_file(name)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        # What cleans /tmp may have removed the file since it was opened.
+        if try_lock(lock) and _is_open_as(path, lock):
             os.set_inheritable(lock, True)
+            os.utime(lock)  # young: not to be cleaned away
             locks[name] = lock
         else:
             os.close(lock)
@@ -99,6 +102,13 @@ def lock_file(device: str) -> Path:
     # Where SLURM shows each job its own devices alone, all of them call theirs 0.
     home = f"slurm{os.environ['SLURM_JOB_ID']}-" if "SLURM_JOB_ID" in os.environ else ""
     return folder / f"{home}gpu-{re.sub(r'[^A-Za-z0-9-]', '_', device)}.lock"
+
+
+def _is_open_as(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def say(message: str) -> None:

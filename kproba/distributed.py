@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def process_group(*, gpu: bool, deterministic: bool = False) -> Iterator[Process
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        _end_with_parent()
+        _end_with_parent(int(os.environ.get("KPROBA_LAUNCHER", os.getppid())))
     device = "cpu"
     if deterministic:
         # cuBLAS reads this when it starts.
@@ -104,7 +105,7 @@ def process_group(*, gpu: bool, deterministic: bool = False) -> Iterator[Process
         dist.destroy_process_group()
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(torchrun: int) -> None:
     """Be killed when the parent, torchrun, dies, however it dies (Linux).
 
     torchrun puts its children into sessions of their own: a SIGKILL for all processes
@@ -113,3 +114,5 @@ def _end_with_parent() -> None:
     PR_SET_PDEATHSIG = 1
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != torchrun:
+        sys.exit("torchrun, which started this process, is gone already.")

@@ -88,7 +88,8 @@ def command(job: Job) -> list[str]:
         start += [f"--local-addr={job.address or node_name()}", "-m"]
     elif local > 1:
         # A free port is chosen anew each time, so jobs may run side by side.
-        start += ["torch.distributed.run", "--standalone"]
+        # Named by number, as a machine's own name need not lead to it.
+        start += ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
         start += [f"--nproc-per-node={local}", "-m"]
     gpus = local if job.gpus and job.device == "cuda" else 0
     return [
@@ -149,7 +150,6 @@ def free_port() -> int:
 
 def redirect(log: Path) -> None:
     """Send standard output and error to a file, replaced."""
-    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -163,6 +163,7 @@ def start(job: Job) -> None:
         words = command(job)
         environment = {**ENVIRONMENT, **os.environ}
         environment["OMP_NUM_THREADS"] = str(threads_of(job))
+        environment["KPROBA_LAUNCHER"] = str(os.getpid())  # torchrun's, soon
         if job.gpus:
             environment |= hold_devices(job.local, required=job.device == "cuda")
     print(shlex.join(words), flush=True)
@@ -186,11 +187,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = vars(parser.parse_args(argv))
     log = given.pop("log")
     job = Job(**{**given, "rest": tuple(given["rest"])})
-    if log:
-        redirect(log)
     try:
         if log:
-            own_log(log)
+            told = own_log(log)
+            redirect(log)
+            if told:
+                print(told, flush=True)
         start(job)
     except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")

@@ -7,25 +7,28 @@ process that inherited the file is gone, however it ended.
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import signal
-import sys
+import socket
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
-GRACE = 120.0  # seconds that a job gets to save its state
+GRACE = 120.0  # seconds that a job gets to save its state and end
 
 
 class Occupied(OSError):
     """Another job is at work on the same files."""
 
 
-def own_log(log: Path, *, grace: float = GRACE) -> None:
+def own_log(log: Path, *, grace: float = GRACE) -> str | None:
     """Be the only job with this log, which stands for all that the job writes.
 
     When Snakemake alone was killed, its jobs go on, and asking again would start a
     second one beside them. Such an orphan is told to stop, saves its state, and is
-    waited for.
+    waited for: a process of this machine, or a job of SLURM.
 
     The lock file, hidden beside the log, becomes the standard input of this process:
     so all processes that it starts hold it too.
@@ -34,38 +37,39 @@ def own_log(log: Path, *, grace: float = GRACE) -> None:
         log: Path of the log.
         grace: Seconds to wait.
 
+    Returns:
+        In words, what was told to stop; None if nothing was in the way.
+
     Raises:
         Occupied: A job that a living Snakemake watches holds the log, or one that
             does not end.
     """
+    log.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(lock_of(log), os.O_RDWR | os.O_CREAT, 0o666)
-    told: set[int] = set()
+    told = None
     end = time.monotonic() + grace
     while not try_lock(lock):
-        for pid in holders(lock):
-            if watched(pid):
+        holder = read_holder(lock)
+        if holder and told is None:
+            if watched(holder):
                 raise Occupied(
                     f"Expected to be the only job that writes {log}, but "
-                    f"process {pid} of another Snakemake does. Wait for it, or stop it."
+                    f"{name_of(holder)} of another Snakemake does. Wait for it, or "
+                    f"stop it."
                 )
-            if pid not in told:
-                print(
-                    f"Stopping process {pid}, left behind by a killed Snakemake",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGTERM)
-                told.add(pid)
+            told = tell_to_stop(holder)
         if time.monotonic() > end:
-            who = f"process {min(told)}" if told else "a process of another machine"
+            who = name_of(holder) if holder else "another job"
             raise Occupied(
-                f"Expected to be the only job that writes {log}, but {who} "
-                f"still does after {grace:.0f} s. Stop it and ask again."
+                f"Expected to be the only job that writes {log}, but {who} still does "
+                f"after {grace:.0f} s. Stop it and ask again."
             )
         time.sleep(0.2)
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, json.dumps(myself()).encode(), 0)
     os.dup2(lock, 0)
     os.close(lock)
+    return told
 
 
 def lock_of(log: Path) -> Path:
@@ -89,29 +93,75 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
-def holders(descriptor: int) -> list[int]:
-    """Processes of this machine that took the lock of an open file (Linux)."""
-    status = os.fstat(descriptor)
-    major, minor = os.major(status.st_dev), os.minor(status.st_dev)
-    wanted = f"{major:02x}:{minor:02x}:{status.st_ino}"
+def myself() -> dict[str, Any]:
+    """What a lock file tells of its holder."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": started(os.getpid()),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def read_holder(descriptor: int) -> dict[str, Any] | None:
+    """Who holds a lock file, as far as it says so."""
     try:
-        lines = Path("/proc/locks").read_text().splitlines()
-    except OSError:
-        return []
-    rows = [line.split() for line in lines]
-    # "1: FLOCK  ADVISORY  WRITE 4711 08:01:131 0 EOF"; "1: -> FLOCK .." waits.
-    return [int(row[4]) for row in rows if row[1] == "FLOCK" and row[5] == wanted]
+        return json.loads(os.pread(descriptor, 4096, 0))
+    except ValueError:
+        return None  # not written yet
 
 
-def watched(pid: int) -> bool:
-    """Whether a Snakemake is among the parents of a process."""
+def name_of(holder: dict[str, Any]) -> str:
+    """A holder in words."""
+    if holder["slurm_job"]:
+        return f"SLURM job {holder['slurm_job']}"
+    return f"process {holder['pid']} on {holder['host']}"
+
+
+def tell_to_stop(holder: dict[str, Any]) -> str:
+    """Ask a job without a Snakemake to save its state and to end; in words."""
+    if holder["slurm_job"] not in (None, os.environ.get("SLURM_JOB_ID")):
+        subprocess.run(["scancel", holder["slurm_job"]], check=False)
+    elif lives_here(holder):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(holder["pid"], signal.SIGTERM)
+    return f"Stopped {name_of(holder)}, left behind by a killed Snakemake"
+
+
+def watched(holder: dict[str, Any]) -> bool:
+    """Whether a Snakemake is among the parents of a holder on this machine.
+
+    Jobs of SLURM have one of their own there; whether it is still waited for is not
+    known, but two Snakemakes cannot work in one folder.
+    """
+    if holder["slurm_job"] or not lives_here(holder):
+        return False
+    pid = holder["pid"]
     while pid > 1:
         try:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            pid = int(_status(pid)[1])
         except OSError:
             return False
         if "snakemake" in {Path(os.fsdecode(word)).name for word in words}:
             return True
-        pid = int(fields[1])
     return False
+
+
+def lives_here(holder: dict[str, Any]) -> bool:
+    """Whether the very process that wrote the lock file runs on this machine."""
+    here = holder["host"] == socket.gethostname()
+    return here and started(holder["pid"]) == holder["started"]
+
+
+def started(pid: int) -> str | None:
+    """When a process started, in clock ticks after boot: numbers are used again."""
+    try:
+        return _status(pid)[19]
+    except OSError:
+        return None
+
+
+def _status(pid: int) -> list[str]:
+    """Fields of /proc/<pid>/stat from the third (state) on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -59,7 +59,7 @@ def told_errors() -> Iterator[None]:
         if "WORLD_SIZE" in os.environ:
             rank, count = os.environ["RANK"], os.environ["WORLD_SIZE"]
             told = f"Process {rank} of {count} failed:\n{told}"
-        print(told, file=sys.stderr)  # at once, or processes would mix their lines
+        sys.stderr.write(f"{told}\n")  # at once, or processes would mix their lines
         raise SystemExit(1) from None
 
 

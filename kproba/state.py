@@ -133,7 +133,22 @@ class Checkpoint:
             log.info("state saved after %d iterations", progress.iteration)
 
     def load(self, process: Process) -> Progress:
-        """Restore the saved state of exactly this run, if there is one."""
+        """Restore the saved state of exactly this run, if there is one.
+
+        Raises:
+            RuntimeError: The processes do not see the same file.
+        """
+        progress = self._read(process)
+        found = process.gather(progress.iteration)
+        if len(set(found)) > 1:
+            raise RuntimeError(
+                f"Expected all processes to find the same state in {self.path}, but "
+                f"they stand after {found} iterations: the file system shows them "
+                f"different files. Ask again."
+            )
+        return progress
+
+    def _read(self, process: Process) -> Progress:
         if not self.path.is_file():
             return Progress()
         state = torch.load(self.path, map_location=process.device, weights_only=True)

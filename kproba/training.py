@@ -571,6 +571,25 @@ def backward(
     return {name: value.detach() for name, value in losses.items()}
 
 
+class Arrival:
+    """Numbers on their way from the device, which works on."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.arrived: torch.cuda.Event | None = None
+        self.host = tensor
+        if tensor.is_cuda:
+            self.host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self.host.copy_(tensor, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def values(self) -> list[float]:
+        """The numbers, once they are there."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.host.tolist()
+
+
 class Tally:
     """Adds up the terms of the iterations, one iteration late.
 
@@ -581,13 +600,14 @@ class Tally:
     def __init__(self, progress: Progress):
         self.progress = progress
         self.ids: list[str] = []  # images of the last micro-batch
-        self.pending: list[tuple[dict[str, torch.Tensor], list[str]]] = []
+        self.pending: list[tuple[list[str], Arrival, list[str]]] = []
         self.newest = 0  # how many of the pending are of this iteration
 
     def add(self, losses: dict[str, torch.Tensor], ids: list[str]) -> None:
         """Note the terms of a micro-batch of the iteration at work."""
         self.ids = ids
-        self.pending.append((losses, ids))
+        terms = Arrival(torch.stack(list(losses.values())))
+        self.pending.append((list(losses), terms, ids))
         self.newest += 1
 
     def settle(self, *, all_but_newest: bool = False) -> None:
@@ -598,10 +618,9 @@ class Tally:
         """
         keep = self.newest if all_but_newest else 0
         ready = len(self.pending) - keep
-        for losses, ids in self.pending[:ready]:
-            terms = torch.stack(list(losses.values())).tolist()
-            values = dict(zip(losses, terms, strict=True))
-            if not all(math.isfinite(value) for value in terms):
+        for names, terms, ids in self.pending[:ready]:
+            values = dict(zip(names, terms.values(), strict=True))
+            if not all(math.isfinite(value) for value in values.values()):
                 raise FloatingPointError(
                     f"The loss is not finite ({values}){_mend(ids)}"
                 )

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from kproba.locks import Occupied, holders, lock_of, own_log, watched
+from kproba.locks import (
+    Occupied,
+    lives_here,
+    lock_of,
+    myself,
+    own_log,
+    read_holder,
+    watched,
+)
 
 # The job ends in order when it is told to, as training does.
 JOB = """
@@ -29,13 +37,18 @@ time.sleep(60)
 def start(tmp_path):
     """Starts a job through the launcher; returns its process and its word."""
     (tmp_path / "sleeper.py").write_text(JOB)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     started = []
 
     def begin(log: Path, parent=()):
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
         word = tmp_path / f"word{len(started)}"
         job = [sys.executable, "-m", "kproba.launch", "--log", str(log), "sleeper"]
-        process = subprocess.Popen([*parent, *job, str(word)], env=environment)
+        process = subprocess.Popen(
+            [*parent, *job, str(word)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         started.append(process)
         return process, word
 
@@ -56,13 +69,13 @@ def test_an_orphan_saves_its_state_before_the_next_job_begins(start, tmp_path):
     log = tmp_path / "train.log"
     first, word = start(log)
     at_work(word)
-    assert holding(log) == [first.pid]
+    assert holder(log)["pid"] == first.pid
     second, next_word = start(log)
     at_work(next_word)
     assert first.poll() is not None
     assert word.read_text() == "stopped in order"
     assert second.poll() is None
-    assert f"Stopping process {first.pid}, left behind" in log.read_text()
+    assert f"Stopped process {first.pid} on" in log.read_text()
 
 
 def test_a_killed_job_leaves_no_lock(start, tmp_path):
@@ -73,7 +86,7 @@ def test_a_killed_job_leaves_no_lock(start, tmp_path):
     first.wait()
     _, next_word = start(log)
     at_work(next_word)
-    assert "Stopping" not in log.read_text()
+    assert "Stopped" not in log.read_text()
 
 
 def test_a_job_of_a_living_snakemake_is_left_alone(start, tmp_path):
@@ -83,13 +96,17 @@ def test_a_job_of_a_living_snakemake_is_left_alone(start, tmp_path):
     script.chmod(0o755)
     _, word = start(log, parent=["/bin/bash", str(script)])
     at_work(word)
-    [holder] = holding(log)
-    assert watched(holder)
+    pid = holder(log)["pid"]
+    assert watched(holder(log))
+    said = log.read_text()
     second, _ = start(log)
-    assert second.wait(30) == 1
-    assert f"process {holder} of another Snakemake" in log.read_text()
+    _, errors = second.communicate(timeout=30)
+    assert second.returncode == 1
+    assert f"process {pid} on" in errors
+    assert "of another Snakemake does" in errors
     assert word.read_text() == "at work"
-    os.kill(holder, signal.SIGKILL)
+    assert log.read_text() == said  # still the first job's
+    os.kill(pid, signal.SIGKILL)
 
 
 def test_a_job_that_does_not_end_is_named(start, tmp_path):
@@ -97,11 +114,38 @@ def test_a_job_that_does_not_end_is_named(start, tmp_path):
     first, word = start(log)
     at_work(word)
     first.send_signal(signal.SIGSTOP)  # cannot react
-    told = f"train.log, but process {first.pid} still does after 1 s"
+    told = f"train.log, but process {first.pid} on .* still does after 1 s"
     with pytest.raises(Occupied, match=told):
         own_log(log, grace=1)
 
 
-def holding(log):
+def holder(log):
     with lock_of(log).open() as file:
-        return holders(file.fileno())
+        return read_holder(file.fileno())
+
+
+def test_a_number_that_is_used_again_is_not_the_holder(tmp_path):
+    own = {**myself(), "slurm_job": None}
+    assert lives_here(own)
+    assert not lives_here({**own, "started": "1"})
+    assert not lives_here({**own, "host": "elsewhere"})
+    assert not lives_here({**own, "pid": 2**22 + 1})
+
+
+def test_an_orphan_of_slurm_is_cancelled(start, tmp_path, monkeypatch):
+    """With a stand-in for scancel; the real one is used in test_slurm.py."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "scancel").write_text(f"#!/bin/bash\necho $1 > {tools}/asked\nkill $PID\n")
+    (tools / "scancel").chmod(0o755)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    log = tmp_path / "train.log"
+    first, word = start(log)
+    at_work(word)
+    monkeypatch.setenv("SLURM_JOB_ID", "18")
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setenv("PID", str(first.pid))
+    _, next_word = start(log)
+    at_work(next_word)
+    assert (tools / "asked").read_text() == "17\n"
+    assert "Stopped SLURM job 17, left behind" in log.read_text()

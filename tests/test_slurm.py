@@ -3,6 +3,7 @@
 Needs a SLURM whose GPUs may be pretended ones: jobs hold them and compute on the CPU.
 """
 
+import getpass
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from calls import ROOT
-from test_workflow import CHAIN, write_config
+from test_workflow import CHAIN, hold_until_told_to_stop, write_config
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slurm]
 
@@ -50,8 +51,8 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = yaml.safe_load((ROOT / "profiles/slurm/profile.yaml").read_text())
     resources = [content["default-resources"], *content["set-resources"].values()]
     for entry in resources:
-        entry["mem_mb"] = re.sub(r"^\d+", "1500", entry["mem_mb"])
-        entry["runtime"] = re.sub(r"^\d+", "20", entry["runtime"])
+        entry["mem_mb"] = re.sub(r"\d+(?= \* attempt)", "1500", entry["mem_mb"])
+        entry["runtime"] = re.sub(r"\d+(?= \* attempt)", "20", entry["runtime"])
     content["slurm-status-command"] = "squeue"
     content["slurm-init-seconds-before-status-checks"] = 3
     content["jobs"] = 4
@@ -111,7 +112,7 @@ def test_jobs_ask_for_what_the_profile_and_the_configuration_say(finished: Path)
             assert row["JobState"] == "COMPLETED"
             assert row["Partition"] == "gpu"
             assert re.search(r"gpu:?\S*[:=]1\b", row["TresPerJob"]), row["TresPerJob"]
-            assert row["NumTasks"] == "1"
+            assert (row["NumTasks"], row["NumNodes"]) == ("1", "1")
             assert row["CPUs/Task"] == "1"
             assert row["MinMemoryNode"] in ("1500M", "1.46484G")
             assert row["TimeLimit"] == "00:20:00"
@@ -151,27 +152,48 @@ def test_two_jobs_of_one_gpu_run_at_once_on_different_devices(finished: Path):
     assert sorted(devices) == ["0", "1"]
 
 
-def test_scancel_in_the_middle_of_a_step_then_the_same_command(
-    finished: Path, profile: Path, tmp_path: Path
+@pytest.mark.parametrize("how", ["job cancelled", "job requeued", "Snakemake killed"])
+def test_a_step_that_is_stopped_goes_on_and_ends_with_the_same_bytes(
+    finished: Path, profile: Path, tmp_path: Path, how: str
 ):
     run = tmp_path / "run"
     shutil.copytree(finished, run, copy_function=shutil.copy2)
     target, state = run / KPROBA, (run / KPROBA).with_name("training-state.pt")
     target.unlink()
+    words = command(run, profile, "--retries", "0", KPROBA)
     process = subprocess.Popen(
-        command(run, profile, "--retries", "0", KPROBA),
+        words[words.index("snakemake") :],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    wait_until(lambda: state.exists() or process.poll() is not None)
-    [job] = of_rule("train_step", jobs_of(run))
-    shell(f"scancel {job['JobId']}")
-    assert process.wait(timeout=300) != 0
-    assert state.exists(), "the step was not caught in the middle"
-    assert not target.exists()
-    log = target.with_name("train.log").read_text()
-    assert "the state is saved" in log
-    snakemake(run, profile, KPROBA)
+    try:
+        wait_until(lambda: state.exists() or process.poll() is not None)
+        [job] = of_rule("train_step", jobs_of(run))
+        number = job["JobId"]
+        if how == "job cancelled":
+            shell(f"scancel {number}")
+            assert process.wait(timeout=300) != 0
+            assert state.exists(), "the step was not caught in the middle"
+            assert "the state is saved" in target.with_name("train.log").read_text()
+            snakemake(run, profile, KPROBA)
+        elif how == "job requeued":  # as after a pre-emption: Snakemake waits
+            shell(f"scontrol requeue {number}")
+            wait_until(lambda: of_rule("train_step", jobs_of(run))[0]["Restarts"] > "0")
+            shell(f"scontrol update JobId={number} StartTime=now")  # not in 2 minutes
+            assert process.wait(timeout=300) == 0
+        else:  # its job goes on until the next one wants its place
+            process.kill()
+            hold_until_told_to_stop(target.with_name("train.log"))
+            snakemake(run, profile, "--unlock")
+            snakemake(run, profile, KPROBA)
+            [first, _] = of_rule("train_step", jobs_of(run))
+            assert (first["JobId"], first["JobState"]) == (number, "CANCELLED")
+            told = f"Stopped SLURM job {number}, left behind"
+            assert told in target.with_name("train.log").read_text()
+    finally:
+        process.kill()
+        process.wait()
+        shell(f"scancel --user={getpass.getuser()}")
     assert "resumed after" in target.with_name("train.log").read_text()
     for name in ("model.safetensors", "model.json", "metrics.csv"):
         assert target.with_name(name).read_bytes() == (

@@ -23,6 +23,7 @@ from kproba.config import Plan, Run, check
 from kproba.digits import DigitScenes, write_digits
 from kproba.distributed import Process
 from kproba.indexing import index_dataset
+from kproba.launch import free_port
 from kproba.splits import parse_task, read_index, select_images
 from kproba.state import StopFlag
 from kproba.training import (
@@ -111,8 +112,8 @@ def command(
     out.mkdir(exist_ok=True)
     (out / "settings.json").write_text(json.dumps(settings))
     words = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *(f"--nproc-per-node={processes}", "-m", "kproba.training"),
+        *(sys.executable, "-m", "kproba.launch", f"--processes={processes}"),
+        "kproba.training",
         *(
             str(out / "settings.json"),
             "--split",
@@ -228,6 +229,40 @@ def test_processes_and_micro_batches_give_the_weights_of_one_process(
     assert any(not torch.equal(ranks[0][key], start[key]) for key in start)
 
 
+def test_two_nodes_give_the_weights_of_one_process(
+    data: Path, base: Path, alone: Path, tmp_path: Path
+) -> None:
+    """Two agents on two addresses of this machine, two processes each."""
+    (tmp_path / "settings.json").write_text(json.dumps(step_settings(1, **SHARED)))
+    job = ["--nodes=2", "--processes=4", f"--rendezvous=127.0.0.2:{free_port()}"]
+    files = {
+        "split": data / "step1.csv",
+        "previous": base,
+        "model": tmp_path / "model.safetensors",
+        "metrics": tmp_path / "metrics.csv",
+        "tensorboard": tmp_path / "tensorboard",
+        "state": tmp_path / "training-state.pt",
+    }
+    words = ["kproba.training", str(tmp_path / "settings.json")]
+    words += [f"--{name}={path}" for name, path in files.items()]
+    agents = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "kproba.launch", *job),
+                *(f"--address=127.0.0.{number}", *words),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in (2, 3)
+    ]
+    outputs = [agent.communicate(timeout=300)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    assert sum("= 4 process(es) x 1" in output for output in outputs) == 1
+    assert largest_relative_difference(alone, tmp_path) < 1e-5
+
+
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_step_0_of_several_processes_has_the_batch_norm_of_one(
     data: Path, tmp_path: Path, processes: int
@@ -284,32 +319,40 @@ def test_loader_workers_do_not_change_a_byte(
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
-def interrupt(words: list[str], number: int, when: Callable[[], bool]) -> int:
+def interrupt(
+    words: list[str], number: int, when: Callable[[], bool]
+) -> tuple[int, str]:
+    """Send a signal at a moment; exit status and output."""
     process = subprocess.Popen(
-        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     for _ in range(1200):
         if when() or process.poll() is not None:
             break
         time.sleep(0.05)
     process.send_signal(number)
-    return process.wait()
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 def test_stopped_run_saves_its_state_and_ends_with_the_same_bytes(
-    data: Path, base: Path, tmp_path: Path
+    data: Path, base: Path, tmp_path: Path, processes: int
 ) -> None:
-    settings = step_settings(1, epochs=60)
-    whole = launch(data, tmp_path / "whole", settings, previous=base)
+    settings = step_settings(1, epochs=30)
+    more = {"previous": base, "processes": processes}
+    whole = launch(data, tmp_path / "whole", settings, **more)
     out = tmp_path / "out"
     state = out / "training-state.pt"
-    often = ("--state-minutes", "0.0001")  # a state after every row of metrics
-    words = command(data, out, settings, *often, previous=base)
-    status = interrupt(words, signal.SIGTERM, state.is_file)
-    assert status != 0
+    words = command(data, out, settings, **more)  # a state every five minutes
+    status, output = interrupt(
+        words, signal.SIGTERM, lambda: any((out / "tensorboard").glob("events*"))
+    )
+    assert status == (143 if processes == 1 else 1)  # torchrun's own
+    assert "the state is saved, ask again to go on" in output
     assert state.is_file()
     assert not (out / "model.safetensors").exists()
-    launch(data, out, settings, previous=base)
+    launch(data, out, settings, **more)
     assert "resumed after" in (out / "train.log").read_text()
     for name in ("model.safetensors", "metrics.csv"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()

@@ -3,6 +3,7 @@
 One run of the whole DAG is shared; every test works on its own copy of it.
 """
 
+import json
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ import yaml
 from calls import ROOT, command, jobs, snakemake
 from safetensors.torch import load_file
 
-from kproba.locks import holders, lock_of
+from kproba.locks import lock_of
 
 CHAIN = "results/tiny/6-2-overlap"
 BASE = "results/tiny/6-overlap/base/seed0/step0"
@@ -267,14 +268,19 @@ def test_a_job_takes_as_many_gpus_as_resources_allow(
 
 def hold_until_told_to_stop(log: Path) -> None:
     """Let the job that writes a log stand still until the next one wants its place."""
-    with lock_of(log).open() as file:
-        [job] = holders(file.fileno())
+    job = json.loads(lock_of(log).read_text())["pid"]
     os.kill(job, signal.SIGSTOP)
 
     def go_on() -> None:
-        while not log.exists() or "Stopping process" not in log.read_text():
+        while not told(job):
             time.sleep(0.1)
         os.kill(job, signal.SIGCONT)
+
+    def told(pid: int) -> bool:
+        """Whether a SIGTERM waits for a process that stands still."""
+        status = Path(f"/proc/{pid}/status").read_text()
+        waiting = int(re.findall(r"ShdPnd:\s*(\w+)", status)[0], 16)
+        return bool(waiting >> (signal.SIGTERM - 1) & 1)
 
     threading.Thread(target=go_on, daemon=True).start()
 

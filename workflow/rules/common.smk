@@ -43,9 +43,14 @@ training_resources = {
 if nodes > 1:
     # For the SLURM plugin: one task per node, and the job starts them itself.
     training_resources |= {"mpi": "srun", "tasks": nodes, "tasks_per_gpu": 0}
+    if compute["gpus"]:
+        training_resources["slurm_extra"] = (
+            f"--gpus-per-node={compute['gpus'] // nodes}"
+        )
 # A job that only runs a network forward, on one node: bank, pseudo labels, evaluation.
 inference_resources = {
     **job_resources,
+    "nodes": 1,
     "gpu": compute["gpus"] // nodes,
     "processes": max(1, compute["processes"] // nodes),
     "batch_size": compute["batch_size"],
