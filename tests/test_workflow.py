@@ -3,6 +3,7 @@
 One run of the whole DAG is shared; every test works on its own copy of it.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -274,11 +275,15 @@ def hold_until_told_to_stop(log: Path) -> None:
     def go_on() -> None:
         while not told(job):
             time.sleep(0.1)
-        os.kill(job, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(job, signal.SIGCONT)
 
     def told(pid: int) -> bool:
-        """Whether a SIGTERM waits for a process that stands still."""
-        status = Path(f"/proc/{pid}/status").read_text()
+        """Whether a SIGTERM waits for a process that stands still, or ended it."""
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+        except FileNotFoundError:
+            return True
         waiting = int(re.findall(r"ShdPnd:\s*(\w+)", status)[0], 16)
         return bool(waiting >> (signal.SIGTERM - 1) & 1)
 
