@@ -44,7 +44,7 @@ test: setup
 	python -m pytest $(PYTEST_FLAGS)
 
 test-slurm: setup
-	python -m pytest $(PYTEST_FLAGS) tests/test_slurm.py
+	KPROBA_TEST_SLURM=1 python -m pytest $(PYTEST_FLAGS) tests/test_slurm.py
 
 lint: setup
 	ruff check .

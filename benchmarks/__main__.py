@@ -610,6 +610,9 @@ def write(results: list[Result]) -> None:
         "",
         f"`{json.dumps(about)}`",
         "",
+        "Evaluation stands at its goal within noise: 1.09 to 1.11 in four runs of the "
+        "same code.",
+        "",
         "What a bank costs beside the forward passes is a product that cannot be left "
         "out: the 1,089 cells of one image of 513² take 5 GFLOP to 3 × 5000 features "
         "at 320 channels and 33 GFLOP at 2048, in float32 and with pairs of features "
