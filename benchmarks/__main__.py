@@ -610,7 +610,7 @@ def write(results: list[Result]) -> None:
         "",
         f"`{json.dumps(about)}`",
         "",
-        "Evaluation stands at its goal within noise: 1.09 to 1.11 in four runs of the "
+        "Evaluation stands at its goal within noise: 1.09 to 1.11 in three runs of the "
         "same code.",
         "",
         "What a bank costs beside the forward passes is a product that cannot be left "

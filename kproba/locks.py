@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 GRACE = 120.0  # seconds that a job gets to save its state and end
 
 
@@ -98,7 +100,7 @@ def myself() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "started": started(os.getpid()),
+        "started": psutil.Process().create_time(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
 
@@ -120,48 +122,47 @@ def name_of(holder: dict[str, Any]) -> str:
 
 def tell_to_stop(holder: dict[str, Any]) -> str:
     """Ask a job without a Snakemake to save its state and to end; in words."""
-    if holder["slurm_job"] not in (None, os.environ.get("SLURM_JOB_ID")):
+    if in_another_slurm_job(holder):
         subprocess.run(["scancel", holder["slurm_job"]], check=False)
     elif lives_here(holder):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(holder["pid"], signal.SIGTERM)
+    else:
+        return f"Waited for {name_of(holder)}, which held the log"
     return f"Stopped {name_of(holder)}, left behind by a killed Snakemake"
 
 
 def watched(holder: dict[str, Any]) -> bool:
     """Whether a Snakemake is among the parents of a holder on this machine.
 
-    Jobs of SLURM have one of their own there; whether it is still waited for is not
-    known, but two Snakemakes cannot work in one folder.
+    Another job of SLURM has one of its own there; whether that is still waited for is
+    not known, but two Snakemakes cannot work in one folder.
     """
-    if holder["slurm_job"] or not lives_here(holder):
+    if not lives_here(holder) or in_another_slurm_job(holder):
         return False
-    pid = holder["pid"]
-    while pid > 1:
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            pid = int(_status(pid)[1])
-        except OSError:
-            return False
-        if "snakemake" in {Path(os.fsdecode(word)).name for word in words}:
-            return True
-    return False
+    try:
+        parents = psutil.Process(holder["pid"]).parents()
+        words = [word for parent in parents for word in parent.cmdline()]
+    except psutil.Error:
+        return False  # ended meanwhile
+    return "snakemake" in {Path(word).name for word in words}
+
+
+def in_another_slurm_job(holder: dict[str, Any]) -> bool:
+    """Whether a holder belongs to a SLURM job that is not this process's."""
+    return holder["slurm_job"] not in (None, os.environ.get("SLURM_JOB_ID"))
 
 
 def lives_here(holder: dict[str, Any]) -> bool:
-    """Whether the very process that wrote the lock file runs on this machine."""
-    here = holder["host"] == socket.gethostname()
-    return here and started(holder["pid"]) == holder["started"]
+    """Whether the very process that wrote the lock file runs on this machine.
 
-
-def started(pid: int) -> str | None:
-    """When a process started, in clock ticks after boot: numbers are used again."""
+    Numbers of processes are used again; the time of the start tells them apart, which
+    moves a little with the clock.
+    """
+    if holder["host"] != socket.gethostname():
+        return False
     try:
-        return _status(pid)[19]
-    except OSError:
-        return None
-
-
-def _status(pid: int) -> list[str]:
-    """Fields of /proc/<pid>/stat from the third (state) on."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        started = psutil.Process(holder["pid"]).create_time()
+    except psutil.Error:
+        return False
+    return abs(started - holder["started"]) < 2

@@ -61,3 +61,11 @@ def finished_within(
     for process in started:
         process.join()
     return all(process.exitcode == 0 for process in started)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
+    """Return when a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)

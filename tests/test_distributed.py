@@ -4,11 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import wait_until
 
 from kproba.distributed import process_group
 
@@ -84,13 +84,6 @@ def test_workers_end_when_torchrun_is_killed(tmp_path):
     started.send_signal(signal.SIGKILL)
     started.wait()
     wait_until(lambda: not any(alive(pid) for pid in workers))
-
-
-def wait_until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def alive(pid):

@@ -3,18 +3,17 @@
 Needs a SLURM whose GPUs may be pretended ones: jobs hold them and compute on the CPU.
 """
 
-import getpass
 import os
 import re
 import shutil
 import subprocess
-import time
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 import yaml
-from calls import ROOT
+from calls import ROOT, command, snakemake
+from processes import wait_until
 from test_workflow import CHAIN, hold_until_told_to_stop, write_config
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slurm]
@@ -46,8 +45,8 @@ def shell(command: str, timeout: float = 60) -> str:
 
 
 @pytest.fixture(scope="session")
-def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The profile of the project, made to fit a small machine without accounting."""
+def profile(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags that name the project's profile, made to fit a small machine."""
     content = yaml.safe_load((ROOT / "profiles/slurm/profile.yaml").read_text())
     resources = [content["default-resources"], *content["set-resources"].values()]
     for entry in resources:
@@ -58,25 +57,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content["jobs"] = 4
     folder = tmp_path_factory.mktemp("profile")
     (folder / "profile.yaml").write_text(yaml.safe_dump(content))
-    return folder
-
-
-def command(folder: Path, profile: Path, *words: str) -> list[str]:
-    return [
-        *("timeout", "--kill-after=10", "900", "snakemake"),
-        *("--profile", str(profile), "--configfile", str(folder / "config.yaml")),
-        *("--directory", str(folder), "--snakefile", str(ROOT / "Snakefile")),
-        *words,
-    ]
-
-
-def snakemake(folder: Path, profile: Path, *words: str, succeeds: bool = True) -> str:
-    done = subprocess.run(
-        command(folder, profile, *words), capture_output=True, text=True, check=False
-    )
-    output = done.stdout + done.stderr
-    assert (done.returncode == 0) == succeeds, output[-5000:]
-    return output
+    return ["--profile", str(folder)]
 
 
 def jobs_of(folder: Path) -> list[dict[str, str]]:
@@ -100,12 +81,12 @@ def of_rule(rule: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def finished(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(profile: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both methods' first increments, side by side."""
     folder = tmp_path_factory.mktemp("slurm") / "run"
     folder.mkdir()
     write_config(folder, {"compute": COMPUTE, "increment": {"epochs": 6}})
-    snakemake(folder, profile, KPROBA, FINETUNE)
+    snakemake(folder, *profile, KPROBA, FINETUNE)
     return folder
 
 
@@ -160,15 +141,14 @@ def test_two_jobs_of_one_gpu_run_at_once_on_different_devices(finished: Path):
 
 @pytest.mark.parametrize("how", ["job cancelled", "job requeued", "Snakemake killed"])
 def test_a_step_that_is_stopped_goes_on_and_ends_with_the_same_bytes(
-    finished: Path, profile: Path, tmp_path: Path, how: str
+    finished: Path, profile: list[str], tmp_path: Path, how: str
 ):
     run = tmp_path / "run"
     shutil.copytree(finished, run, copy_function=shutil.copy2)
     target, state = run / KPROBA, (run / KPROBA).with_name("training-state.pt")
     target.unlink()
-    words = command(run, profile, "--retries", "0", KPROBA)
     process = subprocess.Popen(
-        words[words.index("snakemake") :],
+        command(run, *profile, "--retries", "0", KPROBA),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -181,7 +161,7 @@ def test_a_step_that_is_stopped_goes_on_and_ends_with_the_same_bytes(
             assert process.wait(timeout=300) != 0
             assert state.exists(), "the step was not caught in the middle"
             assert "the state is saved" in target.with_name("train.log").read_text()
-            snakemake(run, profile, KPROBA)
+            snakemake(run, *profile, KPROBA)
         elif how == "job requeued":  # as after a pre-emption: Snakemake waits
             shell(f"scontrol requeue {number}")
             wait_until(lambda: state_of(number) == "PENDING")
@@ -190,8 +170,8 @@ def test_a_step_that_is_stopped_goes_on_and_ends_with_the_same_bytes(
         else:  # its job goes on until the next one wants its place
             process.kill()
             hold_until_told_to_stop(target.with_name("train.log"))
-            snakemake(run, profile, "--unlock")
-            snakemake(run, profile, KPROBA)
+            snakemake(run, *profile, "--unlock")
+            snakemake(run, *profile, KPROBA)
             [first, _] = of_rule("train_step", jobs_of(run))
             assert (first["JobId"], first["JobState"]) == (number, "CANCELLED")
             told = f"Stopped SLURM job {number}, left behind"
@@ -199,17 +179,11 @@ def test_a_step_that_is_stopped_goes_on_and_ends_with_the_same_bytes(
     finally:
         process.kill()
         process.wait()
-        shell(f"scancel --user={getpass.getuser()}")
+        for row in jobs_of(run):
+            shell(f"scancel {row['JobId']}")
     assert "resumed after" in target.with_name("train.log").read_text()
     for name in ("model.safetensors", "model.json", "metrics.csv"):
         assert target.with_name(name).read_bytes() == (
             (finished / KPROBA).with_name(name).read_bytes()
         ), name
     assert not state.exists()
-
-
-def wait_until(condition, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
