@@ -10,7 +10,9 @@ arguments. Torch is not needed here: a job with one process loads it once.
 import argparse
 import os
 import shlex
+import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -136,6 +138,26 @@ def arguments_of(job: Job) -> list[str]:
     return [*words, job.module, *job.rest]
 
 
+def start_sentinel() -> None:
+    """In a job of SLURM, let `kproba.sentinel` pass its SIGTERM on to this process."""
+    if "SLURM_JOB_ID" not in os.environ or not shutil.which("srun"):
+        return
+    # What SLURM tells of this step is not meant for another.
+    keep = ("SLURM_JOB_ID", "SLURM_CONF")
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name in keep or not name.startswith(("SLURM_", "SRUN_"))
+    }
+    words = ["srun", "--job-name=kproba-sentinel", "--overlap", "--quiet"]
+    words += ["--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--input=none"]
+    words += ["--mem=0", "--gres=none"]
+    if node := os.environ.get("SLURMD_NODENAME"):
+        words += [f"--nodelist={node}"]
+    words += [sys.executable, "-m", "kproba.sentinel", str(os.getpid())]
+    subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL)
+
+
 def node_name() -> str:
     """What other nodes call this one."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
@@ -166,6 +188,8 @@ def start(job: Job) -> None:
         environment["KPROBA_LAUNCHER"] = str(os.getpid())  # torchrun's, soon
         if job.gpus:
             environment |= hold_devices(job.local, required=job.device == "cuda")
+        if job.nodes == 1:  # the parts of several nodes are tasks of SLURM themselves
+            start_sentinel()
     print(shlex.join(words), flush=True)
     os.execvpe(words[0], words, environment)
 

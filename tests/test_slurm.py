@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -22,7 +24,7 @@ KPROBA, FINETUNE = (
     f"{CHAIN}/{method}/seed0/step1/model.safetensors"
     for method in ("kproba", "finetune")
 )
-BASE = "results/tiny/6-overlap/base/seed0/step0/model.safetensors"
+BANK = "results/tiny/6-overlap/kproba/seed0/step0/prototypes.log"
 COMPUTE = {"gpus": 1, "device": "cpu", "workers": 1, "state_minutes": 0.0001}
 
 
@@ -82,17 +84,24 @@ def of_rule(rule: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def finished(profile: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both methods' first increments, side by side."""
+    """The whole chain of the tiny configuration."""
     folder = tmp_path_factory.mktemp("slurm") / "run"
     folder.mkdir()
     write_config(folder, {"compute": COMPUTE, "increment": {"epochs": 6}})
-    snakemake(folder, *profile, KPROBA, FINETUNE)
+    snakemake(folder, *profile)
     return folder
 
 
 def test_jobs_ask_for_what_the_profile_and_the_configuration_say(finished: Path):
     rows = jobs_of(finished)
-    for rule, count in [("train_base", 1), ("train_step", 2), ("build_prototypes", 1)]:
+    networks = {
+        "train_base": 2,  # step 0, and joint
+        "build_prototypes": 3,
+        "export_pseudo_labels": 2,
+        "train_step": 4,
+        "evaluate": 6,
+    }
+    for rule, count in networks.items():
         found = of_rule(rule, rows)
         assert len(found) == count, rule
         for row in found:
@@ -104,34 +113,25 @@ def test_jobs_ask_for_what_the_profile_and_the_configuration_say(finished: Path)
             assert row["MinMemoryNode"] in ("1500M", "1.46484G")
             assert row["TimeLimit"] == "00:20:00"
             assert row["Requeue"] == "1"
-    [index] = of_rule("prepare_dataset", rows)
-    assert index["Partition"] == "cpu"
-    assert "gpu" not in index.get("TresPerJob", "")
-    # Settings and splits are too small for a job.
-    assert {row["Comment"] for row in rows} == {
-        row["Comment"]
-        for rule in (
-            *("write_digits", "prepare_dataset", "train_base", "train_step"),
-            *("build_prototypes", "export_pseudo_labels"),
-        )
-        for row in of_rule(rule, rows)
-    }
+    others = [*of_rule("write_digits", rows), *of_rule("prepare_dataset", rows)]
+    for row in others:
+        assert row["Partition"] == "cpu"
+        assert "gpu" not in row.get("TresPerJob", "")
+    # Settings, splits, summary, figures and report are too small for a job.
+    assert len(rows) == sum(networks.values()) + len(others) == 19
+    assert (finished / "results" / "report.html").is_file()
 
 
 def test_two_jobs_of_one_gpu_run_at_once_on_different_devices(finished: Path):
     """Fine-tuning does not wait for the bank: both follow step 0."""
     rows = jobs_of(finished)
-    bank, training = (
-        "build_prototypes",
-        "train_step_wildcards_tiny_6-2_overlap_finetune",
-    )
-    starts, ends, devices = [], [], []
     logs = {
-        bank: finished / "results/tiny/6-overlap/kproba/seed0/step0/prototypes.log",
-        training: (finished / FINETUNE).with_name("train.log"),
+        "build_prototypes": finished / BANK,
+        "train_step": (finished / FINETUNE).with_name("train.log"),
     }
+    starts, ends, devices = [], [], []
     for rule, log in logs.items():
-        [row] = of_rule(rule, rows)
+        row = min(of_rule(rule, rows), key=lambda row: row["StartTime"])
         starts.append(datetime.fromisoformat(row["StartTime"]))
         ends.append(datetime.fromisoformat(row["EndTime"]))
         devices += re.findall(r"^GPU (\S+) of", log.read_text(), re.M)
@@ -139,21 +139,66 @@ def test_two_jobs_of_one_gpu_run_at_once_on_different_devices(finished: Path):
     assert sorted(devices) == ["0", "1"]
 
 
+def test_a_job_of_two_gpus_is_one_task_that_torchrun_splits(
+    finished: Path, profile: list[str], tmp_path: Path
+):
+    """It is told to end as where processes are tracked by cgroups: not itself."""
+    run = copy_of(finished, tmp_path)
+    write_config(run, {"compute": {**COMPUTE, "gpus": 2}, "increment": {"epochs": 6}})
+    target, log = run / FINETUNE, (run / FINETUNE).with_name("train.log")
+    target.unlink()
+    with submitted(run, profile, target) as process:
+        [row] = of_rule("train_step", jobs_of(run))
+        steps = shell("scontrol show steps --oneliner")
+        pattern = rf"StepId=({row['JobId']}\.\d+) .*Name=kproba-sentinel "
+        [sentinel] = re.findall(pattern, steps)
+        shell(f"scancel --signal=TERM {sentinel}")
+        assert process.wait(timeout=300) != 0
+    assert re.search(r"gpu:?\S*[:=]2\b", row["TresPerJob"])
+    assert (row["NumTasks"], row["NumNodes"], row["CPUs/Task"]) == ("1", "1", "2")
+    assert re.search(r"^GPU 0, 1 of 0, 1$", log.read_text(), re.MULTILINE)
+    assert log.read_text().count("= 2 process(es) x 1") == 1
+    assert "the state is saved" in log.read_text()
+    snakemake(run, *profile, FINETUNE)
+    assert "resumed after" in log.read_text()
+
+
+def copy_of(finished: Path, folder: Path) -> Path:
+    """A copy of a finished run, times of files included."""
+    run = folder / "run"
+    shutil.copytree(finished, run, copy_function=shutil.copy2)
+    return run
+
+
+@contextmanager
+def submitted(
+    run: Path, profile: list[str], target: Path
+) -> Iterator[subprocess.Popen]:
+    """A Snakemake that trains one step, of which a state is saved already."""
+    process = subprocess.Popen(
+        command(run, *profile, "--retries", "0", str(target.relative_to(run))),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    state = target.with_name("training-state.pt")
+    try:
+        wait_until(lambda: state.exists() or process.poll() is not None)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for row in jobs_of(run):
+            shell(f"scancel {row['JobId']}")
+
+
 @pytest.mark.parametrize("how", ["job cancelled", "job requeued", "Snakemake killed"])
 def test_a_step_that_is_stopped_goes_on_and_ends_with_the_same_bytes(
     finished: Path, profile: list[str], tmp_path: Path, how: str
 ):
-    run = tmp_path / "run"
-    shutil.copytree(finished, run, copy_function=shutil.copy2)
+    run = copy_of(finished, tmp_path)
     target, state = run / KPROBA, (run / KPROBA).with_name("training-state.pt")
     target.unlink()
-    process = subprocess.Popen(
-        command(run, *profile, "--retries", "0", KPROBA),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_until(lambda: state.exists() or process.poll() is not None)
+    with submitted(run, profile, target) as process:
         [job] = of_rule("train_step", jobs_of(run))
         number = job["JobId"]
         if how == "job cancelled":
@@ -176,11 +221,6 @@ def test_a_step_that_is_stopped_goes_on_and_ends_with_the_same_bytes(
             assert (first["JobId"], first["JobState"]) == (number, "CANCELLED")
             told = f"Stopped SLURM job {number}, left behind"
             assert told in target.with_name("train.log").read_text()
-    finally:
-        process.kill()
-        process.wait()
-        for row in jobs_of(run):
-            shell(f"scancel {row['JobId']}")
     assert "resumed after" in target.with_name("train.log").read_text()
     for name in ("model.safetensors", "model.json", "metrics.csv"):
         assert target.with_name(name).read_bytes() == (

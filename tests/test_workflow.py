@@ -25,6 +25,7 @@ from kproba.locks import lock_of
 
 CHAIN = "results/tiny/6-2-overlap"
 BASE = "results/tiny/6-overlap/base/seed0/step0"
+LAST = f"{CHAIN}/kproba/seed0/step2/model.safetensors"
 
 pytestmark = pytest.mark.workflow
 
@@ -187,19 +188,26 @@ def test_added_step_trains_that_step_alone(tmp_path: Path) -> None:
     }
 
 
+@pytest.fixture(scope="session")
+def undisturbed(finished: Path) -> Path:
+    """A run whose increments last long enough to be caught in the middle."""
+    copy = finished.with_name("undisturbed")
+    shutil.copytree(finished, copy, copy_function=shutil.copy2)
+    # A state after every row of metrics.
+    settings = {"increment": {"epochs": 10}, "compute": {"state_minutes": 0.0001}}
+    write_config(copy, settings)
+    snakemake(copy, LAST)
+    return copy
+
+
 @pytest.mark.parametrize("killed", ["everything", "Snakemake alone"])
 def test_killed_run_goes_on_and_ends_with_the_same_bytes(
-    run: Path, killed: str
+    undisturbed: Path, tmp_path: Path, killed: str
 ) -> None:
-    target = f"{CHAIN}/kproba/seed0/step2/model.safetensors"
+    run, target = tmp_path / "run", LAST
+    shutil.copytree(undisturbed, run, copy_function=shutil.copy2)
     state = run / Path(target).with_name("training-state.pt")
-    # Long enough to be caught in the middle; a state after every row of metrics.
-    settings = {"increment": {"epochs": 10}, "compute": {"state_minutes": 0.0001}}
-    write_config(run, settings)
-    undisturbed = run.with_name("undisturbed")
-    shutil.copytree(run, undisturbed, copy_function=shutil.copy2)
-    snakemake(undisturbed, target)
-
+    (run / target).unlink()
     process = subprocess.Popen(
         command(run, target),
         stdout=subprocess.DEVNULL,
