@@ -100,7 +100,10 @@ def lock_file(device: str) -> Path:
             f"for the locks of GPUs in KPROBA_LOCKS."
         )
     # Where SLURM shows each job its own devices alone, all of them call theirs 0.
-    home = f"slurm{os.environ['SLURM_JOB_ID']}-" if "SLURM_JOB_ID" in os.environ else ""
+    home = ""
+    if "SLURM_JOB_ID" in os.environ:
+        node = os.environ.get("SLURMD_NODENAME", "")
+        home = f"slurm{os.environ['SLURM_JOB_ID']}-{node}-"
     return folder / f"{home}gpu-{re.sub(r'[^A-Za-z0-9-]', '_', device)}.lock"
 
 

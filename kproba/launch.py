@@ -8,6 +8,7 @@ arguments. Torch is not needed here: a job with one process loads it once.
 """
 
 import argparse
+import contextlib
 import os
 import shlex
 import shutil
@@ -159,8 +160,12 @@ def start_sentinel() -> None:
 
 
 def node_name() -> str:
-    """What other nodes call this one."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    """What other nodes call this one: SLURM's name for it, if the network knows it."""
+    if name := os.environ.get("SLURMD_NODENAME"):
+        with contextlib.suppress(OSError):
+            socket.getaddrinfo(name, None)
+            return name
+    return socket.gethostname()
 
 
 def free_port() -> int:

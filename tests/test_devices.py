@@ -142,10 +142,11 @@ def test_a_pretended_job_without_devices_holds_none(monkeypatch):
 
 def test_devices_of_slurm_jobs_have_names_of_their_own(monkeypatch):
     files = {lock_file("0")}
-    for job in ("7", "8"):
+    for job, node in (("7", "n1"), ("7", "n2"), ("8", "n1")):
         monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURMD_NODENAME", node)
         files.add(lock_file("0"))
-    assert len(files) == 3
+    assert len(files) == 4
 
 
 def test_a_folder_of_somebody_else_is_refused(monkeypatch):
