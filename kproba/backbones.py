@@ -76,10 +76,24 @@ class Backbone(nn.Module):
         for module in _stages(self.body, self.name)[:stages]:
             module.eval().requires_grad_(False)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalised images to the last feature map."""
-        features = self.body(images)
-        return features[-1] if isinstance(features, list) else features
+    def forward(
+        self, images: torch.Tensor, stages: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Normalised images to the last feature map.
+
+        Args:
+            images: (B, 3, H, W).
+            stages: Gets the feature map of every stage, the last one too.
+        """
+        if stages is None:
+            features = self.body(images)
+            return features[-1] if isinstance(features, list) else features
+        features = images
+        for stage in _stages(self.body, self.name):
+            for module in stage if isinstance(stage, nn.ModuleList) else (stage,):
+                features = module(features)
+            stages.append(features)
+        return features
 
 
 class Depthwise(nn.Conv2d):

@@ -8,6 +8,7 @@ Nothing here imports torch: the rules ask at the start of every Snakemake call.
 
 import copy
 import difflib
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -27,7 +28,16 @@ from kproba.datasets import (
     is_there,
     state_of,
 )
-from kproba.methods import METHODS, RULES_WITH_BANK, LossWeights, Method
+from kproba.methods import (
+    BASES,
+    METHODS,
+    OF_BRANCHES,
+    OF_SOFTMAX,
+    RULES_WITH_BANK,
+    LossWeights,
+    Method,
+    base_of,
+)
 from kproba.splits import (
     Groups,
     canonical_task,
@@ -39,6 +49,16 @@ Config = dict[str, Any]
 
 # Of DeepLabV3, by output stride; meant for feature maps of about 33 x 33 cells.
 ATROUS_RATES = {16: [6, 12, 18], 8: [12, 24, 36]}
+
+
+# Keys of an own method that replace a field of `Method`.
+SWITCHES = (
+    "cross_entropy",
+    "use_pseudo_labels",
+    "trains",
+    "start_from_background",
+    "scale_by_certainty",
+)
 
 
 class ConfigError(ValueError):
@@ -57,6 +77,7 @@ def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
     """
     schema = _numbers(yaml.safe_load(Path(schema_path).read_text(encoding="utf-8")))
     config = _numbers(copy.deepcopy(dict(config)))
+    _make_lists(config)
     _refuse(_errors(config, schema) + _not_finite(config))
     filled = _with_defaults(config, schema, schema)
     errors = _wrong_ranges(filled)
@@ -67,6 +88,15 @@ def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
             errors += _errors(merged, _section(schema, section), where)
     _refuse(errors)
     return filled
+
+
+def _make_lists(config: Config) -> None:
+    """Tasks and settings of an experiment may be written as one or as a list."""
+    experiments = config.get("experiments")
+    for experiment in experiments if isinstance(experiments, list) else []:
+        for key in ("task", "setting") if isinstance(experiment, dict) else ():
+            if key in experiment and not isinstance(experiment[key], list):
+                experiment[key] = [experiment[key]]
 
 
 def _section(schema: Config, section: str) -> Config:
@@ -372,14 +402,18 @@ class Plan:
     # What determines a job
 
     def recipe(self, method: str) -> Method:
-        """The description of a method; step 0 is that of `base`."""
-        if method == "base":
-            return METHODS["joint"]
+        """The description of a method, or of a training of step 0."""
+        if method in BASES:
+            return BASES[method]
         if method not in self._recipes:
             raise ConfigError(
                 f"Expected a method of {', '.join(self._recipes)}, but got '{method}'."
             )
         return self._recipes[method]
+
+    def base_name(self, method: str) -> str:
+        """The name under which a method's step 0 is trained, for all that share it."""
+        return base_of(self.recipe(method))
 
     def uses_pseudo_labels(self, method: str, setting: str) -> bool:
         """Whether increments train on exported labels ("sequential" knows them all)."""
@@ -387,8 +421,12 @@ class Plan:
 
     def section(self, name: str, method: str) -> Config:
         """A section of the configuration with the changes of a method."""
-        changes = self.config["methods"].get(method, {}).get(name, {})
-        return _merged(self.config[name], changes)
+        own = self.config["methods"].get(method, {})
+        builtin = self.recipe(own.get("based_on", method))
+        section = self.config[name]
+        if name == "pseudo_labels":
+            section = _merged(section, builtin.pseudo_labels)
+        return _merged(section, own.get(name, {}))
 
     def reads_bank(self, method: str) -> bool:
         """Whether the method's pseudo-label rule reads the bank."""
@@ -409,7 +447,7 @@ class Plan:
 
     def step_settings(self, run: Run, step: int) -> Config:
         """Content of settings.json: all that determines the training of a step."""
-        config, base = self.config, run.method == "base"
+        config, base = self.config, run.method in BASES
         groups = self.groups(run.dataset, run.task, step)
         model = config["model"]
         optimisation = config["base"] if base else self.section("increment", run.method)
@@ -432,6 +470,7 @@ class Plan:
                 "aspp_dropout": model["aspp_dropout"],
                 "bn_momentum": model["bn_momentum"],
                 "frozen_stages": model["frozen_stages"],
+                "softmax": recipe.softmax,
             }
             if base
             else None,
@@ -470,37 +509,50 @@ class Plan:
                 )
             recipe = METHODS[based_on]
             weights = {**asdict(recipe.losses), **changes.get("losses", {})}
-            switches = {
-                key: changes[key]
-                for key in ("use_pseudo_labels", "protect_old_logits")
-                if key in changes
-            }
-            recipes[name] = replace(recipe, losses=LossWeights(**weights), **switches)
+            switches = {key: changes[key] for key in SWITCHES if key in changes}
+            recipe = replace(recipe, losses=LossWeights(**weights), **switches)
+            self._check_terms(where, recipe)
+            recipes[name] = recipe
         return recipes
 
+    def _check_terms(self, where: str, recipe: Method) -> None:
+        """Refuse terms that the network of a method has no outputs for."""
+        foreign = OF_BRANCHES if recipe.softmax else OF_SOFTMAX
+        wrong = [name for name in foreign if getattr(recipe.losses, name)]
+        if wrong:
+            raise ConfigError(
+                f"{where}.losses: expected {', '.join(wrong)} to be 0 with the "
+                f"cross-entropy '{recipe.cross_entropy}', whose network has "
+                f"{'no branches' if recipe.softmax else 'no softmax'}. Set them to 0, "
+                f"or change cross_entropy."
+            )
+
     def _add(self, where: str, experiment: Config) -> None:
-        dataset, task = experiment["dataset"], experiment["task"]
+        dataset = experiment["dataset"]
         if dataset not in self.config["datasets"]:
             known = self.config["datasets"]
             raise ConfigError(
                 f"{where}.dataset: expected one of {', '.join(known)}, but got "
                 f"'{dataset}'{_suggestion(dataset, known)}. Add it to `datasets`."
             )
-        groups = self._parse(where, dataset, task)
         for method in experiment["methods"]:
             if method not in self._recipes:
                 raise ConfigError(
                     f"{where}.methods: expected one of {', '.join(self._recipes)}, but "
                     f"got '{method}'{_suggestion(method, self._recipes)}."
                 )
-        self._groups[dataset, task] = groups
-        for one_step in (groups[0], _all_classes(groups)):
-            self._groups[dataset, canonical_task(one_step)] = (tuple(one_step),)
-        for seed in experiment["seeds"]:
-            for method in experiment["methods"]:
-                run = Run(dataset, task, experiment["setting"], method, seed)
-                if run not in self.runs:
-                    self.runs.append(run)
+        for task in experiment["task"]:
+            groups = self._parse(where, dataset, task)
+            self._groups[dataset, task] = groups
+            for one_step in (groups[0], _all_classes(groups)):
+                self._groups[dataset, canonical_task(one_step)] = (tuple(one_step),)
+        chains = itertools.product(
+            *(experiment[key] for key in ("task", "setting", "seeds", "methods"))
+        )
+        for task, setting, seed, method in chains:
+            run = Run(dataset, task, setting, method, seed)
+            if run not in self.runs:
+                self.runs.append(run)
 
     def _parse(self, where: str, dataset: str, task: str) -> Groups:
         if task in self.config["tasks"]:

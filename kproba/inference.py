@@ -49,7 +49,7 @@ from kproba.prototypes import (
     sampled_images,
 )
 from kproba.pseudo_labels import PseudoLabelSettings, export
-from kproba.splits import Groups, LabelMap, read_index
+from kproba.splits import IGNORE, UNSURE, Groups, LabelMap, read_index
 
 log = logging.getLogger("kproba")
 
@@ -118,6 +118,7 @@ def bank_of_step(
     if pseudo_labels is not None:
         rows["mask"] = [str(Path(pseudo_labels) / f"{name}.png") for name in rows["id"]]
         table = np.arange(256, dtype=np.uint8)
+        table[UNSURE] = IGNORE
     how = BankSettings(**settings)
 
     @torch.inference_mode()

@@ -7,16 +7,19 @@ An empty selection has the sum 0 and contributes 0, never NaN.
 
 Symbols: z logits, y raw label (0: background, old or future), ŷ pseudo-labelled target,
 M⁺ = {y ∉ {0, 255}}, M⁻ = {y = 0}, r_t the background adaptation of the newest branch.
-Formulas: Zhang & Gao, ECCV 2024 (arXiv 2407.09838); docs/method.md.
+Sources, in this order: Zhang & Gao, ECCV 2024 (arXiv 2407.09838); Li & Hoiem, ECCV
+2016 (arXiv 1606.09282, LwF); Cermelli et al., CVPR 2020 (arXiv 2002.00718, MiB);
+Douillard et al., CVPR 2021 (arXiv 2011.11390, PLOP); docs/method.md.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from kproba.methods import LossWeights, Method
+from kproba.methods import Method
 from kproba.model import Outputs, compose_logits, training_background, upsample
 from kproba.splits import IGNORE
 
@@ -40,6 +43,8 @@ class Counts(NamedTuple):
     new: float  # cells of M⁺
     background: float  # cells of M⁻
     cells: float  # all cells
+    images: float = 0
+    area: float = 0  # all pixels, those that are 255 too
 
 
 def cell_masks(
@@ -194,6 +199,162 @@ def bfd(
     return torch.stack(terms).sum() / max(count, 1)
 
 
+def ce(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    count: float,
+    certainty: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Softmax cross-entropy over S_t against ŷ, -log softmax(z)_ŷ.
+
+    Args:
+        logits: z over S_t, (B, |S_t|, H, W).
+        targets: ŷ in output indices, (B, H, W) uint8, 255 ignored.
+        count: Denominator.
+        certainty: ν, a factor per image (B,); None for 1 (PLOP).
+    """
+    loss = F.cross_entropy(
+        logits, targets.long(), ignore_index=IGNORE, reduction="none"
+    )
+    if certainty is not None:
+        loss = loss * certainty[:, None, None]
+    return loss.sum() / max(count, 1)
+
+
+def unbiased_ce(
+    logits: torch.Tensor, targets: torch.Tensor, old: int, count: float
+) -> torch.Tensor:
+    """Softmax cross-entropy in which background may be any old class (MiB).
+
+    Where ŷ = 0: -log Σ_{c < old} softmax(z)_c, elsewhere -log softmax(z)_ŷ.
+
+    Args:
+        logits: z over S_t, (B, |S_t|, H, W).
+        targets: ŷ in output indices, (B, H, W) uint8, 255 ignored.
+        old: |S_{t-1}|, background included.
+        count: Valid pixels.
+    """
+    log_p = logits.log_softmax(dim=1)
+    background = log_p[:, :old].logsumexp(dim=1, keepdim=True)
+    log_p = torch.cat([background, log_p[:, 1:]], dim=1)
+    loss = F.nll_loss(log_p, targets.long(), ignore_index=IGNORE, reduction="sum")
+    return loss / max(count, 1)
+
+
+def kd(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    count: float,
+    temperature: float = 2.0,
+) -> torch.Tensor:
+    """Cross-entropy of the softened softmax over S_{t-1} (LwF, equations 2 to 4).
+
+    -Σ_c q_c log p_c, with p and q the softmax of z/T of student and teacher.
+
+    Args:
+        student: z over S_t, (B, |S_t|, H, W); the new classes are left out.
+        teacher: z over S_{t-1}, (B, |S_{t-1}|, H, W).
+        count: Pixels.
+        temperature: T.
+    """
+    old = teacher.shape[1]
+    log_p = (student[:, :old] / temperature).log_softmax(dim=1)
+    q = (teacher / temperature).softmax(dim=1)
+    return -(q * log_p).sum() / max(count, 1)
+
+
+def unbiased_kd(
+    student: torch.Tensor, teacher: torch.Tensor, count: float
+) -> torch.Tensor:
+    """Distillation in which new classes count as background (MiB).
+
+    -1/|S_{t-1}| Σ_c q_c log p̂_c, with q the teacher's softmax, p the student's, and
+    p̂_0 = p_0 + Σ_{c new} p_c, p̂_c = p_c for the old classes.
+
+    Args:
+        student: z over S_t, (B, |S_t|, H, W).
+        teacher: z over S_{t-1}, (B, |S_{t-1}|, H, W).
+        count: Pixels.
+    """
+    old = teacher.shape[1]
+    log_p = student.log_softmax(dim=1)
+    background = torch.cat([log_p[:, :1], log_p[:, old:]], dim=1)
+    background = background.logsumexp(dim=1, keepdim=True)
+    log_p = torch.cat([background, log_p[:, 1:old]], dim=1)
+    return -(teacher.softmax(dim=1) * log_p).sum() / old / max(count, 1)
+
+
+POD_SCALES = (1, 2, 4)
+
+
+def local_pod(features: torch.Tensor) -> torch.Tensor:
+    """Squared features, averaged over width and over height of every region.
+
+    The map is cut into s × s regions for s = 1, 2, 4 (PLOP, Local POD). Cells
+    that are left over when s does not divide a side belong to no region.
+
+    Args:
+        features: (B, C, h, w).
+
+    Returns:
+        (B, Σ_s s² C (h_s + w_s)), h_s and w_s being the sides of a region.
+    """
+    squares = features.float().square()
+    parts = []
+    for scale in POD_SCALES:
+        height, width = (extent // scale for extent in features.shape[-2:])
+        if not height or not width:
+            continue  # a map smaller than the grid
+        cut = squares[..., : height * scale, : width * scale]
+        regions = cut.unflatten(-1, (scale, width)).unflatten(-3, (scale, height))
+        parts += [regions.mean(dim=-1).flatten(1), regions.mean(dim=-3).flatten(1)]
+    return torch.cat(parts, dim=1)
+
+
+def pod(
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], count: float
+) -> torch.Tensor:
+    """Distance of the local PODs, 1/L Σ_l ‖Φ(f_l) - Φ(f_l of the teacher)‖.
+
+    Args:
+        student: L feature maps, each (B, C, h, w).
+        teacher: The same of the teacher.
+        count: Images.
+    """
+    terms = [
+        torch.linalg.vector_norm(local_pod(own) - local_pod(other), dim=1).sum()
+        for own, other in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(terms).sum() / len(terms) / max(count, 1)
+
+
+def logits_for_pod(logits: torch.Tensor, old: int) -> torch.Tensor:
+    """Logits over S_t to S_{t-1}: those of new classes are added to background's."""
+    new = logits[:, old:].sum(dim=1, keepdim=True)
+    return torch.cat([logits[:, :1] + new, logits[:, 1:old]], dim=1)
+
+
+class Case(NamedTuple):
+    """One micro-batch as the terms of an increment see it.
+
+    Attributes:
+        student: Outputs of the network that trains.
+        teacher: Outputs of step t-1's network; None if nothing is distilled.
+        targets: ŷ, (B, H, W) uint8, 255 ignored.
+        masks: M⁺ and M⁻.
+        counts: Denominators.
+        certainty: Share of each image's background that the pseudo labels are sure of,
+            (B,); None where that does not matter.
+    """
+
+    student: Outputs
+    teacher: Outputs | None
+    targets: torch.Tensor
+    masks: Masks
+    counts: Counts
+    certainty: torch.Tensor | None = None
+
+
 def step_losses(
     student: Outputs,
     teacher: Outputs | None,
@@ -201,24 +362,34 @@ def step_losses(
     masks: Masks | None,
     counts: Counts,
     method: Method,
+    certainty: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """The weighted terms of one micro-batch; their sum is the loss.
 
     Args:
-        student: Outputs of the network that trains.
-        teacher: Outputs of step t-1's network; None at step 0 or if nothing is
-            distilled.
-        targets: (B, H, W) uint8, 255 ignored.
-        masks: M⁺ and M⁻; None at step 0.
+        student: As in `Case`, from here on.
+        teacher: None at step 0 too.
+        targets: ŷ.
+        masks: None at step 0.
         counts: Denominators.
         method: Which terms, with which weights.
+        certainty: ν.
     """
     if masks is None:
+        if method.softmax:
+            return {"ce": ce(full_logits(student, targets), targets, counts.pixels)}
         return {"bce": full_bce(student.logits, targets, counts.pixels)}
-    weights: LossWeights = method.losses
-    losses = {}
-    cross_entropy = pb_bce if method.protect_old_logits else full_bce
-    losses["bce"] = cross_entropy(student.logits, targets, counts.pixels)
+    case = Case(student, teacher, targets, masks, counts, certainty)
+    terms = softmax_terms if method.softmax else branch_terms
+    return {**terms(case, method), **pod_terms(case, method)}
+
+
+def branch_terms(case: Case, method: Method) -> dict[str, torch.Tensor]:
+    """The terms of an increment whose network has a branch per step."""
+    student, teacher, targets, masks, counts, _ = case
+    weights = method.losses
+    cross_entropy = pb_bce if method.cross_entropy == "protected_bce" else full_bce
+    losses = {"bce": cross_entropy(student.logits, targets, counts.pixels)}
     adaptation = student.logits[-1][:, 0]
     if weights.bga_ce:
         term = bga_ce(adaptation, masks.new, counts.new)
@@ -235,3 +406,57 @@ def step_losses(
         )
         losses["bfd"] = weights.bfd * term
     return losses
+
+
+def softmax_terms(case: Case, method: Method) -> dict[str, torch.Tensor]:
+    """The terms of an increment whose network ends in a softmax, at full resolution."""
+    student, teacher, targets, _, counts, certainty = case
+    weights = method.losses
+    logits = full_logits(student, targets)
+    old = 1 + sum(z.shape[1] - 1 for z in student.logits[:-1])
+    if method.cross_entropy == "unbiased_ce":
+        losses = {"ce": unbiased_ce(logits, targets, old, counts.pixels)}
+    elif certainty is not None:  # over all pixels, also those it is not sure of
+        losses = {"ce": ce(logits, targets, counts.area, certainty)}
+    else:
+        losses = {"ce": ce(logits, targets, counts.pixels)}
+    if teacher is not None and (weights.kd or weights.unbiased_kd):
+        taught = full_logits(teacher, targets)
+        if weights.kd:
+            losses["kd"] = weights.kd * kd(logits, taught, counts.area)
+        if weights.unbiased_kd:
+            term = unbiased_kd(logits, taught, counts.area)
+            losses["unbiased_kd"] = weights.unbiased_kd * term
+    return losses
+
+
+def pod_terms(case: Case, method: Method) -> dict[str, torch.Tensor]:
+    """Local POD of stages, first block and logits; more, the fewer classes are new.
+
+    Each is a share of the mean over all L maps and grows with √(|S_t| / |C_t|), as in
+    the authors' code.
+    """
+    student, teacher, _, _, counts, _ = case
+    weights = method.losses
+    if teacher is None or not (weights.pod or weights.pod_logits):
+        return {}
+    own = [*student.stages, student.blocks[0]]
+    other = [*teacher.stages, teacher.blocks[0]]
+    new = student.logits[-1].shape[1] - 1
+    classes = 1 + sum(z.shape[1] - 1 for z in student.logits)
+    schedule, maps = math.sqrt(classes / new), len(own) + 1
+    losses = {}
+    if weights.pod:
+        term = pod(own, other, counts.images) * len(own) / maps
+        losses["pod"] = weights.pod * schedule * term
+    if weights.pod_logits:
+        logits = logits_for_pod(compose_logits(student.logits), classes - new)
+        term = pod([logits], [compose_logits(teacher.logits)], counts.images) / maps
+        losses["pod_logits"] = weights.pod_logits * schedule * term
+    return losses
+
+
+def full_logits(outputs: Outputs, targets: torch.Tensor) -> torch.Tensor:
+    """Logits over all classes at the targets' size, (B, |S|, H, W) float32."""
+    logits = compose_logits([z.float() for z in outputs.logits])
+    return upsample(logits, targets.shape[-2:])

@@ -1,26 +1,38 @@
 """What a method is: a few switches read by the one training loop.
 
-A method names the loss terms with their weights, whether the logits of old classes are
-protected, which pseudo labels the step trains on, and whether it is incremental at all.
-Everything else (network, splits, loop, evaluation) is the same code for every method.
+A method names its cross-entropy (and with it the form of the network's output), the
+further loss terms with their weights, the rule of its pseudo labels, what an increment
+trains, and whether it is incremental at all. Everything else (splits, loop, evaluation)
+is the same code for every method.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+CrossEntropy = Literal["protected_bce", "bce", "ce", "unbiased_ce"]
 
 
 @dataclass(frozen=True)
 class LossWeights:
     """Weights of the terms added to the cross-entropy of an increment.
 
-    The formulas are in `kproba.losses`; the defaults are those of the reference
-    (docs/method.md).
+    The formulas are in `kproba.losses`. The first four need a branch per step, `kd` and
+    `unbiased_kd` a softmax.
     """
 
-    bga_ce: float = 1.0  # background falls where a new class is
-    bga_t: float = 5.0  # background stays where background is
-    gkd: float = 1.0  # logits of the old branches stay
-    bfd: float = 4.0  # features of the old branches stay on background
+    bga_ce: float = 0.0  # background falls where a new class is
+    bga_t: float = 0.0  # background stays where background is
+    gkd: float = 0.0  # logits of the old branches stay
+    bfd: float = 0.0  # features of the old branches stay on background
+    kd: float = 0.0  # the softmax over the old classes stays
+    unbiased_kd: float = 0.0  # the same, the new classes counting as background
+    pod: float = 0.0  # local POD of the features of every stage
+    pod_logits: float = 0.0  # and of the logits
+
+
+OF_BRANCHES = ("bga_ce", "bga_t", "gkd", "bfd")
+OF_SOFTMAX = ("kd", "unbiased_kd")
 
 
 @dataclass(frozen=True)
@@ -29,36 +41,101 @@ class Method:
 
     Attributes:
         joint: Train all classes of the task at once instead of step by step.
+        cross_entropy: Of an increment. With a sigmoid per class and a branch per step:
+            "bce", or "protected_bce", which sends no gradient into the logits of old
+            classes nor into earlier parts of the background logit. With one softmax
+            and a classifier on shared features: "ce", or "unbiased_ce", where
+            background may be any old class.
+        losses: Weights of the further terms of an increment.
         use_pseudo_labels: Train an increment on the labels that `export_pseudo_labels`
             wrote (old classes found in the background) instead of the raw labels.
-        protect_old_logits: The cross-entropy sends no gradient into the logits of old
-            classes nor into earlier parts of the background logit (PB-BCE).
-        losses: Weights of the further terms of an increment.
+        pseudo_labels: Keys of the configuration's `pseudo_labels` that the method sets.
+        trains: "all", or "newest": the newest branch alone.
+        start_from_background: New classes start with the background's weights and an
+            equal share of its probability, not at random.
+        scale_by_certainty: The cross-entropy of an image counts by the share of its
+            background that the pseudo labels are sure of.
     """
 
     joint: bool = False
-    use_pseudo_labels: bool = True
-    protect_old_logits: bool = True
+    cross_entropy: CrossEntropy = "protected_bce"
     losses: LossWeights = field(default_factory=LossWeights)
+    use_pseudo_labels: bool = True
+    pseudo_labels: Mapping[str, Any] = field(default_factory=dict)
+    trains: Literal["all", "newest"] = "all"
+    start_from_background: bool = False
+    scale_by_certainty: bool = False
+
+    @property
+    def softmax(self) -> bool:
+        """Whether the network answers with one softmax."""
+        return self.cross_entropy in ("ce", "unbiased_ce")
+
+    @property
+    def distils(self) -> bool:
+        """Whether an increment asks the previous network."""
+        terms = asdict(self.losses)
+        return any(terms[name] for name in terms if name not in ("bga_ce", "bga_t"))
 
     def to_dict(self) -> dict[str, Any]:
-        """The method as plain JSON types."""
-        return asdict(self)
+        """What determines a training, as plain JSON types."""
+        content = asdict(self)
+        del content["pseudo_labels"]
+        return content
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Method":
+        """What `to_dict` gave."""
+        return cls(**{**content, "losses": LossWeights(**content["losses"])})
 
 
 # The rules of `kproba.pseudo_labels`, and those among them that read the bank.
-RULES = ("klda", "lda", "kappa", "confidence", "argmax", "agree")
+RULES = ("klda", "lda", "kappa", "confidence", "argmax", "agree", "entropy")
 RULES_WITH_BANK = ("klda", "lda", "kappa", "agree")
 
-NOTHING_ADDED = LossWeights(bga_ce=0, bga_t=0, gkd=0, bfd=0)
+BARM_LOSSES = LossWeights(bga_ce=1.0, bga_t=5.0, gkd=1.0, bfd=4.0)
+SURE = {"rule": "confidence", "threshold": 0.7}
 
 METHODS = {
     # Background adaptation guided by kernel prototypes.
-    "kproba": Method(),
-    # The lower bound: the same network trained on the new labels, nothing protected.
-    "finetune": Method(
-        use_pseudo_labels=False, protect_old_logits=False, losses=NOTHING_ADDED
+    "kproba": Method(losses=BARM_LOSSES),
+    # Zhang & Gao, ECCV 2024: the same, guided by the network's own confidence.
+    "barm": Method(losses=BARM_LOSSES, pseudo_labels=SURE),
+    # Cha et al., NeurIPS 2021, without memory and without saliency: what is old stays
+    # as it is, the new branch alone learns.
+    "ssul": Method(cross_entropy="bce", pseudo_labels=SURE, trains="newest"),
+    # Douillard et al., CVPR 2021.
+    "plop": Method(
+        cross_entropy="ce",
+        losses=LossWeights(pod=0.01, pod_logits=0.0005),
+        pseudo_labels={"rule": "entropy"},
+        start_from_background=True,
+        scale_by_certainty=True,
     ),
+    # Cermelli et al., CVPR 2020.
+    "mib": Method(
+        cross_entropy="unbiased_ce",
+        losses=LossWeights(unbiased_kd=10.0),
+        use_pseudo_labels=False,
+        start_from_background=True,
+    ),
+    # Li & Hoiem, ECCV 2016.
+    "lwf": Method(
+        cross_entropy="ce", losses=LossWeights(kd=1.0), use_pseudo_labels=False
+    ),
+    # The lower bound: kproba's network trained on the new labels, nothing protected.
+    "finetune": Method(cross_entropy="bce", use_pseudo_labels=False),
     # The upper bound: one training on the labels of all classes.
-    "joint": Method(joint=True, use_pseudo_labels=False, losses=NOTHING_ADDED),
+    "joint": Method(joint=True, cross_entropy="bce", use_pseudo_labels=False),
 }
+
+# Step 0, once for all methods with the same form of output; also trains `joint`.
+BASES = {
+    "base": METHODS["joint"],
+    "base_softmax": Method(joint=True, cross_entropy="ce", use_pseudo_labels=False),
+}
+
+
+def base_of(method: Method) -> str:
+    """The name under which a method's step 0 is trained."""
+    return "base_softmax" if method.softmax else "base"

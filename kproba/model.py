@@ -9,9 +9,14 @@ background adaptation of step k. Over S_t the background's logit is
 
 and while step t trains it is sg(z_0) + Σ_{k<t} sg(min(r_k, 0)) + r_t, with sg = no
 gradient (Zhang & Gao, "Background Adaptation with Residual Modeling", ECCV 2024).
+
+With `Architecture.softmax` later steps have no branch of their own: z_k is a 1×1
+convolution on g_0 with the classes of C_k alone (r_k = 0), and one softmax over S_t
+takes the place of the sigmoids, as in DeepLab and the methods built on it.
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +44,8 @@ class Architecture:
         aspp_dropout: Probability of the ASPP's dropout.
         bn_momentum: Of the backbone's batch norms at step 0.
         frozen_stages: First stages of the backbone that are never trained.
+        softmax: One softmax over classes that share features, not a sigmoid per class
+            and a branch per step.
     """
 
     backbone: str
@@ -48,6 +55,7 @@ class Architecture:
     aspp_dropout: float
     bn_momentum: float
     frozen_stages: int = 0
+    softmax: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "atrous_rates", tuple(self.atrous_rates))
@@ -58,13 +66,15 @@ class Outputs(NamedTuple):
 
     Attributes:
         backbone: b, (B, Cb, h, w).
-        blocks: g_k of every branch, each (B, A, h, w).
+        blocks: g_k of every branch, each (B, A, h, w); with a softmax g_0 alone.
         logits: z_k of every branch, each (B, 1 + |C_k|, h, w).
+        stages: Of the backbone, each (B, C, h', w'), if `keep_stages` is set.
     """
 
     backbone: torch.Tensor
     blocks: list[torch.Tensor]
     logits: list[torch.Tensor]
+    stages: Sequence[torch.Tensor] = ()
 
 
 class KeyedDropout(nn.Module):
@@ -127,6 +137,18 @@ class Branch(nn.Module):
         return features, self.classifier(features)
 
 
+class AddedClasses(nn.Module):
+    """A 1×1 classifier of the classes of one step on the features of branch 0."""
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        self.classifier = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """g_0 (B, A, h, w) to [0, classes], (B, 1 + |C_k|, h, w): nothing adapts."""
+        return F.pad(self.classifier(features), (0, 0, 0, 0, 1, 0))
+
+
 class SegmentationNetwork(nn.Module):
     """Backbone, ASPP and one branch per step.
 
@@ -165,7 +187,10 @@ class SegmentationNetwork(nn.Module):
             self.dropout = KeyedDropout(architecture.aspp_dropout)
             self.aspp.project[-1] = self.dropout
             self.branches = nn.ModuleList(
-                Branch(channels, 1 + count) for count in classes_per_step
+                AddedClasses(channels, count)
+                if architecture.softmax and step > 0
+                else Branch(channels, 1 + count)
+                for step, count in enumerate(classes_per_step)
             )
             for part in (self.aspp, self.branches):
                 for module in part.modules():
@@ -179,6 +204,7 @@ class SegmentationNetwork(nn.Module):
             self.register_buffer(f"pixel_{name}", tensor, persistent=False)
         self.pixel_mean: torch.Tensor
         self.pixel_std: torch.Tensor
+        self.keep_stages = False  # in the outputs
 
     @property
     def channels(self) -> int:
@@ -189,10 +215,19 @@ class SegmentationNetwork(nn.Module):
         """Images (B, 3, H, W) uint8 to the outputs of all branches."""
         pixels = (images.float() - self.pixel_mean) / self.pixel_std
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        features = self.backbone(pixels)
+        stages: list[torch.Tensor] | None = [] if self.keep_stages else None
+        features = self.backbone(pixels, stages)
         shared = self.aspp(features)
-        blocks, logits = zip(*(branch(shared) for branch in self.branches), strict=True)
-        return Outputs(features, list(blocks), list(logits))
+        blocks: list[torch.Tensor] = []
+        logits: list[torch.Tensor] = []
+        for branch in self.branches:
+            if isinstance(branch, AddedClasses):
+                logits.append(branch(blocks[0]))
+            else:
+                block, own = branch(shared)
+                blocks.append(block)
+                logits.append(own)
+        return Outputs(features, blocks, logits, stages or ())
 
     def predict_logits(self, images: torch.Tensor) -> torch.Tensor:
         """Logits over S_t, (B, |S_t|, H, W) float32, of images (B, 3, H, W) uint8."""
@@ -214,6 +249,12 @@ class SegmentationNetwork(nn.Module):
         self.backbone.freeze(self.architecture.frozen_stages)
         if not batch_norm:
             self.freeze_batch_norm()
+
+    def train_newest_branch_alone(self) -> None:
+        """Keep everything but the newest branch as it is."""
+        *old, _ = self.branches
+        for part in (self.backbone, self.aspp, *old):
+            part.requires_grad_(False)
 
     def freeze_batch_norm(self) -> None:
         """Keep statistics, scale and shift of every batch norm as they are."""
@@ -262,26 +303,49 @@ def upsample(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def add_branch(
-    previous: SegmentationNetwork, classes: int, *, seed: int
+    previous: SegmentationNetwork,
+    classes: int,
+    *,
+    seed: int,
+    start_from_background: bool = False,
 ) -> SegmentationNetwork:
     """The network of the next step: all weights copied, one branch added.
 
     The new 3×3 block starts as a copy of branch 0's, running statistics included; its
-    1×1 convolution is Kaiming-normal with zero bias.
+    1×1 convolution is Kaiming-normal with zero bias. With a softmax there is no block.
 
     Args:
         previous: Network of step t-1; left as it is.
         classes: |C_t|.
         seed: Of the new convolution.
+        start_from_background: With a softmax, new classes get the background's weights
+            instead, and both its bias less log(|C_t| + 1): together they start with
+            the probability that was the background's (Cermelli et al., "Modeling the
+            Background", CVPR 2020).
     """
     network = copy.deepcopy(previous)
     network.classes_per_step.append(classes)
+    channels, first = network.architecture.aspp_channels, network.branches[0]
+    assert isinstance(first, Branch)
+    branch: Branch | AddedClasses
     with torch.random.fork_rng(devices=[]):
-        branch = Branch(network.architecture.aspp_channels, 1 + classes)
-    branch.block.load_state_dict(network.branches[0].block.state_dict())  # type: ignore[union-attr]
+        if network.architecture.softmax:
+            branch = AddedClasses(channels, classes)
+        else:
+            branch = Branch(channels, 1 + classes)
+            branch.block.load_state_dict(first.block.state_dict())
+    weight, bias = branch.classifier.weight, branch.classifier.bias
+    assert bias is not None
     generator = torch.Generator().manual_seed(seed)
-    nn.init.kaiming_normal_(branch.classifier.weight, generator=generator)
-    nn.init.zeros_(branch.classifier.bias)  # type: ignore[arg-type]
+    nn.init.kaiming_normal_(weight, generator=generator)
+    nn.init.zeros_(bias)
+    if start_from_background and network.architecture.softmax:
+        old = first.classifier
+        assert old.bias is not None
+        with torch.no_grad():
+            old.bias[0] -= math.log(classes + 1)
+            weight.copy_(old.weight[:1].expand_as(weight))
+            bias.fill_(old.bias[0])
     network.branches.append(branch)
     return network
 

@@ -12,10 +12,13 @@ resolution. All rules may answer 0. All other pixels keep their label.
 | `confidence` | argmax p where max p ≥ threshold, else 0 (BARM)                       |
 | `argmax`     | argmax p                                                             |
 | `agree`      | argmax p where the bank agrees or max p ≥ threshold, else 0           |
+| `entropy`    | argmax p where its entropy is below the class's median, else unsure   |
 
-p̄ is p normalised over the classes.
+p̄ is p normalised over the classes; of a network with a softmax p is that softmax.
+Unsure pixels (`kproba.splits.UNSURE`) train nothing.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,10 @@ from kproba.distributed import ALONE, Process
 from kproba.methods import RULES, RULES_WITH_BANK
 from kproba.model import Outputs, SegmentationNetwork, compose_logits, upsample
 from kproba.prototypes import PrototypeBank, bank_features
+from kproba.splits import UNSURE
+
+ENTROPY_BINS = 10_000  # of [0, 1]
+LOWEST_ENTROPY = 0.001  # below it every pixel is sure
 
 
 @dataclass(frozen=True)
@@ -54,10 +61,18 @@ class PseudoLabelSettings:
     metric: Literal["euclidean", "mahalanobis"]
 
 
+def log_probabilities(logits: torch.Tensor, *, softmax: bool) -> torch.Tensor:
+    """Log p, a sigmoid per class or one softmax; logits (B, C, H, W)."""
+    return logits.log_softmax(dim=1) if softmax else F.logsigmoid(logits)
+
+
 def decide(
     logits: torch.Tensor,
     log_evidence: torch.Tensor | None,
     settings: PseudoLabelSettings,
+    *,
+    softmax: bool = False,
+    thresholds: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Apply a rule to every pixel.
 
@@ -66,24 +81,30 @@ def decide(
         log_evidence: The bank's log q (`klda`, `lda`, `agree`) or log κ (`kappa`),
             (B, C, H, W); None for the rules without a bank.
         settings: The rule.
+        softmax: Whether p is one softmax.
+        thresholds: Of `entropy`, (C,); see `entropy_thresholds`.
 
     Returns:
         Labels (B, H, W) uint8 in output indices.
 
     Raises:
-        ValueError: The rule needs evidence and got none.
+        ValueError: The rule needs evidence or thresholds and got none.
     """
     rule = settings.rule
     if rule not in RULES:
         raise ValueError(f"Expected a rule of {', '.join(RULES)}, but got '{rule}'.")
     if rule in RULES_WITH_BANK and log_evidence is None:
         raise ValueError(f"Rule '{rule}' needs a prototype bank, but got none.")
-    log_p = F.logsigmoid(logits)
+    if rule == "entropy" and thresholds is None:
+        raise ValueError("Rule 'entropy' needs a threshold per class, but got none.")
+    log_p = log_probabilities(logits, softmax=softmax)
     best, label = log_p.max(dim=1)
     sure = best.exp() >= settings.threshold
     if log_evidence is None or rule not in RULES_WITH_BANK:
         if rule == "confidence":
             label = label * sure
+        elif thresholds is not None:
+            label = label.where(entropy(log_p) < thresholds[label], UNSURE)
     elif rule in ("klda", "lda"):
         score = log_p.log_softmax(1) + settings.posterior_weight * log_evidence
         score[:, 1:] += settings.foreground_bias
@@ -93,6 +114,42 @@ def decide(
     else:  # agree
         label = label * (sure | (log_evidence.argmax(dim=1) == label))
     return label.to(torch.uint8)
+
+
+def entropy(log_p: torch.Tensor) -> torch.Tensor:
+    """Entropy of p̄ as a share of the largest, log C; (B, C, H, W) to (B, H, W)."""
+    log_p = log_p.log_softmax(dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1) / math.log(max(log_p.shape[1], 2))
+
+
+@torch.inference_mode()
+def entropy_thresholds(
+    teacher: SegmentationNetwork, batches: Iterable[Batch], process: Process = ALONE
+) -> torch.Tensor:
+    """Median entropy of every class, over the pixels of label 0 that are taken for it.
+
+    To a ten-thousandth, from counts that add up over processes (Douillard et al., CVPR
+    2021, section 3.2).
+
+    Returns:
+        (C,) float32, at least 0.001.
+    """
+    counts = torch.zeros(
+        teacher.channels * ENTROPY_BINS, dtype=torch.float64, device=process.device
+    )
+    for batch in batches:
+        images = batch.images.to(process.device, non_blocking=True)
+        hidden = batch.targets.to(process.device, non_blocking=True) == 0
+        logits = teacher.predict_logits(images)
+        log_p = log_probabilities(logits, softmax=teacher.architecture.softmax)
+        place = (entropy(log_p) * ENTROPY_BINS).long().clamp(0, ENTROPY_BINS - 1)
+        place += log_p.argmax(dim=1) * ENTROPY_BINS
+        counts += torch.bincount(place[hidden], minlength=len(counts))
+    process.add_up(counts)
+    below = counts.view(-1, ENTROPY_BINS).cumsum(dim=1)
+    half = below[:, -1:] / 2
+    median = (below < half).sum(dim=1) + 1
+    return (median / ENTROPY_BINS).clamp(min=LOWEST_ENTROPY)
 
 
 def evidence(
@@ -117,6 +174,7 @@ def pseudo_label(
     bank: PrototypeBank | None,
     images: torch.Tensor,
     settings: PseudoLabelSettings,
+    thresholds: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Labels over S_{t-1} of images (B, 3, H, W) uint8, (B, H, W) uint8."""
     outputs = teacher(images)
@@ -125,7 +183,10 @@ def pseudo_label(
     log_evidence = None
     if bank is not None and settings.rule in RULES_WITH_BANK:
         log_evidence = upsample(evidence(outputs, bank, settings).clamp(min=-60), size)
-    return decide(logits, log_evidence, settings)
+    softmax = teacher.architecture.softmax
+    return decide(
+        logits, log_evidence, settings, softmax=softmax, thresholds=thresholds
+    )
 
 
 def export(
@@ -145,28 +206,32 @@ def export(
         teacher: Network of step t-1.
         bank: Its bank; None for the rules without.
         batches: This process's images with the targets of step t (old classes and
-            background are 0); the table is in the order of their keys.
+            background are 0), read twice by the rule `entropy`; the table is in the
+            order of their keys.
         folder: Gets one palette PNG per image, named by its id: the target with old
             classes in place of those 0 that the rule recognised.
-        table: Gets a CSV: per image its background pixels, how many were recovered,
-            and per old class (by name) how many.
+        table: Gets a CSV: per image its background pixels, how many were recovered or
+            are unsure, and per old class (by name) how many.
         settings: The rule.
         names: Names of S_{t-1}, background first.
         process: This one of several that share the work; teacher and bank are on its
             device.
     """
+    thresholds = None
+    if settings.rule == "entropy":
+        thresholds = entropy_thresholds(teacher, batches, process)
     own: dict[int, dict[str, Any]] = {}  # rows of the table by key
     with atomic_directory(folder, process) as temporary:
         for batch in batches:
             images = batch.images.to(process.device, non_blocking=True)
-            found = pseudo_label(teacher, bank, images, settings).cpu()
+            found = pseudo_label(teacher, bank, images, settings, thresholds).cpu()
             hidden = batch.targets == 0
             merged = torch.where(hidden, found, batch.targets)
             for key, name, target, label, zero in zip(
                 batch.keys.tolist(), batch.ids, merged, found, hidden, strict=True
             ):
                 write_label_image(temporary / f"{name}.png", target.numpy())
-                counts = torch.bincount(label[zero], minlength=len(names))
+                counts = torch.bincount(label[zero], minlength=256)
                 own[key] = _table_row(name, target.numel(), counts.tolist(), names)
         rows = {key: row for part in process.gather(own) for key, row in part.items()}
         if process.first:
@@ -183,8 +248,9 @@ def _table_row(
         "id": name,
         "pixels": pixels,
         "background": sum(counts),
-        "recovered": sum(counts[1:]),
+        "recovered": sum(counts[1 : len(names)]),
+        "unsure": counts[UNSURE],
     }
-    for label, count in zip(names[1:], counts[1:], strict=True):
+    for label, count in zip(names[1:], counts[1:], strict=False):
         row[label if label not in row else f"{label} (class)"] = count
     return row

@@ -18,6 +18,7 @@ import pandas as pd
 from kproba.artifacts import atomic_path
 
 IGNORE = 255
+UNSURE = 254  # in targets: background or old, but the pseudo labels do not say which
 SETTINGS = ("overlap", "disjoint", "sequential")
 
 Groups = tuple[tuple[int, ...], ...]
@@ -29,8 +30,8 @@ def parse_task(
     """Class groups of a task named `A-B` (A classes, then B per step) or `offline`.
 
     Args:
-        task: Such as "15-1", "15-1_b" for another class order, or "offline" for all
-            classes in one step.
+        task: Such as "15-1", "15-1_b" for another class order, "15-1_r7" for a random
+            one, or "offline" for all classes in one step.
         class_count: Number of classes of the dataset, background not counted.
         orders: Published class orders of the dataset by their letter, raw labels.
 
@@ -42,16 +43,18 @@ def parse_task(
     """
     if task == "offline":
         return (tuple(range(1, class_count + 1)),)
-    match = re.fullmatch(r"(\d+)-(\d+)(?:_([a-z]+))?", task)
+    match = re.fullmatch(r"(\d+)-(\d+)(?:_([a-z]+|r\d+))?", task)
     if match is None:
         raise ValueError(
             f"Expected a task like '15-1' (15 classes, then 1 per step), 'offline' or "
             f"the name of an entry of `tasks`, but got '{task}'."
         )
     order: Sequence[int] = range(1, class_count + 1)
-    if match[3]:
+    if match[3] and match[3][1:].isdigit():
+        order = random_order(class_count, int(match[3][1:]))
+    elif match[3]:
         if match[3] not in (orders or {}):
-            known = ", ".join(orders or {}) or "none"
+            known = ", ".join(["r1, r2, .. for random ones", *(orders or {})])
             raise ValueError(
                 f"Expected task '{task}' to end in a class order of the dataset "
                 f"({known}), but got '{match[3]}'. List the groups under `tasks`."
@@ -67,6 +70,15 @@ def parse_task(
         )
     starts = range(first, class_count, later)
     return (tuple(order[:first]), *(tuple(order[i : i + later]) for i in starts))
+
+
+def random_order(class_count: int, seed: int) -> list[int]:
+    """Raw labels in an order of their own for every seed, the same everywhere."""
+
+    def place(label: int) -> bytes:
+        return hashlib.sha256(f"{seed} {label}".encode()).digest()
+
+    return sorted(range(1, class_count + 1), key=place)
 
 
 def canonical_task(classes: Sequence[int]) -> str:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
@@ -41,7 +41,7 @@ from kproba.data import (
 from kproba.distributed import Process
 from kproba.job import add_machine_arguments, job_process
 from kproba.losses import Counts, Masks, cell_masks, step_losses
-from kproba.methods import LossWeights, Method
+from kproba.methods import Method
 from kproba.model import (
     Architecture,
     SegmentationNetwork,
@@ -49,7 +49,7 @@ from kproba.model import (
     load_model,
     save_model,
 )
-from kproba.splits import IGNORE, LabelMap, read_index
+from kproba.splits import IGNORE, UNSURE, LabelMap, read_index
 from kproba.state import Checkpoint, Progress, StopFlag
 
 log = logging.getLogger("kproba")
@@ -120,8 +120,6 @@ class StepSettings:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "StepSettings":
         """From the content of settings.json."""
-        recipe = dict(content["recipe"])
-        recipe["losses"] = LossWeights(**recipe["losses"])
         augmentation = dict(content["augmentation"])
         augmentation["scale"] = tuple(augmentation["scale"])
         architecture = content["architecture"]
@@ -132,7 +130,7 @@ class StepSettings:
                 "architecture": architecture and Architecture(**architecture),
                 "augmentation": Augmentation(**augmentation),
                 "optimisation": Optimisation(**content["optimisation"]),
-                "recipe": Method(**recipe),
+                "recipe": Method.from_dict(content["recipe"]),
             }
         )
 
@@ -271,12 +269,11 @@ def train(
 
         rates = set_learning_rates(optimizer, optimisation, iteration, iterations)
         optimizer.zero_grad(set_to_none=True)
-        for number, (batch, masks) in enumerate(prepared):
+        for number, part in enumerate(prepared):
             losses = backward(
                 network,
                 teacher,
-                batch,
-                masks,
+                part,
                 counts,
                 settings,
                 process,
@@ -284,7 +281,7 @@ def train(
                 precision,
                 synchronise=number == len(prepared) - 1,
             )
-            tally.add(losses, batch.ids)
+            tally.add(losses, part.batch.ids)
         scaler.unscale_(optimizer)
         if optimisation.gradient_clip is not None:
             nn.utils.clip_grad_norm_(student.parameters(), optimisation.gradient_clip)
@@ -376,6 +373,7 @@ def build_networks(
 ) -> tuple[SegmentationNetwork, SegmentationNetwork | None]:
     """The student, and the frozen teacher if the method distils."""
     teacher = None
+    recipe = settings.recipe
     if files.previous is None:
         if settings.architecture is None or settings.weights is None:
             raise ValueError("Step 0 needs `architecture` and `weights` in settings.")
@@ -388,12 +386,20 @@ def build_networks(
     else:
         previous = load_model(files.previous, device="cpu")
         seed = settings.seed + settings.step
-        student = add_branch(previous, len(settings.groups[-1]), seed=seed)
+        student = add_branch(
+            previous,
+            len(settings.groups[-1]),
+            seed=seed,
+            start_from_background=recipe.start_from_background,
+        )
         student.requires_grad_(True)
-        if settings.recipe.losses.gkd or settings.recipe.losses.bfd:
+        student.keep_stages = previous.keep_stages = recipe.losses.pod > 0
+        if recipe.distils:
             teacher = previous.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     student = student.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     student.set_training_mode(batch_norm=settings.step == 0)
+    if settings.step > 0 and recipe.trains == "newest":
+        student.train_newest_branch_alone()
     return student, teacher
 
 
@@ -420,7 +426,7 @@ def build_optimizer(
             "lr": getattr(settings, name),
         }
         for name, modules in parts.items()
-        if modules
+        if any(p.requires_grad for module in modules for p in module.parameters())
     ]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
@@ -478,7 +484,7 @@ def wrap(
             network.backbone.compile()
     if process.world_size == 1:
         return student
-    recipe, distils = settings.recipe, bool(settings.recipe.losses.gkd)
+    recipe = settings.recipe
     # Its new name is not known to older versions that work as well.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     return DistributedDataParallel(
@@ -486,31 +492,63 @@ def wrap(
         device_ids=None if process.device == "cpu" else [process.device],
         # Without distillation the old branches get no gradient under PB-BCE.
         find_unused_parameters=(
-            settings.step > 0 and recipe.protect_old_logits and not distils
+            settings.step > 0
+            and recipe.cross_entropy == "protected_bce"
+            and not recipe.losses.gkd
         ),
         broadcast_buffers=False,
     )
 
 
+class Prepared(NamedTuple):
+    """A micro-batch before it goes to the device.
+
+    Attributes:
+        batch: Images and targets; unsure pixels are 255 now.
+        masks: M⁺ and M⁻; None at step 0.
+        certainty: ν, (B,) float32, if the method scales by it.
+    """
+
+    batch: Batch
+    masks: Masks | None = None
+    certainty: torch.Tensor | None = None
+
+
 def prepare(
     batch: Batch, student: SegmentationNetwork, settings: StepSettings
-) -> tuple[Batch, Masks | None]:
-    """The batch with its M⁺ and M⁻ on the CPU (None at step 0)."""
+) -> Prepared:
+    """The batch with what its targets tell, on the CPU."""
     if settings.step == 0:
-        return batch, None
+        return Prepared(batch)
+    first_new, targets = settings.label_map.first_new, batch.targets
+    certainty = None
+    if settings.recipe.scale_by_certainty:
+        certainty = share_of_sure(targets, first_new)
+    batch = batch._replace(targets=targets.masked_fill(targets == UNSURE, IGNORE))
     stride = student.architecture.output_stride
-    size = [-(-extent // stride) for extent in batch.targets.shape[-2:]]
-    masks = cell_masks(
-        batch.targets,
-        settings.label_map.first_new,
-        size,
-        sequential=settings.setting == "sequential",
-    )
-    return batch, masks
+    size = [-(-extent // stride) for extent in targets.shape[-2:]]
+    sequential = settings.setting == "sequential"
+    masks = cell_masks(batch.targets, first_new, size, sequential=sequential)
+    return Prepared(batch, masks, certainty)
+
+
+def share_of_sure(targets: torch.Tensor, first_new: int) -> torch.Tensor:
+    """Share of each image's background or old pixels that have a label (PLOP's ν).
+
+    Args:
+        targets: ŷ with `UNSURE` pixels, (B, H, W) uint8.
+        first_new: Output index of the first class of C_t.
+
+    Returns:
+        (B,) float32; 1 for an image without such pixels.
+    """
+    sure = (targets < first_new).sum(dim=(1, 2))
+    unsure = (targets == UNSURE).sum(dim=(1, 2))
+    return torch.where(sure + unsure > 0, sure / (sure + unsure).clamp(min=1), 1.0)
 
 
 def global_counts(
-    prepared: list[tuple[Batch, Masks | None]],
+    prepared: list[Prepared],
     stop: "StopFlag",
     state_due: bool,
     process: Process,
@@ -521,23 +559,25 @@ def global_counts(
         The counts, whether any process was told to stop, and whether any finds that a
         state is due.
     """
-    pixels = new = background = cells = 0.0
-    for batch, masks in prepared:
+    pixels = new = background = cells = images = area = 0.0
+    for batch, masks, _ in prepared:
         pixels += float((batch.targets != IGNORE).sum())
+        images += len(batch.targets)
+        area += batch.targets.numel()
         if masks is not None:
             new += float(masks.new.sum())
             background += float(masks.background.sum())
             cells += masks.new.numel()
     flags = [float(stop.asked), float(state_due)]
-    *counts, stopped, due = process.sum([pixels, new, background, cells, *flags])
+    counted = [pixels, new, background, cells, images, area]
+    *counts, stopped, due = process.sum([*counted, *flags])
     return Counts(*counts), stopped > 0, due > 0
 
 
 def backward(
     network: nn.Module,
     teacher: SegmentationNetwork | None,
-    batch: Batch,
-    masks: Masks | None,
+    prepared: Prepared,
     counts: Counts,
     settings: StepSettings,
     process: Process,
@@ -548,10 +588,13 @@ def backward(
 ) -> dict[str, torch.Tensor]:
     """Forward and backward of one micro-batch; returns the value of every term."""
     device = process.device
+    batch, masks, certainty = prepared
     images = batch.images.to(device, non_blocking=True)
     targets = batch.targets.to(device, non_blocking=True)
     if masks is not None:
         masks = Masks(*(mask.to(device, non_blocking=True) for mask in masks))
+    if certainty is not None:
+        certainty = certainty.to(device, non_blocking=True)
     # Dropout of an image depends on the seed and its place in the stream alone.
     unwrap(network).dropout.keys = batch.keys + (settings.seed << 32)
     alone = contextlib.nullcontext()
@@ -564,7 +607,9 @@ def backward(
             outputs = network(images)
             with torch.no_grad():
                 taught = None if teacher is None else teacher(images)
-        losses = step_losses(outputs, taught, targets, masks, counts, settings.recipe)
+        losses = step_losses(
+            outputs, taught, targets, masks, counts, settings.recipe, certainty
+        )
         total = torch.stack(list(losses.values())).sum()
         # DDP averages gradients over processes; ours are parts of a sum.
         scaler.scale(total * process.world_size).backward()

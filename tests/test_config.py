@@ -17,6 +17,7 @@ import yaml
 
 from kproba.config import ConfigError, Plan, Run, check
 from kproba.digits import CLASS_NAMES
+from kproba.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 SCHEMA_PATH = ROOT / "workflow" / "schemas" / "config.schema.yaml"
@@ -125,8 +126,8 @@ def test_defaults_are_filled_at_every_depth():
     assert filled["datasets"]["tiny"]["train"] > 0
     assert filled["experiments"][0] == {
         "dataset": "tiny",
-        "task": "6-2",
-        "setting": "overlap",
+        "task": ["6-2"],
+        "setting": ["overlap"],
         "methods": ["kproba", "finetune", "joint"],
         "seeds": [0],
     }
@@ -260,7 +261,7 @@ def test_whole_seeds_and_classes_are_integers():
         ({"methods": {"base": {"based_on": "kproba"}}}, ["methods", "base"]),
         ({"methods": {"mine": {}}}, ["methods.mine: missing key based_on"]),
         ({"tasks": {"a-b": [[1]]}}, ["tasks", "a-b"]),
-        (_experiment(task=62), ["experiments.0.task: expected string", "62"]),
+        (_experiment(task=62), ["experiments.0.task.0: expected string", "62"]),
         (_experiment(setting="overlapped"), ["experiments.0.setting", "'overlap'"]),
         (_experiment(seeds=[0, 0]), ["experiments.0.seeds"]),
         ({"evaluation": {"policy": "mibs"}}, ["evaluation.policy", "'mib'"]),
@@ -304,7 +305,7 @@ def test_all_errors_stand_in_one_message():
             "methods.mine.increment.learning_rate.aspp: expected number",
         ),
         ({"losses": {"gkd": -1}}, "methods.mine.losses.gkd: expected at least 0"),
-        ({"losses": {"kd": 1}}, "methods.mine.losses: unknown key 'kd'"),
+        ({"losses": {"gdk": 1}}, "methods.mine.losses: unknown key 'gdk'"),
         ({"model": {}}, "methods.mine: unknown key 'model'"),
     ],
 )
@@ -695,21 +696,22 @@ def test_pseudo_labels_are_used_where_old_labels_are_hidden(setting, method, exp
 
 
 def test_switches_of_a_method_win_over_what_it_is_based_on():
-    plan = _plan(**_method(use_pseudo_labels=False, protect_old_logits=False))
+    plan = _plan(**_method(use_pseudo_labels=False, cross_entropy="bce"))
     recipe = plan.recipe("mine")
     assert not recipe.use_pseudo_labels
-    assert not recipe.protect_old_logits
+    assert recipe.cross_entropy == "bce"
     assert recipe.losses == plan.recipe("kproba").losses
 
 
 def test_weights_not_named_are_those_of_the_method_it_is_based_on():
     changes = {"based_on": "finetune", "losses": {"gkd": 1}}
     losses = _plan(methods={"mine": changes}).recipe("mine").to_dict()["losses"]
-    assert losses == {"bga_ce": 0, "bga_t": 0, "gkd": 1, "bfd": 0}
+    assert {name for name, weight in losses.items() if weight} == {"gkd"}
+    assert losses["gkd"] == 1
 
 
 def test_unknown_method_has_no_recipe():
-    with pytest.raises(ConfigError, match=r"kproba, finetune, joint.*'other'"):
+    with pytest.raises(ConfigError, match=r"kproba, barm, .*joint.*'other'"):
         _plan().recipe("other")
 
 
@@ -756,6 +758,7 @@ def test_bank_follows_the_changes_of_a_method():
         ("agree", True),
         ("confidence", False),
         ("argmax", False),
+        ("entropy", False),
     ],
 )
 def test_rule_says_whether_a_bank_is_built(rule, expected):
@@ -766,3 +769,60 @@ def test_import_is_light():
     """Every Snakemake call and every job imports the module."""
     script = "import sys, kproba.config; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def test_methods_of_one_form_of_output_share_step_0():
+    plan = _plan()
+    bases = {name: plan.base_name(name) for name in METHODS}
+    softmax = {name for name, base in bases.items() if base == "base_softmax"}
+    assert softmax == {"plop", "mib", "lwf"}
+    for base in ("base", "base_softmax"):
+        settings = plan.step_settings(Run("tiny", "6", "overlap", base, 0), 0)
+        assert settings["architecture"]["softmax"] is (base == "base_softmax")
+
+
+def test_a_method_brings_its_rule_and_the_configuration_the_others():
+    plan = _plan(pseudo_labels={"rule": "lda", "threshold": 0.5})
+    assert plan.section("pseudo_labels", "kproba")["rule"] == "lda"
+    barm = plan.section("pseudo_labels", "barm")
+    assert (barm["rule"], barm["threshold"]) == ("confidence", 0.7)
+    assert plan.section("pseudo_labels", "plop")["rule"] == "entropy"
+    mine = {"based_on": "barm", "pseudo_labels": {"threshold": 0.9}}
+    plan = _plan(methods={"mine": mine})
+    section = plan.section("pseudo_labels", "mine")
+    assert (section["rule"], section["threshold"]) == ("confidence", 0.9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"cross_entropy": "ce"},
+            "methods.mine.losses: expected bga_ce, bga_t, gkd, bfd to be 0",
+        ),
+        (
+            {"losses": {"unbiased_kd": 1}},
+            "methods.mine.losses: expected unbiased_kd to be 0.*no softmax",
+        ),
+    ],
+)
+def test_terms_without_their_outputs_are_refused(changes, told):
+    with pytest.raises(ConfigError, match=told):
+        _plan(**_method(**changes))
+
+
+def test_a_sweep_is_every_combination_once():
+    sweep = {
+        "task": ["6-2", "6-2_r1", "4-3"],
+        "setting": ["overlap", "disjoint"],
+        "methods": ["kproba", "mib"],
+        "seeds": [0, 1, 2],
+    }
+    plan = _plan(experiments=[{**MINIMAL["experiments"][0], **sweep}])
+    assert len(set(plan.runs)) == len(plan.runs) == 3 * 2 * 2 * 3
+    ordered, shuffled = (plan.groups("tiny", task) for task in ("6-2", "6-2_r1"))
+    assert [len(group) for group in ordered] == [len(group) for group in shuffled]
+    assert ordered != shuffled
+    assert plan.base_task("tiny", "6-2") != plan.base_task("tiny", "6-2_r1")
+    # The labels of all classes are the same in every order: one joint training.
+    assert plan.joint_task("tiny", "6-2") == plan.joint_task("tiny", "6-2_r1")

@@ -19,7 +19,7 @@ from kproba.losses import (
     pb_bce,
     step_losses,
 )
-from kproba.methods import METHODS, LossWeights, Method
+from kproba.methods import METHODS, OF_BRANCHES, LossWeights, Method
 from kproba.model import Outputs
 
 BATCH, CELLS, PIXELS, WIDTH = 4, (2, 3), (6, 9), 5
@@ -163,6 +163,8 @@ def counts_of(targets, masks):
         new=float(masks.new.sum()),
         background=float(masks.background.sum()),
         cells=float(masks.new.numel()),
+        images=float(len(targets)),
+        area=float(targets.numel()),
     )
 
 
@@ -335,14 +337,14 @@ def test_finetune_is_nothing_but_bce_over_all_channels():
     assert_same(losses["bce"], expected, ours, plain)
 
 
-@pytest.mark.parametrize("term", ["bga_ce", "bga_t", "gkd", "bfd"])
+@pytest.mark.parametrize("term", OF_BRANCHES)
 def test_a_term_scales_with_its_own_weight_and_vanishes_at_zero(term):
     targets = uneven_targets()
     masks, counts = step_setting(targets)
     outputs = outputs_of(branch_blocks(200), branch_logits(210))
 
     def losses(weight):
-        ones = {"bga_ce": 1.0, "bga_t": 1.0, "gkd": 1.0, "bfd": 1.0}
+        ones = dict.fromkeys(OF_BRANCHES, 1.0)
         method = Method(losses=LossWeights(**{**ones, term: weight}))
         teacher = teacher_outputs()
         return step_losses(outputs, teacher, targets, masks, counts, method)

@@ -394,8 +394,106 @@ def test_pixels_are_normalised_as_the_backbone_expects(grown):
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     grown.predict(images.expand(1, 3, 48, 48))
     hook.remove()
-    ((pixels,),) = seen
+    ((pixels, *_),) = seen
     torch.testing.assert_close(pixels[0, :, 5, 7], torch.tensor([-1.0, -0.6, 1.0]))
+
+
+# One softmax
+
+
+@pytest.fixture(scope="module")
+def softmax(previous):
+    """Backbone, ASPP and branch 0 of `previous`, answering with one softmax."""
+    network = SegmentationNetwork(replace(ARCHITECTURE, softmax=True), [3, 2], seed=1)
+    state = previous.state_dict()
+    shared = {key: state[key] for key in network.state_dict() if key in state}
+    shared = {k: v for k, v in shared.items() if not k.startswith("branches.1")}
+    network.load_state_dict(shared, strict=False)
+    return network.eval()
+
+
+@torch.inference_mode()
+def test_classes_of_a_softmax_share_the_features_of_branch_0(softmax, images):
+    outputs = softmax(images)
+    assert len(outputs.blocks) == 1
+    added = softmax.branches[1].classifier
+    expected = torch.nn.functional.conv2d(outputs.blocks[0], added.weight, added.bias)
+    torch.testing.assert_close(outputs.logits[1][:, 1:], expected)
+    composed = compose_logits(outputs.logits)
+    assert composed.shape[1] == softmax.channels == 6
+    assert torch.equal(composed[:, :4], outputs.logits[0])
+    assert torch.equal(composed[:, 4:], outputs.logits[1][:, 1:])
+
+
+@torch.inference_mode()
+def test_new_classes_share_the_probability_that_was_the_background_s(softmax, images):
+    before = compose_logits(softmax(images).logits).softmax(dim=1)
+    grown = add_branch(softmax, 3, seed=4, start_from_background=True).eval()
+    after = compose_logits(grown(images).logits).softmax(dim=1)
+    torch.testing.assert_close(after[:, 1:6], before[:, 1:])
+    for channel_of in (0, 6, 7, 8):
+        torch.testing.assert_close(after[:, channel_of], before[:, 0] / 4)
+    again = compose_logits(softmax(images).logits).softmax(dim=1)
+    assert torch.equal(again, before)  # the network of the step before is as it was
+
+
+def test_new_classes_of_a_softmax_are_random_unless_told(softmax):
+    weights = [
+        add_branch(softmax, 3, seed=seed).branches[-1].classifier.weight
+        for seed in (4, 4, 5)
+    ]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert len(weights[0].unique(dim=0)) == 3
+
+
+def test_a_model_with_a_softmax_comes_back(softmax, images, tmp_path):
+    grown = add_branch(softmax, 2, seed=4).eval()
+    save_model(grown, tmp_path / "model.safetensors", about={})
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert loaded.architecture.softmax
+    torch.testing.assert_close(
+        loaded.predict_logits(images), grown.predict_logits(images)
+    )
+
+
+def test_only_the_newest_branch_learns_when_told(previous, images):
+    network = add_branch(previous, 2, seed=3)
+    network.requires_grad_(True)
+    network.set_training_mode(batch_norm=False)
+    network.train_newest_branch_alone()
+    network.dropout.keys = torch.arange(2)
+    compose_logits(network(images).logits).sum().backward()
+    learning = {name for name, p in network.named_parameters() if p.grad is not None}
+    assert learning
+    assert all(name.startswith("branches.2.") for name in learning)
+    assert {n for n, p in network.named_parameters() if p.requires_grad} == learning
+
+
+# Stages
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@torch.inference_mode()
+def test_stages_lead_to_the_same_features(name):
+    backbone = Backbone(name, output_stride=16, weights="none").eval()
+    pixels = torch.randn(1, 3, 64, 48, generator=torch.Generator().manual_seed(0))
+    stages = []
+    features = backbone(pixels, stages)
+    torch.testing.assert_close(features, backbone(pixels))
+    assert stages[-1] is features
+    sides = [stage.shape[-2:] for stage in stages]
+    assert sides == sorted(sides, reverse=True)
+    assert sides[-1] == (4, 3)
+    assert len(stages) >= 4
+
+
+def test_stages_are_kept_when_asked_for(previous, images):
+    network = copy.deepcopy(previous)
+    assert len(network(images).stages) == 0
+    network.keep_stages = True
+    outputs = network(images)
+    assert outputs.stages[-1] is outputs.backbone
 
 
 # Files

@@ -10,15 +10,19 @@ from PIL import Image
 
 from kproba.data import Batch
 from kproba.methods import RULES_WITH_BANK
-from kproba.model import Outputs
+from kproba.model import Outputs, compose_logits
 from kproba.prototypes import BankSettings, PrototypeBank
 from kproba.pseudo_labels import (
+    ENTROPY_BINS,
     PseudoLabelSettings,
     decide,
+    entropy,
+    entropy_thresholds,
     evidence,
     export,
     pseudo_label,
 )
+from kproba.splits import UNSURE
 
 # Probabilities p of the teacher (sigmoids) and q of the bank over background and two
 # classes, for the nine pixels of an image; p·q decides by hand below.
@@ -186,10 +190,26 @@ def bank_of(*, feature="block", scatter=True):
 FEATURES = torch.tensor([[0.0, 10.0], [4.0, 6.0]])
 
 
+class Teacher:
+    """A network with given outputs."""
+
+    def __init__(self, outputs_of, *, softmax=False, channels=3):
+        self.outputs_of, self.channels = outputs_of, channels
+        self.architecture = SimpleNamespace(softmax=softmax)
+
+    def __call__(self, images):
+        """Outputs that answer to images, whatever they are."""
+        return self.outputs_of(images)
+
+    def predict_logits(self, images):
+        """At the size of the images."""
+        return compose_logits(self(images).logits)
+
+
 def teacher_with(probabilities, *, block=FEATURES, backbone=FEATURES):
     logits = torch.tensor(probabilities).logit().view(1, -1, 1, 1).expand(1, -1, 2, 2)
     outputs = Outputs(backbone[None, None], [block[None, None]], [logits])
-    return lambda images: outputs
+    return Teacher(lambda images: outputs)
 
 
 def pixels(size):
@@ -261,7 +281,8 @@ def test_labels_come_from_the_composed_background():
     branch_0 = torch.tensor([[1.0, 1.0], [0.0, 0.0]]).view(1, 2, 1, 2)
     branch_1 = torch.tensor([[-3.0, 4.0], [-9.0, -9.0]]).view(1, 2, 1, 2)
     outputs = Outputs(torch.zeros(1, 1, 1, 2), [], [branch_0, branch_1])
-    labels = pseudo_label(lambda _: outputs, None, pixels((1, 2)), rule("argmax"))
+    teacher = Teacher(lambda _: outputs)
+    labels = pseudo_label(teacher, None, pixels((1, 2)), rule("argmax"))
     assert labels.tolist() == [[[1, 0]]]
 
 
@@ -271,10 +292,13 @@ NAMES = ["background", "cat", "dog"]
 NEW = 3  # output index of the step's own class
 
 
-def reading_teacher(images):
+def answered(images):
     answer = torch.nn.functional.one_hot(images[:, 0].long(), len(NAMES))
     logits = 8 * answer.permute(0, 3, 1, 2).float() - 4
     return Outputs(logits, [logits], [logits])
+
+
+reading_teacher = Teacher(answered)
 
 
 @pytest.fixture(scope="module")
@@ -407,3 +431,108 @@ def test_a_failed_export_leaves_nothing(tmp_path):
             names=NAMES,
         )
     assert list(tmp_path.iterdir()) == []
+
+
+# The rule of PLOP: a class is sure where its entropy is below its median.
+
+
+def sharp(sharpness, label):
+    """Logits (3, *sharpness.shape) that favour a class so much."""
+    logits = torch.zeros(3, *sharpness.shape)
+    logits[label] = sharpness
+    return logits
+
+
+def plain_entropy(logits):
+    p = torch.softmax(logits.double(), dim=0)
+    return -(p * p.log()).sum(dim=0) / np.log(3)
+
+
+def teacher_of(logits):
+    outputs = Outputs(logits, [logits], [logits])
+    return Teacher(lambda images: outputs, softmax=True)
+
+
+def test_entropy_is_a_share_of_the_largest():
+    logits = torch.tensor([[2.0, 0.0], [0.5, 0.0], [-1.0, 0.0]])
+    found = entropy(logits.view(1, 3, 1, 2))
+    torch.testing.assert_close(found[0, 0].double(), plain_entropy(logits))
+    assert found[0, 0, 1].item() == pytest.approx(1)
+
+
+def test_thresholds_are_the_medians_over_hidden_pixels_of_each_class():
+    sharpness = torch.linspace(0.5, 5, 40).view(4, 10)
+    logits = torch.stack([sharp(sharpness, 0), sharp(sharpness.flip(0), 1)])
+    targets = torch.zeros(2, 4, 10, dtype=torch.uint8)
+    targets[0, :, 7:] = NEW  # labelled: no business of the pseudo labels
+    targets[1, 0] = 255
+    batch = Batch(logits, targets, ["a", "b"], torch.arange(2))
+    thresholds = entropy_thresholds(teacher_of(logits), [batch])
+    for label, shown in enumerate(targets == 0):
+        expected = plain_entropy(logits[label])[shown].median()
+        assert thresholds[label].item() == pytest.approx(expected.item(), abs=0.02)
+        sure = plain_entropy(logits[label])[shown] < thresholds[label]
+        assert sure.double().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert thresholds[2].item() == pytest.approx(0.001)  # never answered
+
+
+def test_thresholds_do_not_depend_on_how_images_are_dealt_out():
+    random = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(4, 3, 6, 5, generator=random)
+    targets = torch.zeros(4, 6, 5, dtype=torch.uint8)
+
+    def part(chosen):
+        kept = logits[chosen]
+        batch = Batch(kept, targets[chosen], [], torch.arange(4)[chosen])
+        return entropy_thresholds(teacher_of(kept), [batch])
+
+    whole = part(slice(0, 4))
+    assert ((whole > 1 / ENTROPY_BINS) & (whole < 1)).all()
+    order = torch.tensor([2, 0, 3, 1])
+    assert torch.equal(part(order), whole)
+
+
+def test_unsure_pixels_get_no_label():
+    logits = torch.stack([sharp(torch.tensor([[0.1, 4.0]]), 1)])
+    labels = decide(
+        logits,
+        None,
+        rule("entropy"),
+        softmax=True,
+        thresholds=torch.tensor([0.5, 0.5, 0.5]),
+    )
+    assert labels.tolist() == [[[UNSURE, 1]]]
+    with pytest.raises(ValueError, match="threshold per class"):
+        decide(logits, None, rule("entropy"), softmax=True)
+
+
+def test_export_tells_what_is_unsure(tmp_path):
+    sharpness = torch.linspace(0.5, 5, 20).view(4, 5)
+    logits = sharp(sharpness, 1)[None]
+    targets = torch.zeros(1, 4, 5, dtype=torch.uint8)
+    targets[0, 3, 4] = NEW
+    batch = Batch(logits, targets, ["a"], torch.arange(1))
+    export(
+        teacher_of(logits),
+        None,
+        [batch],
+        tmp_path / "labels",
+        tmp_path / "labels.csv",
+        settings=rule("entropy"),
+        names=NAMES,
+    )
+    labels = np.array(Image.open(tmp_path / "labels/a.png"))
+    assert set(np.unique(labels)) == {1, NEW, UNSURE}
+    row = pd.read_csv(tmp_path / "labels.csv").iloc[0]
+    assert (row.background, row.recovered, row.unsure) == (
+        19,
+        (labels == 1).sum(),
+        (labels == UNSURE).sum(),
+    )
+    assert row.recovered + row.unsure == row.background
+
+
+def test_confidence_of_a_softmax_is_that_of_the_softmax():
+    logits = torch.tensor([3.0, 3.5, 3.0]).view(1, 3, 1, 1)
+    assert decide(logits, None, rule("confidence")).item() == 1  # sigmoid .97
+    assert decide(logits, None, rule("confidence"), softmax=True).item() == 0  # .45

@@ -146,7 +146,7 @@ def test_letter_names_a_published_class_order():
     orders = {"b": (3, 1, 4, 2), "c": (4, 3, 2, 1)}
     assert parse_task("2-1_c", 4, orders) == ((4, 3), (2,), (1,))
     assert parse_task("2-2_b", 4, orders) == ((3, 1), (4, 2))
-    with pytest.raises(ValueError, match=r"class order of the dataset \(b, c\).*'d'"):
+    with pytest.raises(ValueError, match=r"class order of the dataset \(r1.*b, c\).*'d'"):
         parse_task("2-1_d", 4, orders)
     with pytest.raises(ValueError, match=r"class order of the dataset \(none\)"):
         parse_task("2-1_b", 4)
@@ -526,3 +526,12 @@ def test_classes_file_lists_output_index_label_name_and_step(tmp_path):
 
 def test_ignored_label_is_no_class():
     assert IGNORE not in LabelMap(parse_task("offline", 254)).seen
+
+
+def test_a_random_order_is_its_seed_s_everywhere():
+    groups = parse_task("6-2_r1", 10)
+    # Written down: a result must not depend on a library's generator.
+    assert groups == ((1, 6, 3, 5, 7, 4), (9, 8), (10, 2))
+    assert parse_task("6-2_r2", 10) != groups
+    assert sorted(label for group in groups for label in group) == list(range(1, 11))
+    assert parse_task("4-3_r1", 10)[0] == groups[0][:4]

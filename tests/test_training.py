@@ -18,13 +18,18 @@ import torch
 from processes import finished_within, in_processes
 from safetensors.torch import load_file, save_file
 
-from kproba.artifacts import FullDiskError, read_json
+from kproba.artifacts import (
+    FullDiskError,
+    read_json,
+    read_label_image,
+    write_label_image,
+)
 from kproba.config import Plan, Run, check
 from kproba.digits import DigitScenes, write_digits
 from kproba.distributed import Process
 from kproba.indexing import index_dataset
 from kproba.launch import free_port
-from kproba.splits import parse_task, read_index, select_images
+from kproba.splits import UNSURE, LabelMap, parse_task, read_index, select_images
 from kproba.state import StopFlag
 from kproba.training import (
     Files,
@@ -62,7 +67,8 @@ def step_settings(
     }
     plan = Plan(check(config, SCHEMA))
     if step == 0:
-        return plan.step_settings(Run("tiny", "6", "overlap", "base", 0), 0)
+        name = plan.base_name(method)
+        return plan.step_settings(Run("tiny", "6", "overlap", name, 0), 0)
     settings = plan.step_settings(Run("tiny", "6-2", "overlap", method, 0), step)
     settings["recipe"]["use_pseudo_labels"] = False  # the raw labels serve here
     return settings
@@ -157,6 +163,7 @@ def train_with(
     out: Path,
     base: Path | None,
     means: Means,
+    labels: Path | None = None,
     **more: Any,
 ) -> None:
     """Train the step of `out`/settings.json; every process writes its weights."""
@@ -164,7 +171,7 @@ def train_with(
     files = Files(
         split=data / f"step{settings.step}.csv",
         previous=base,
-        pseudo_labels=None,
+        pseudo_labels=labels,
         weights=None,
         model=out / "model.safetensors",
         metrics=out / "metrics.csv",
@@ -183,11 +190,12 @@ def trained(
     *,
     base: Path | None = None,
     processes: int = 1,
+    labels: Path | None = None,
     **means: Any,
 ) -> Path:
     out.mkdir()
     (out / "settings.json").write_text(json.dumps(settings))
-    in_processes(processes, train_with, data, out, base, Means(**means))
+    in_processes(processes, train_with, data, out, base, Means(**means), labels)
     return out
 
 
@@ -227,6 +235,68 @@ def test_processes_and_micro_batches_give_the_weights_of_one_process(
     assert all(torch.equal(ranks[0][k], rank[k]) for rank in ranks for k in ranks[0])
     start = load_file(base)
     assert any(not torch.equal(ranks[0][key], start[key]) for key in start)
+
+
+@pytest.fixture(scope="module")
+def targets(data: Path) -> Path:
+    """Targets of step 1 with old classes and unsure pixels in the background."""
+    folder = data / "pseudo_labels"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    table = LabelMap(parse_task("6-2", 10)[:2]).training_table()
+    for row in read_index(data / "step1.csv").itertuples():
+        labels = table[read_label_image(row.mask)]
+        found = random.choice([0, 3, UNSURE], labels.shape, p=[0.5, 0.2, 0.3])
+        labels = np.where(labels == 0, found, labels).astype(np.uint8)
+        write_label_image(folder / f"{row.id}.png", labels)
+    return folder
+
+
+TERMS = {
+    "barm": {"bce", "bga_ce", "bga_t", "gkd", "bfd"},
+    "ssul": {"bce"},
+    "plop": {"ce", "pod", "pod_logits"},
+    "mib": {"ce", "unbiased_kd"},
+    "lwf": {"ce", "kd"},
+    "finetune": {"bce"},
+}
+ALL_TERMS = set().union(*TERMS.values())
+
+
+@pytest.mark.parametrize("method", TERMS)
+def test_every_method_gives_the_same_weights_by_two_processes(
+    data: Path, targets: Path, tmp_path: Path, method: str
+) -> None:
+    first = trained(data, tmp_path / "base", step_settings(0, method))
+    base = first / "model.safetensors"
+    settings = step_settings(1, method, **SHARED)
+    labels = None
+    if method in ("barm", "ssul", "plop"):
+        settings["recipe"]["use_pseudo_labels"] = True
+        labels = targets
+    one, two = (
+        trained(
+            data,
+            tmp_path / f"{processes}",
+            settings,
+            base=base,
+            processes=processes,
+            labels=labels,
+            accumulation=accumulation,
+        )
+        for processes, accumulation in ((1, 1), (2, 3))
+    )
+    assert largest_relative_difference(one, two) < 1e-5
+    before, after = load_file(base), load_file(one / "model.safetensors")
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert bool(changed) == (method != "ssul")  # there only the new branch learns
+    new = {key for key in after if key.startswith("branches.1")}
+    assert set(after) - set(before) == new
+    softmax = method in ("plop", "mib", "lwf")
+    assert len(new) == (2 if softmax else 8)
+    metrics = pd.read_csv(one / "metrics.csv")
+    assert TERMS[method] == {name for name in metrics if name in ALL_TERMS}
+    assert np.isfinite(metrics.to_numpy()).all()
 
 
 def test_two_nodes_give_the_weights_of_one_process(

@@ -7,6 +7,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from kproba.config import ConfigError, Plan, Run, check
+from kproba.methods import BASES
 
 # Commands are found beside Snakemake too, when its environment is not activated.
 shell.prefix(f'PATH="$PATH:{Path(sys.executable).parent}"; ')
@@ -84,22 +85,23 @@ def folder(run, step):
     return f"{chain}/seed{run.seed}/step{step}"
 
 
-def base_run(run, method="base"):
+def base_run(run, method=None):
     """The run that holds step 0: shared by all tasks that start with its classes."""
     setting = "disjoint" if run.setting == "sequential" else run.setting
     task = plan.base_task(run.dataset, run.task)
+    method = method or plan.base_name(run.method)
     return Run(run.dataset, task, setting, method, run.seed)
 
 
 def joint_run(run):
     """The run that trains all classes of a task at once."""
     task = plan.joint_task(run.dataset, run.task)
-    return Run(run.dataset, task, "overlap", "base", run.seed)
+    return Run(run.dataset, task, "overlap", plan.base_name(run.method), run.seed)
 
 
 def model_file(run, step):
     """Model of a step; step 0 and `joint` are shared between tasks and methods."""
-    if plan.recipe(run.method).joint and run.method != "base":
+    if plan.recipe(run.method).joint and run.method not in BASES:
         return f"{folder(joint_run(run), 0)}/model.safetensors"
     if step == 0:
         return f"{folder(base_run(run), 0)}/model.safetensors"
@@ -114,7 +116,8 @@ def bank_file(run, step):
 
 def evaluation_file(run, step):
     """Result of a step; step 0 is tested once for all that share it."""
-    home = base_run(run) if step == 0 and run.method != "joint" else run
+    shared = step == 0 and not plan.recipe(run.method).joint
+    home = base_run(run) if shared else run
     return f"{folder(home, step)}/evaluation.json"
 
 

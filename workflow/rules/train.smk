@@ -34,20 +34,22 @@ rule fetch_weights:
 # tests and figures can come later.
 rule train_base:
     input:
-        settings="results/{dataset}/{task}-{setting}/base/seed{seed}/step0/settings.json",
+        settings="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/settings.json",
         split="results/splits/{dataset}/{task}-{setting}/step0.csv",
         weights=weights_file,
     output:
-        model="results/{dataset}/{task}-{setting}/base/seed{seed}/step0/model.safetensors",
-        description="results/{dataset}/{task}-{setting}/base/seed{seed}/step0/model.json",
-        metrics="results/{dataset}/{task}-{setting}/base/seed{seed}/step0/metrics.csv",
+        model="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/model.safetensors",
+        description="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/model.json",
+        metrics="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/metrics.csv",
         tensorboard=directory(
-            "results/{dataset}/{task}-{setting}/base/seed{seed}/step0/tensorboard"
+            "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/tensorboard"
         ),
     log:
-        "results/{dataset}/{task}-{setting}/base/seed{seed}/step0/train.log",
+        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/train.log",
     benchmark:
-        "results/{dataset}/{task}-{setting}/base/seed{seed}/step0/train.benchmark.tsv"
+        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/train.benchmark.tsv"
+    wildcard_constraints:
+        method="|".join(BASES),
     priority: 10
     conda:
         "../../envs/kproba.yaml"
