@@ -76,8 +76,7 @@ def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
             of bounds. All such errors stand in the one message.
     """
     schema = _numbers(yaml.safe_load(Path(schema_path).read_text(encoding="utf-8")))
-    config = _numbers(copy.deepcopy(dict(config)))
-    _make_lists(config)
+    config = _make_lists(_numbers(copy.deepcopy(dict(config))))
     _refuse(_errors(config, schema) + _not_finite(config))
     filled = _with_defaults(config, schema, schema)
     errors = _wrong_ranges(filled)
@@ -90,13 +89,14 @@ def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
     return filled
 
 
-def _make_lists(config: Config) -> None:
+def _make_lists(config: Config) -> Config:
     """Tasks and settings of an experiment may be written as one or as a list."""
     experiments = config.get("experiments")
     for experiment in experiments if isinstance(experiments, list) else []:
         for key in ("task", "setting") if isinstance(experiment, dict) else ():
             if key in experiment and not isinstance(experiment[key], list):
                 experiment[key] = [experiment[key]]
+    return config
 
 
 def _section(schema: Config, section: str) -> Config:

@@ -159,6 +159,7 @@ def pseudo_labels_of_step(
     split: str | Path,
     labels: str | Path,
     table: str | Path,
+    quality: str | Path,
     *,
     settings: dict[str, Any],
     groups: Classes,
@@ -173,7 +174,8 @@ def pseudo_labels_of_step(
         bank: Its bank; None for the rules without.
         split: Images of step t.
         labels: Output folder, one palette PNG per image.
-        table: Output CSV.
+        table: Output CSV of what was found in every image.
+        quality: Output CSV of how good it is, per class.
         settings: `PseudoLabelSettings` as a dictionary.
         groups: Raw labels of the classes of the steps 0..t.
         names: Names of S_t, background first.
@@ -199,11 +201,13 @@ def pseudo_labels_of_step(
     export(
         load_model(model, device=process.device),
         loaded,
-        reading.loader(rows, label_map.training_table()),
+        reading.loader(rows, np.arange(256, dtype=np.uint8)),
         labels,
         table,
+        quality,
         settings=PseudoLabelSettings(**settings),
         names=names[: label_map.first_new],
+        label_map=label_map,
         process=process,
     )
     if process.first:
@@ -298,7 +302,7 @@ JOBS: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
     "bank": (bank_of_step, ("model", "split", "bank"), ("previous", "pseudo_labels")),
     "pseudo-labels": (
         pseudo_labels_of_step,
-        ("model", "split", "labels", "table"),
+        ("model", "split", "labels", "table", "quality"),
         ("bank",),
     ),
     "evaluation": (

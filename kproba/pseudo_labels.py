@@ -34,7 +34,8 @@ from kproba.distributed import ALONE, Process
 from kproba.methods import RULES, RULES_WITH_BANK
 from kproba.model import Outputs, SegmentationNetwork, compose_logits, upsample
 from kproba.prototypes import PrototypeBank, bank_features
-from kproba.splits import UNSURE
+from kproba.quality import hidden_confusion, quality_table
+from kproba.splits import UNSURE, LabelMap
 
 ENTROPY_BINS = 10_000  # of [0, 1]
 LOWEST_ENTROPY = 0.001  # below it every pixel is sure
@@ -124,12 +125,21 @@ def entropy(log_p: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def entropy_thresholds(
-    teacher: SegmentationNetwork, batches: Iterable[Batch], process: Process = ALONE
+    teacher: SegmentationNetwork,
+    batches: Iterable[Batch],
+    label_map: LabelMap,
+    process: Process = ALONE,
 ) -> torch.Tensor:
-    """Median entropy of every class, over the pixels of label 0 that are taken for it.
+    """Median entropy of every class, over the hidden pixels that are taken for it.
 
     To a ten-thousandth, from counts that add up over processes (Douillard et al., CVPR
-    2021, section 3.2).
+    2021).
+
+    Args:
+        teacher: Network of step t-1.
+        batches: This process's images with their raw labels.
+        label_map: Of step t; tells which labels are hidden.
+        process: This one of several.
 
     Returns:
         (C,) float32, at least 0.001.
@@ -137,9 +147,10 @@ def entropy_thresholds(
     counts = torch.zeros(
         teacher.channels * ENTROPY_BINS, dtype=torch.float64, device=process.device
     )
+    table = torch.from_numpy(label_map.training_table())
     for batch in batches:
         images = batch.images.to(process.device, non_blocking=True)
-        hidden = batch.targets.to(process.device, non_blocking=True) == 0
+        hidden = (table[batch.targets.long()] == 0).to(process.device)
         logits = teacher.predict_logits(images)
         log_p = log_probabilities(logits, softmax=teacher.architecture.softmax)
         place = (entropy(log_p) * ENTROPY_BINS).long().clamp(0, ENTROPY_BINS - 1)
@@ -195,9 +206,11 @@ def export(
     batches: Iterable[Batch],
     folder: str | Path,
     table: str | Path,
+    quality: str | Path,
     *,
     settings: PseudoLabelSettings,
     names: list[str],
+    label_map: LabelMap,
     process: Process = ALONE,
 ) -> None:
     """Write the training target of every image of a step.
@@ -205,28 +218,35 @@ def export(
     Args:
         teacher: Network of step t-1.
         bank: Its bank; None for the rules without.
-        batches: This process's images with the targets of step t (old classes and
-            background are 0), read twice by the rule `entropy`; the table is in the
-            order of their keys.
+        batches: This process's images with their raw labels, read twice by the rule
+            `entropy`; the table is in the order of their keys.
         folder: Gets one palette PNG per image, named by its id: the target with old
             classes in place of those 0 that the rule recognised.
         table: Gets a CSV: per image its background pixels, how many were recovered or
             are unsure, and per old class (by name) how many.
+        quality: Gets a CSV: how good the labels are, see `kproba.quality`.
         settings: The rule.
         names: Names of S_{t-1}, background first.
+        label_map: Raw labels to the outputs of step t.
         process: This one of several that share the work; teacher and bank are on its
             device.
     """
     thresholds = None
     if settings.rule == "entropy":
-        thresholds = entropy_thresholds(teacher, batches, process)
+        thresholds = entropy_thresholds(teacher, batches, label_map, process)
+    to_target = torch.from_numpy(label_map.training_table())
+    side = label_map.first_new + 1
+    confusion = torch.zeros(side, side, dtype=torch.int64, device=process.device)
     own: dict[int, dict[str, Any]] = {}  # rows of the table by key
     with atomic_directory(folder, process) as temporary:
         for batch in batches:
             images = batch.images.to(process.device, non_blocking=True)
             found = pseudo_label(teacher, bank, images, settings, thresholds).cpu()
-            hidden = batch.targets == 0
-            merged = torch.where(hidden, found, batch.targets)
+            targets = to_target[batch.targets.long()]
+            hidden = targets == 0
+            merged = torch.where(hidden, found, targets)
+            own_confusion = hidden_confusion(batch.targets, found, label_map)
+            confusion += own_confusion.to(process.device)
             for key, name, target, label, zero in zip(
                 batch.keys.tolist(), batch.ids, merged, found, hidden, strict=True
             ):
@@ -234,7 +254,11 @@ def export(
                 counts = torch.bincount(label[zero], minlength=256)
                 own[key] = _table_row(name, target.numel(), counts.tolist(), names)
         rows = {key: row for part in process.gather(own) for key, row in part.items()}
+        process.add_up(confusion)
         if process.first:
+            with atomic_path(quality) as temporary_table:
+                judged = quality_table(confusion, names)
+                judged.to_csv(temporary_table, index=False, float_format="%.4f")
             with atomic_path(table) as temporary_table:
                 lines = [rows[key] for key in sorted(rows)]
                 pd.DataFrame(lines).to_csv(temporary_table, index=False)

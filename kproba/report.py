@@ -92,6 +92,34 @@ def summarise(rows: Sequence[Row], summary: str | Path, classes: str | Path) -> 
             pd.DataFrame(table).to_csv(temporary, index=False, float_format="%.4f")
 
 
+QUALITY = ["precision", "recall", "iou"]
+
+
+def collect_quality(rows: Sequence[Row], path: str | Path) -> None:
+    """Write the quality of all pseudo labels in one table.
+
+    Args:
+        rows: As for `summarise`, with the path of a step's `quality` or "".
+        path: One row per run, step and class: see `kproba.quality.quality_table`.
+    """
+    tables = [_QUALITY_COLUMNS]
+    for row in rows:
+        if row["quality"]:
+            run = {key: row[key] for key in (*EXPERIMENT, "method", "seed", "step")}
+            table = pd.read_csv(row["quality"], keep_default_na=False, dtype=str)
+            tables.append(pd.DataFrame([run] * len(table)).join(table))
+    with atomic_path(path) as temporary:
+        pd.concat(tables).to_csv(temporary, index=False)
+
+
+_QUALITY_COLUMNS = pd.DataFrame(
+    columns=[
+        *(*EXPERIMENT, "method", "seed", "step", "index", "class", "pixels"),
+        *("labelled", "correct", "unsure", "of_background", "of_future", *QUALITY),
+    ]
+)
+
+
 def _results_over_steps(
     rows: Sequence[Row],
 ) -> tuple[list[Any], list[tuple[float, dict[int, float]]]]:
@@ -144,7 +172,8 @@ def _mean(values: Iterable[float | None]) -> float:
 def read_summary(path: str | Path) -> pd.DataFrame:
     """Read summary.csv; names stay text."""
     names = (*EXPERIMENT, "method", "class")
-    numbers = {name: [""] for name in (*MEASURES, "hiou", "avg", "forgetting", "iou")}
+    measures = (*MEASURES, *QUALITY, "hiou", "avg", "forgetting")
+    numbers = {name: [""] for name in measures}
     return pd.read_csv(
         path,
         dtype=dict.fromkeys(names, str),
@@ -187,6 +216,7 @@ def draw_figures(
     groups: Groups,
     miou: str | Path,
     classes: str | Path,
+    pseudo_labels: str | Path,
     examples: str | Path,
 ) -> None:
     """Draw the figures of one experiment.
@@ -197,6 +227,7 @@ def draw_figures(
         groups: Class groups of the task.
         miou: Output: curves of old, new and all over the steps.
         classes: Output: IoU of every class after every step, per method.
+        pseudo_labels: Output: IoU of every step's pseudo labels, per class and method.
         examples: Output: the same validation images through steps and methods.
     """
     results = [{**read_json(row["evaluation"]), **row} for row in rows]
@@ -204,6 +235,7 @@ def draw_figures(
         _save(_draw_miou(results), miou)
         _save(_draw_classes(results), classes)
         _save(_draw_examples(rows, read_index(index), groups), examples)
+        _save(_draw_quality(rows), pseudo_labels)
 
 
 def _save(figure: Figure, path: str | Path) -> None:
@@ -242,24 +274,51 @@ def _draw_miou(results: Sequence[Row]) -> Figure:
 
 
 def _draw_classes(results: Sequence[Row]) -> Figure:
-    methods = list(dict.fromkeys(row["method"] for row in results))
     widest = max(results, key=lambda row: len(row["classes"]))
-    names = [entry["name"] for entry in widest["classes"]]
-    steps = sorted({row["step"] for row in results})
+    table = pd.DataFrame(
+        {**entry, "method": row["method"], "step": row["step"]}
+        for row in results
+        for entry in row["classes"]
+    )
+    names = {entry["index"]: entry["name"] for entry in widest["classes"]}
+    return _heat_maps(table, names)
+
+
+def _draw_quality(rows: Sequence[Row]) -> Figure:
+    tables = [
+        read_summary(row["quality"]).assign(method=row["method"], step=row["step"])
+        for row in rows
+        if row["quality"]
+    ]
+    table = pd.concat(tables) if tables else pd.DataFrame()
+    if table.empty:
+        figure = plt.figure(figsize=(4, 0.5))
+        figure.text(0.5, 0.5, "no method here uses pseudo labels", ha="center")
+        return figure
+    table = table[table["index"] > 0]
+    names = dict(sorted(zip(table["index"], table["class"], strict=True)))
+    return _heat_maps(table, names)
+
+
+def _heat_maps(table: pd.DataFrame, classes: Mapping[int, str]) -> Figure:
+    """IoU by class and step, one map per method, mean over seeds.
+
+    Args:
+        table: Columns method, step, index and iou.
+        classes: Names by index, in the order of the rows.
+    """
+    methods = list(dict.fromkeys(table["method"]))
+    steps = sorted(set(table["step"]))
+    names = list(classes.values())
+    means = table.astype({"iou": float}).groupby(["method", "index", "step"])["iou"]
+    iou = means.apply(lambda values: values.mean(skipna=False))
     height = 1.2 + 0.22 * len(names)
     figure, axes = plt.subplots(
         1, len(methods), figsize=(1.5 + 2.2 * len(methods), height), squeeze=False
     )
     for axis, method in zip(axes[0], methods, strict=True):
-        matrix = np.full((len(names), len(steps)), np.nan)
-        for column, step in enumerate(steps):
-            runs = [
-                [np.nan if c["iou"] is None else c["iou"] for c in row["classes"]]
-                for row in results
-                if row["method"] == method and row["step"] == step
-            ]
-            if runs:
-                matrix[: len(runs[0]), column] = np.mean(runs, axis=0)
+        grid = iou[method].unstack().reindex(index=list(classes), columns=steps)
+        matrix = grid.to_numpy(dtype=float)
         axis.imshow(matrix, vmin=0, vmax=100, cmap="viridis", aspect="auto")
         for (line, column), value in np.ndenumerate(matrix):
             if not np.isnan(value):
@@ -342,16 +401,20 @@ def class_colours(classes: int) -> np.ndarray:
 
 
 def write_report(
-    summary: str | Path, figures: Sequence[str | Path], page: str | Path
+    summary: str | Path,
+    pseudo_labels: str | Path,
+    figures: Sequence[str | Path],
+    page: str | Path,
 ) -> None:
     """Write one HTML page that opens alone: tables, and figures as embedded images.
 
     Args:
         summary: summary.csv.
+        pseudo_labels: pseudo_labels.csv.
         figures: Paths results/<dataset>/<task>-<setting>/figures/<name>.png.
         page: Output.
     """
-    numbers = read_summary(summary)
+    numbers, judged = read_summary(summary), read_summary(pseudo_labels)
     experiments = []
     for labels, rows in numbers.groupby(EXPERIMENT, sort=False):
         key = [str(label) for label in labels]
@@ -367,6 +430,9 @@ def write_report(
                 "title": " ".join(key),
                 "seeds": seeds,
                 "rows": _page_rows(rows),
+                "pseudo_labels": _quality_rows(
+                    judged[(judged[EXPERIMENT] == key).all(axis=1)]
+                ),
                 "images": images,
             }
         )
@@ -385,13 +451,32 @@ def _page_rows(rows: pd.DataFrame) -> list[dict[str, str]]:
     for (method, step), runs in rows.groupby(["method", "step"], sort=False):
         line = {"method": str(method), "step": str(step)}
         for measure in (*MEASURES, "hiou", "avg", "forgetting", "seconds"):
-            mean, deviation = runs[measure].mean(), runs[measure].std()
-            text = "–" if math.isnan(mean) else f"{mean:.1f}"
-            line[measure] = (
-                text if math.isnan(deviation) else f"{text} ± {deviation:.1f}"
-            )
+            line[measure] = _mean_and_deviation(runs[measure])
         lines.append(line)
     return lines
+
+
+def _quality_rows(judged: pd.DataFrame) -> list[dict[str, str]]:
+    """Means over the old classes, then over seeds, of every method and step."""
+    lines = []
+    old = judged[judged["index"] > 0]
+    for (method, step), runs in old.groupby(["method", "step"], sort=False):
+        line = {"method": str(method), "step": str(step)}
+        by_seed = runs.groupby("seed")
+        means = by_seed[QUALITY].mean()
+        counts = by_seed[["labelled", "of_background", "of_future"]].sum()
+        for kind in ("of_background", "of_future"):
+            means[kind] = 100 * counts[kind] / counts["labelled"]
+        for column in means:
+            line[str(column)] = _mean_and_deviation(means[column])
+        lines.append(line)
+    return lines
+
+
+def _mean_and_deviation(values: pd.Series) -> str:
+    mean, deviation = values.mean(), values.std()
+    text = "–" if math.isnan(mean) else f"{mean:.1f}"
+    return text if math.isnan(deviation) else f"{text} ± {deviation:.1f}"
 
 
 def main() -> int:

@@ -100,6 +100,7 @@ def all_jobs(process: Process, step: Path, out: Path, batch_size: int = 2) -> No
         step / "split.csv",
         out / "labels",
         out / "labels.csv",
+        out / "quality.csv",
         settings=KLDA,
         groups=GROUPS[:2],
         names=NAMES[:3],
@@ -172,6 +173,7 @@ def test_commands_of_two_processes_give_the_results_of_one(step, tmp_path):
             {"settings": KLDA, "groups": GROUPS[:2], "names": NAMES[:3]},
             *("--split", split, "--bank", bank),
             *("--labels", out / "labels", "--table", out / "labels.csv"),
+            *("--quality", out / "quality.csv"),
         ),
         "evaluation": (
             {
@@ -254,6 +256,7 @@ def test_a_bank_of_another_model_is_refused(step, tmp_path):
             folder / "split.csv",
             tmp_path / "labels",
             tmp_path / "labels.csv",
+            tmp_path / "quality.csv",
             settings=KLDA,
             groups=GROUPS[:2],
             names=NAMES[:3],

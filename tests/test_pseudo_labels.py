@@ -22,7 +22,7 @@ from kproba.pseudo_labels import (
     export,
     pseudo_label,
 )
-from kproba.splits import UNSURE
+from kproba.splits import UNSURE, LabelMap
 
 # Probabilities p of the teacher (sigmoids) and q of the bank over background and two
 # classes, for the nine pixels of an image; p·q decides by hand below.
@@ -290,6 +290,7 @@ def test_labels_come_from_the_composed_background():
 
 NAMES = ["background", "cat", "dog"]
 NEW = 3  # output index of the step's own class
+LABEL_MAP = LabelMap(((1, 2), (NEW,)))
 
 
 def answered(images):
@@ -325,8 +326,10 @@ def exported(tmp_path_factory):
         batches,
         images,
         table,
+        table.with_name("quality.csv"),
         settings=rule("argmax"),
         names=NAMES,
+        label_map=LABEL_MAP,
     )
     return SimpleNamespace(
         ids=ids, answers=answers, targets=targets, images=images, table=table
@@ -386,8 +389,10 @@ def test_exporting_twice_writes_the_same_bytes(exported, tmp_path):
         [batch],
         again,
         table,
+        table.with_name("quality.csv"),
         settings=rule("argmax"),
         names=NAMES,
+        label_map=LABEL_MAP,
     )
     assert table.read_bytes() == exported.table.read_bytes()
     for path in exported.images.iterdir():
@@ -406,8 +411,10 @@ def test_a_second_export_replaces_the_first(tmp_path):
             [batch],
             folder,
             table,
+            table.with_name("quality.csv"),
             settings=rule("argmax"),
             names=NAMES,
+            label_map=LABEL_MAP,
         )
     assert [path.name for path in folder.iterdir()] == ["new.png"]
     assert list(pd.read_csv(table)["id"]) == ["new"]
@@ -427,8 +434,10 @@ def test_a_failed_export_leaves_nothing(tmp_path):
             broken(),
             folder,
             table,
+            table.with_name("quality.csv"),
             settings=rule("argmax"),
             names=NAMES,
+            label_map=LABEL_MAP,
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -467,7 +476,7 @@ def test_thresholds_are_the_medians_over_hidden_pixels_of_each_class():
     targets[0, :, 7:] = NEW  # labelled: no business of the pseudo labels
     targets[1, 0] = 255
     batch = Batch(logits, targets, ["a", "b"], torch.arange(2))
-    thresholds = entropy_thresholds(teacher_of(logits), [batch])
+    thresholds = entropy_thresholds(teacher_of(logits), [batch], LABEL_MAP)
     for label, shown in enumerate(targets == 0):
         expected = plain_entropy(logits[label])[shown].median()
         assert thresholds[label].item() == pytest.approx(expected.item(), abs=0.02)
@@ -484,7 +493,7 @@ def test_thresholds_do_not_depend_on_how_images_are_dealt_out():
     def part(chosen):
         kept = logits[chosen]
         batch = Batch(kept, targets[chosen], [], torch.arange(4)[chosen])
-        return entropy_thresholds(teacher_of(kept), [batch])
+        return entropy_thresholds(teacher_of(kept), [batch], LABEL_MAP)
 
     whole = part(slice(0, 4))
     assert ((whole > 1 / ENTROPY_BINS) & (whole < 1)).all()
@@ -518,8 +527,10 @@ def test_export_tells_what_is_unsure(tmp_path):
         [batch],
         tmp_path / "labels",
         tmp_path / "labels.csv",
+        tmp_path / "quality.csv",
         settings=rule("entropy"),
         names=NAMES,
+        label_map=LABEL_MAP,
     )
     labels = np.array(Image.open(tmp_path / "labels/a.png"))
     assert set(np.unique(labels)) == {1, NEW, UNSURE}

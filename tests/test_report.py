@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.colors import to_rgba_array
 from PIL import Image
 
 from kproba import report
 from kproba.artifacts import label_palette, write_json, write_label_image
 from kproba.indexing import index_dataset
+from kproba.quality import quality_table
 from kproba.report import (
+    collect_quality,
     draw_figures,
     main,
     over_steps,
@@ -82,6 +85,18 @@ def _write_step(folder: Path, method: str, step: int) -> None:
         write_label_image(folder / "examples" / f"{name}.png", prediction)
 
 
+def _write_quality(folder: Path, step: int) -> Path:
+    """How good the pseudo labels of a step are: 50, 40 .. percent of a class found."""
+    confusion = torch.zeros(step + 2, step + 2, dtype=torch.int64)
+    for index in range(step + 1):
+        confusion[index, index] = 6 - index - (step == 2)
+        confusion[index, 0] += 4 + index + (step == 2)
+    confusion[step + 1, 1] = 5  # future pixels taken for cats
+    path = folder / "pseudo_label_quality.csv"
+    quality_table(confusion, NAMES[: step + 1]).to_csv(path, index=False)
+    return path
+
+
 @pytest.fixture
 def rows(tmp_path) -> list[dict[str, Any]]:
     """Rows of a tiny experiment with its result files."""
@@ -94,6 +109,9 @@ def rows(tmp_path) -> list[dict[str, Any]]:
         row |= {"method": method, "seed": 0, "step": step}
         row["evaluation"] = str(tmp_path / folder / "evaluation.json")
         row["times"] = [str(tmp_path / folder / "train.tsv")]
+        row["quality"] = ""
+        if method == "kproba" and step > 0:
+            row["quality"] = str(_write_quality(tmp_path / folder, step))
         rows.append(row)
     return rows
 
@@ -101,12 +119,18 @@ def rows(tmp_path) -> list[dict[str, Any]]:
 # --- tables ------------------------------------------------------------------------
 
 
+def _tables(rows, folder: Path) -> tuple[Path, Path, Path]:
+    names = ("summary", "classes", "pseudo_labels")
+    summary, classes, quality = (folder / f"{name}.csv" for name in names)
+    summarise(rows, summary, classes)
+    collect_quality(rows, quality)
+    return summary, classes, quality
+
+
 @pytest.fixture
-def tables(rows, tmp_path) -> tuple[Path, Path]:
-    """summary.csv and classes.csv of the tiny experiment."""
-    paths = tmp_path / "summary.csv", tmp_path / "classes.csv"
-    summarise(rows, *paths)
-    return paths
+def tables(rows, tmp_path) -> tuple[Path, Path, Path]:
+    """summary.csv, classes.csv and pseudo_labels.csv of the tiny experiment."""
+    return _tables(rows, tmp_path)
 
 
 def test_summary_has_a_row_for_every_run_and_step(tables):
@@ -241,7 +265,8 @@ def open_figures(monkeypatch) -> Iterator[list]:
 
 
 def _draw(rows, index, folder: Path, groups=GROUPS) -> dict[str, Path]:
-    paths = {name: folder / f"{name}.png" for name in ("miou", "classes", "examples")}
+    names = ("miou", "classes", "pseudo_labels", "examples")
+    paths = {name: folder / f"{name}.png" for name in names}
     draw_figures(rows, index, groups=groups, **paths)
     return paths
 
@@ -352,7 +377,8 @@ def test_legend_explains_the_colours_of_every_picture(
     ]
     evaluation = tmp_path / "run" / "evaluation.json"
     write_json(evaluation, result)
-    row = {"method": "kproba", "seed": 0, "step": 0, "evaluation": str(evaluation)}
+    row = {"method": "kproba", "seed": 0, "step": 0, "quality": ""}
+    row["evaluation"] = str(evaluation)
     _draw([row], tmp_path / "index.csv", tmp_path, groups=(tuple(range(1, 15)),))
     figure = open_figures[2]
     patches = figure.legends[0].get_patches()
@@ -410,7 +436,7 @@ def _decoded(image: dict[str, str | None]) -> Image.Image:
 def html(tables, tmp_path) -> str:
     """The page of the tiny experiment."""
     figures = _figures(tmp_path / "results" / "pets" / "1-1-overlap")
-    write_report(tables[0], figures, tmp_path / "report.html")
+    write_report(*tables[::2], figures, tmp_path / "report.html")
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -434,7 +460,7 @@ def test_page_shows_every_figure_with_a_text_for_the_blind(html):
 
 def test_page_shows_every_number(html):
     cells = _Page(html).cells
-    lines = [cells[i : i + 9] for i in range(0, len(cells), 9)]
+    lines = [cells[i : i + 9] for i in range(0, 9 * len(STEPS), 9)]
     assert [(line[0], line[1]) for line in lines] == [
         (method, str(step)) for method, step in STEPS
     ]
@@ -442,6 +468,33 @@ def test_page_shows_every_number(html):
     assert " ".join(lines[2]) == "kproba 2 42.5 15.0 28.8 – 42.9 8.3 10.0"
     assert "pets 1-1 overlap" in html
     assert "Seed 0." in html
+
+
+def test_page_shows_how_good_the_pseudo_labels_are(html):
+    cells = _Page(html).cells[9 * len(STEPS) :]
+    assert [cells[i : i + 2] for i in (0, 7)] == [["kproba", "1"], ["kproba", "2"]]
+    # Step 1: 5 of 10 cats found, and 5 pixels of the future taken for cats.
+    assert cells[2:7] == ["50.0", "50.0", f"{100 * 5 / 15:.1f}", "0.0", "50.0"]
+    # Step 2: 4 cats and 3 dogs of 10 each.
+    iou = (100 * 4 / 15 + 100 * 3 / 10) / 2
+    assert cells[9:12] == [f"{(100 * 4 / 9 + 100) / 2:.1f}", "35.0", f"{iou:.1f}"]
+
+
+def test_table_of_pseudo_labels_has_a_row_per_class(tables):
+    table = read_summary(tables[2])
+    assert set(table["method"]) == {"kproba"}
+    assert list(table["class"]) == [*NAMES[:2], *NAMES[:3]]
+    assert table.loc[1, "of_future"] == 5
+
+
+def test_without_pseudo_labels_the_tables_and_figures_say_so(rows, index, tmp_path):
+    plain = [{**row, "quality": ""} for row in rows if row["method"] != "kproba"]
+    summary, _, quality = _tables(plain, tmp_path)
+    assert quality.read_text().count("\n") == 1
+    figures = _draw(plain, index, tmp_path / "results/pets/1-1-overlap/figures")
+    write_report(summary, quality, list(figures.values()), tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Pseudo labels" not in html and len(_Page(html).images) == 3
 
 
 # --- numbers over the steps ----------------------------------------------------------
@@ -484,9 +537,9 @@ def test_page_gives_mean_and_deviation_over_seeds(rows, tmp_path):
     other = tmp_path / "other"
     _write_step(other, "finetune", 1)
     again = {**rows[1], "seed": 5, "evaluation": str(other / "evaluation.json")}
-    summarise([*rows, again], tmp_path / "summary.csv", tmp_path / "classes.csv")
+    summary, _, quality = _tables([*rows, again], tmp_path)
     page = tmp_path / "report.html"
-    write_report(tmp_path / "summary.csv", [], page)
+    write_report(summary, quality, [], page)
     html = page.read_text(encoding="utf-8")
     assert "over the seeds\n0, 5." in html
     cells = _Page(html).cells
@@ -497,9 +550,9 @@ def test_page_gives_mean_and_deviation_over_seeds(rows, tmp_path):
 
 def test_names_are_no_markup(rows, tmp_path):
     renamed = [{**row, "method": "<i>mine</i>"} for row in rows]
-    summarise(renamed, tmp_path / "summary.csv", tmp_path / "classes.csv")
+    summary, _, quality = _tables(renamed, tmp_path)
     page = tmp_path / "report.html"
-    write_report(tmp_path / "summary.csv", [], page)
+    write_report(summary, quality, [], page)
     assert "i" not in {tag for tag, _ in _Page(page.read_text("utf-8")).tags}
 
 
@@ -510,9 +563,9 @@ def test_figures_go_to_their_own_experiment(rows, tmp_path):
     for dataset, colour in datasets.items():
         figures += _figures(tmp_path / "results" / dataset / "1-1-overlap", colour)
         all_rows += [{**row, "dataset": dataset} for row in rows]
-    summarise(all_rows, tmp_path / "summary.csv", tmp_path / "classes.csv")
+    summary, _, quality = _tables(all_rows, tmp_path)
     page = tmp_path / "report.html"
-    write_report(tmp_path / "summary.csv", figures, page)
+    write_report(summary, quality, figures, page)
     images = _Page(page.read_text(encoding="utf-8")).images
     shown = [_decoded(image).convert("RGB").getpixel((0, 0)) for image in images]
     assert shown == 3 * [(255, 0, 0)] + 3 * [(0, 0, 255)]

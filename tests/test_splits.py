@@ -146,9 +146,9 @@ def test_letter_names_a_published_class_order():
     orders = {"b": (3, 1, 4, 2), "c": (4, 3, 2, 1)}
     assert parse_task("2-1_c", 4, orders) == ((4, 3), (2,), (1,))
     assert parse_task("2-2_b", 4, orders) == ((3, 1), (4, 2))
-    with pytest.raises(ValueError, match=r"class order of the dataset \(r1.*b, c\).*'d'"):
+    with pytest.raises(ValueError, match=r"class order of .*\(r1, .*, b, c\).*'d'"):
         parse_task("2-1_d", 4, orders)
-    with pytest.raises(ValueError, match=r"class order of the dataset \(none\)"):
+    with pytest.raises(ValueError, match=r"class order of .* random ones\)"):
         parse_task("2-1_b", 4)
 
 

@@ -288,9 +288,17 @@ def rows_of(runs):
                     "step": step,
                     "evaluation": evaluation_file(run, step),
                     "times": time_files(run, step),
+                    "quality": quality_file(run, step),
                 }
             )
     return rows
+
+
+def quality_file(run, step):
+    """How good a step's pseudo labels are; "" where it has none."""
+    if step == 0 or not plan.uses_pseudo_labels(run.method, run.setting):
+        return ""
+    return f"{folder(run, step)}/pseudo_label_quality.csv"
 
 
 def time_files(run, step):
@@ -326,6 +334,14 @@ def all_evaluations(wildcards):
 
 def all_times(wildcards):
     return sorted({path for row in all_rows(wildcards) for path in row["times"]})
+
+
+def all_qualities(wildcards):
+    return sorted({row["quality"] for row in all_rows(wildcards)} - {""})
+
+
+def qualities_of_experiment(wildcards):
+    return sorted({row["quality"] for row in rows_of_experiment(wildcards)} - {""})
 
 
 def evaluations_of_experiment(wildcards):
@@ -365,5 +381,5 @@ def figures_of_experiments(wildcards):
     return [
         f"results/{run.dataset}/{run.task}-{run.setting}/figures/{name}.png"
         for run in experiments()
-        for name in ("miou", "classes", "examples")
+        for name in ("miou", "classes", "pseudo_labels", "examples")
     ]

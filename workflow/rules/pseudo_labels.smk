@@ -8,6 +8,7 @@ rule export_pseudo_labels:
             "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/pseudo_labels"
         ),
         table="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/pseudo_labels.csv",
+        quality="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/pseudo_label_quality.csv",
     log:
         "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/pseudo_labels.log",
     benchmark:
@@ -32,5 +33,6 @@ rule export_pseudo_labels:
         " kproba.inference pseudo-labels --job {params.job:q} --model {input.model}"
         " --bank {input.bank} --split {input.split}"
         " --labels {output.labels} --table {output.table}"
+        " --quality {output.quality}"
         " --batch-size {resources.batch_size} --workers {resources.workers}"
         " {resources.deterministic}"

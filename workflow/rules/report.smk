@@ -2,6 +2,7 @@ rule summarise:
     input:
         evaluations=all_evaluations,
         times=all_times,
+        qualities=all_qualities,
     output:
         summary=report(
             "results/summary.csv",
@@ -11,6 +12,11 @@ rule summarise:
         classes=report(
             "results/classes.csv",
             caption="../report/classes.rst",
+            category="Results",
+        ),
+        pseudo_labels=report(
+            "results/pseudo_labels.csv",
+            caption="../report/pseudo_labels.rst",
             category="Results",
         ),
     log:
@@ -29,6 +35,7 @@ rule summarise:
 rule draw_figures:
     input:
         evaluations=evaluations_of_experiment,
+        qualities=qualities_of_experiment,
         examples=examples_of_experiment,
         index="results/data/{dataset}/index.csv",
     output:
@@ -40,6 +47,11 @@ rule draw_figures:
         classes=report(
             "results/{dataset}/{task}-{setting}/figures/classes.png",
             caption="../report/class_steps.rst",
+            category="Figures",
+        ),
+        pseudo_labels=report(
+            "results/{dataset}/{task}-{setting}/figures/pseudo_labels.png",
+            caption="../report/pseudo_label_steps.rst",
             category="Figures",
         ),
         examples=report(
@@ -64,6 +76,7 @@ rule draw_figures:
 rule write_report:
     input:
         summary="results/summary.csv",
+        pseudo_labels="results/pseudo_labels.csv",
         figures=figures_of_experiments,
         class_lists=class_lists,
         banks=last_banks,

@@ -15,5 +15,6 @@ with log_to(snakemake.log[0]):
         groups=snakemake.params.groups,
         miou=snakemake.output.miou,
         classes=snakemake.output.classes,
+        pseudo_labels=snakemake.output.pseudo_labels,
         examples=snakemake.output.examples,
     )

@@ -1,12 +1,14 @@
-"""Collect the results of all runs in two tables."""
+"""Collect the results of all runs in tables."""
 
 from typing import TYPE_CHECKING
 
 from kproba.logs import log_to
-from kproba.report import summarise
+from kproba.report import collect_quality, summarise
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with log_to(snakemake.log[0]):
-    summarise(snakemake.params.rows, snakemake.output.summary, snakemake.output.classes)
+    rows, tables = snakemake.params.rows, snakemake.output
+    summarise(rows, tables.summary, tables.classes)
+    collect_quality(rows, tables.pseudo_labels)

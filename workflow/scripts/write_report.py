@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 with log_to(snakemake.log[0]):
     write_report(
         snakemake.input.summary,
+        snakemake.input.pseudo_labels,
         list(snakemake.input.figures),
         snakemake.output.page,
     )
