@@ -436,6 +436,7 @@ class Plan:
         """`BankSettings` of a method: `lda` wants no map, κ by distance no scatter."""
         rule = self.section("pseudo_labels", method)
         settings = self.section("bank", method)
+        del settings["network"]  # told by an input of the rule
         identity = rule["rule"] == "lda"
         euclidean = rule["rule"] == "kappa" and rule["metric"] == "euclidean"
         return {
@@ -444,6 +445,10 @@ class Plan:
             "maps": 1 if identity else settings["maps"],
             "scatter": not euclidean,
         }
+
+    def bank_before_training(self, method: str) -> bool:
+        """Whether a step's prototypes are of the network as it was before the step."""
+        return self.section("bank", method)["network"] == "before"
 
     def step_settings(self, run: Run, step: int) -> Config:
         """Content of settings.json: all that determines the training of a step."""

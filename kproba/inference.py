@@ -38,7 +38,7 @@ from kproba.evaluation import (
     write_results,
 )
 from kproba.job import add_machine_arguments, job_process
-from kproba.model import load_model
+from kproba.model import SegmentationNetwork, load_model
 from kproba.prototypes import (
     BankSettings,
     FeatureBatch,
@@ -50,6 +50,7 @@ from kproba.prototypes import (
 )
 from kproba.pseudo_labels import PseudoLabelSettings, export
 from kproba.splits import IGNORE, UNSURE, Groups, LabelMap, read_index
+from kproba.training import StepSettings, first_network
 
 log = logging.getLogger("kproba")
 
@@ -93,6 +94,8 @@ def bank_of_step(
     seed: int,
     previous: str | Path | None = None,
     pseudo_labels: str | Path | None = None,
+    network: str | Path | None = None,
+    weights: str | Path | None = None,
     reading: Reading = Reading(),
 ) -> None:
     """Build the bank of step t from model t and the images of step t.
@@ -108,10 +111,13 @@ def bank_of_step(
         seed: Of maps and sample.
         previous: Bank of step t-1; None at step 0.
         pseudo_labels: Folder of the step's targets; None for the raw labels.
+        network: Whose features the prototypes are of, if not the model's: another
+            model, or the settings.json of step 0 for the network before its training.
+        weights: Of the backbone of that, if they come from a file.
         reading: Batches, workers, processes.
     """
     process = reading.process
-    network = load_model(model, device=process.device)
+    source = bank_network(network or model, weights, process.device)
     rows = read_index(split)
     label_map = LabelMap(_tuples(groups), setting)
     table = label_map.training_table()
@@ -126,7 +132,7 @@ def bank_of_step(
         for batch in reading.loader(of, table):
             images = batch.images.to(process.device, non_blocking=True)
             targets = batch.targets.to(process.device, non_blocking=True)
-            found = bank_features(network(images), how)
+            found = bank_features(source(images), how)
             yield FeatureBatch(found, targets, batch.keys.tolist())
 
     some = rows.iloc[sampled_images(len(rows), how)].reset_index(drop=True)
@@ -151,6 +157,18 @@ def bank_of_step(
         }
         built.save(bank, about=about)
         log.info("bank of %d images written to %s", len(rows), bank)
+
+
+def bank_network(
+    path: str | Path, weights: str | Path | None, device: str
+) -> SegmentationNetwork:
+    """A trained network, or from the settings of step 0 an untrained one."""
+    if Path(path).suffix != ".json":
+        return load_model(path, device=device)
+    settings = StepSettings.from_dict(read_json(path))
+    network = first_network(settings, weights)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval()
 
 
 def pseudo_labels_of_step(
@@ -299,7 +317,11 @@ def _tuples(groups: Classes) -> Groups:
 
 # Per job its function, the files that it needs and those that it may have.
 JOBS: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
-    "bank": (bank_of_step, ("model", "split", "bank"), ("previous", "pseudo_labels")),
+    "bank": (
+        bank_of_step,
+        ("model", "split", "bank"),
+        ("previous", "pseudo_labels", "network", "weights"),
+    ),
     "pseudo-labels": (
         pseudo_labels_of_step,
         ("model", "split", "labels", "table", "quality"),

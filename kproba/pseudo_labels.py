@@ -6,9 +6,9 @@ resolution. All rules may answer 0. All other pixels keep their label.
 
 | rule         | answer                                                               |
 |--------------|----------------------------------------------------------------------|
-| `klda`       | argmax_c log p̄_c + a log q_c + b [c>0], q the KLDA posterior of φ(g)  |
+| `klda`       | argmax_c w log p̄_c + a log q_c + b [c>0], q KLDA's posterior of φ(g)  |
 | `lda`        | the same with φ = identity                                           |
-| `kappa`      | argmax_c κ_c p_c, κ = softmax(-d_c/τ) over distances to prototypes    |
+| `kappa`      | argmax_c κ_c p_c^w, κ = softmax(-d_c/τ) over distances to prototypes  |
 | `confidence` | argmax p where max p ≥ threshold, else 0 (BARM)                       |
 | `argmax`     | argmax p                                                             |
 | `agree`      | argmax p where the bank agrees or max p ≥ threshold, else 0           |
@@ -48,6 +48,7 @@ class PseudoLabelSettings:
     Attributes:
         rule: One of `kproba.methods.RULES`.
         threshold: Of `confidence` and `agree`.
+        probability_weight: w of `klda`, `lda` and `kappa`; 0: the bank alone.
         posterior_weight: a of `klda` and `lda`.
         foreground_bias: b of `klda` and `lda`.
         temperature: τ of `kappa`.
@@ -56,6 +57,7 @@ class PseudoLabelSettings:
 
     rule: str
     threshold: float
+    probability_weight: float
     posterior_weight: float
     foreground_bias: float
     temperature: float
@@ -107,11 +109,12 @@ def decide(
         elif thresholds is not None:
             label = label.where(entropy(log_p) < thresholds[label], UNSURE)
     elif rule in ("klda", "lda"):
-        score = log_p.log_softmax(1) + settings.posterior_weight * log_evidence
+        score = settings.probability_weight * log_p.log_softmax(1)
+        score += settings.posterior_weight * log_evidence
         score[:, 1:] += settings.foreground_bias
         label = score.argmax(dim=1)
     elif rule == "kappa":
-        label = (log_p + log_evidence).argmax(dim=1)
+        label = (settings.probability_weight * log_p + log_evidence).argmax(dim=1)
     else:  # agree
         label = label * (sure | (log_evidence.argmax(dim=1) == label))
     return label.to(torch.uint8)

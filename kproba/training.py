@@ -375,14 +375,7 @@ def build_networks(
     teacher = None
     recipe = settings.recipe
     if files.previous is None:
-        if settings.architecture is None or settings.weights is None:
-            raise ValueError("Step 0 needs `architecture` and `weights` in settings.")
-        student = SegmentationNetwork(
-            settings.architecture,
-            [len(settings.groups[0])],
-            weights=str(files.weights or settings.weights),
-            seed=settings.seed,
-        )
+        student = first_network(settings, files.weights)
     else:
         previous = load_model(files.previous, device="cpu")
         seed = settings.seed + settings.step
@@ -401,6 +394,24 @@ def build_networks(
     if settings.step > 0 and recipe.trains == "newest":
         student.train_newest_branch_alone()
     return student, teacher
+
+
+def first_network(
+    settings: StepSettings, weights: str | Path | None
+) -> SegmentationNetwork:
+    """The untrained network of step 0; `weights` if those of the backbone are a file.
+
+    Raises:
+        ValueError: The settings are not of step 0.
+    """
+    if settings.architecture is None or settings.weights is None:
+        raise ValueError("Step 0 needs `architecture` and `weights` in settings.")
+    return SegmentationNetwork(
+        settings.architecture,
+        [len(settings.groups[0])],
+        weights=str(weights or settings.weights),
+        seed=settings.seed,
+    )
 
 
 def build_optimizer(

@@ -41,6 +41,7 @@ BANK = {
 KLDA = {
     "rule": "klda",
     "threshold": 0.7,
+    "probability_weight": 1.0,
     "posterior_weight": 1.0,
     "foreground_bias": 0.0,
     "temperature": 1.0,

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from calls import ROOT, command, jobs, snakemake
 from safetensors.torch import load_file
@@ -152,6 +153,39 @@ def test_bank_dimension_keeps_step_0_and_finetuning(run: Path) -> None:
         run / "results/tiny/6-overlap/kproba/seed0/step0/prototypes.safetensors"
     )
     assert bank["means.0"].shape == (7, 32)
+
+
+def test_prototypes_of_the_network_before_training(run: Path) -> None:
+    write_config(run, {"bank": {"network": "before"}})
+    again = jobs(run)
+    assert again["build_prototypes"] == 3
+    assert "train_base" not in again
+    banks = [
+        "results/tiny/6-overlap/kproba/seed0/step0/prototypes.safetensors",
+        f"{CHAIN}/kproba/seed0/step1/prototypes.safetensors",
+    ]
+    before = [load_file(run / bank) for bank in banks]
+    snakemake(run, *banks)
+    for old, bank in zip(before, banks, strict=True):
+        new = load_file(run / bank)
+        assert torch.equal(old["count"][:7], new["count"][:7])  # the same pixels
+        assert not torch.equal(old["means.0"], new["means.0"])
+
+
+def test_other_methods_have_their_own_step_0_and_the_same_rules(run: Path) -> None:
+    methods = ["kproba", "barm", "ssul", "plop", "mib", "lwf", "finetune", "joint"]
+    experiment = {"dataset": "tiny", "task": "6-2", "methods": methods}
+    write_config(run, {"experiments": [experiment]})
+    planned = jobs(run)
+    assert planned["train_base"] == 1  # with a softmax, for plop, mib and lwf
+    assert planned["train_step"] == 2 * 5
+    assert planned["export_pseudo_labels"] == 2 * 3
+    assert "build_prototypes" not in planned
+    chain = f"{CHAIN}/plop/seed0"
+    snakemake(run, f"{chain}/step1/evaluation.json")
+    quality = pd.read_csv(run / chain / "step1/pseudo_label_quality.csv")
+    assert len(quality) == 7 and quality["unsure"].sum() > 0
+    assert (run / "results/tiny/6-overlap/base_softmax/seed0/step0").is_dir()
 
 
 def test_increment_setting_keeps_step_0(run: Path) -> None:

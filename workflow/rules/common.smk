@@ -223,6 +223,22 @@ def previous_bank(wildcards):
     return bank_file(run_of(wildcards), int(wildcards.step) - 1)
 
 
+def network_of_bank(wildcards):
+    """Another network than the step's own, if the bank is of one; at step 0 its plan."""
+    if not plan.bank_before_training(wildcards.method):
+        return []
+    if wildcards.step == "0":
+        model = model_of_step(wildcards)
+        return model.replace("model.safetensors", "settings.json")
+    return previous_model(wildcards)
+
+
+def weights_of_bank(wildcards):
+    """Backbone weights of an untrained network."""
+    before = plan.bank_before_training(wildcards.method) and wildcards.step == "0"
+    return weights_file(wildcards) if before else []
+
+
 def pseudo_labels_after_step_0(wildcards):
     return [] if wildcards.step == "0" else pseudo_labels_of_step(wildcards)
 

@@ -4,6 +4,8 @@ rule build_prototypes:
         split="results/splits/{dataset}/{task}-{setting}/step{step}.csv",
         pseudo_labels=pseudo_labels_after_step_0,
         previous=previous_bank,
+        network=network_of_bank,
+        weights=weights_of_bank,
     output:
         bank="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/prototypes.safetensors",
         description="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/prototypes.json",
@@ -28,5 +30,6 @@ rule build_prototypes:
         " kproba.inference bank --job {params.job:q} --model {input.model}"
         " --split {input.split} --pseudo-labels {input.pseudo_labels}"
         " --previous {input.previous} --bank {output.bank}"
+        " --network {input.network} --weights {input.weights}"
         " --batch-size {resources.batch_size} --workers {resources.workers}"
         " {resources.deterministic}"
