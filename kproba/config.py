@@ -11,7 +11,7 @@ import difflib
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -449,6 +449,33 @@ class Plan:
     def bank_before_training(self, method: str) -> bool:
         """Whether a step's prototypes are of the network as it was before the step."""
         return self.section("bank", method)["network"] == "before"
+
+    def bank_home(self, method: str) -> str:
+        """The method in whose folder the bank of step 0 is: see `_home`."""
+        return self._home(method, self._bank_key)
+
+    def label_home(self, method: str) -> str:
+        """The method in whose folder the pseudo labels of step 1 are: see `_home`."""
+        return self._home(method, self._label_key)
+
+    def _home(self, method: str, key: Callable[[str], Any]) -> str:
+        """The first built-in method that would make the same, else the method itself.
+
+        What follows from step 0 alone is made once: the loss terms of a method, say,
+        matter neither to the bank of step 0 nor to the pseudo labels of step 1.
+        """
+        own = key(method)
+        return next((name for name in METHODS if key(name) == own), method)
+
+    def _bank_key(self, method: str) -> Any:
+        before = self.bank_before_training(method)
+        return self.base_name(method), self.bank(method), before
+
+    def _label_key(self, method: str) -> Any:
+        bank = self._bank_key(method) if self.reads_bank(method) else None
+        uses = self.recipe(method).use_pseudo_labels
+        rule = self.section("pseudo_labels", method)
+        return uses, self.base_name(method), bank, rule
 
     def step_settings(self, run: Run, step: int) -> Config:
         """Content of settings.json: all that determines the training of a step."""

@@ -781,6 +781,27 @@ def test_methods_of_one_form_of_output_share_step_0():
         assert settings["architecture"]["softmax"] is (base == "base_softmax")
 
 
+def test_what_follows_from_step_0_alone_is_made_once():
+    methods = {
+        "without_bfd": {"based_on": "kproba", "losses": {"bfd": 0}},
+        "faster": {"based_on": "kproba", "increment": {"epochs": 1}},
+        "lda": {"based_on": "kproba", "pseudo_labels": {"rule": "lda"}},
+        "biased": {"based_on": "kproba", "pseudo_labels": {"foreground_bias": 1}},
+        "small": {"based_on": "kproba", "bank": {"dimension": 64}},
+        "before": {"based_on": "kproba", "bank": {"network": "before"}},
+    }
+    plan = _plan(methods=methods)
+    banks = {name: plan.bank_home(name) for name in methods}
+    shared = dict.fromkeys(("without_bfd", "faster", "biased"), "kproba")
+    assert banks == shared | {name: name for name in ("lda", "small", "before")}
+    labels = {name: plan.label_home(name) for name in methods}
+    shared.pop("biased")
+    own = ("biased", "lda", "small", "before")
+    assert labels == shared | {name: name for name in own}
+    assert plan.label_home("ssul") == "barm"
+    assert plan.label_home("barm") == "barm"
+
+
 def test_a_method_brings_its_rule_and_the_configuration_the_others():
     plan = _plan(pseudo_labels={"rule": "lda", "threshold": 0.5})
     assert plan.section("pseudo_labels", "kproba")["rule"] == "lda"
@@ -826,3 +847,21 @@ def test_a_sweep_is_every_combination_once():
     assert plan.base_task("tiny", "6-2") != plan.base_task("tiny", "6-2_r1")
     # The labels of all classes are the same in every order: one joint training.
     assert plan.joint_task("tiny", "6-2") == plan.joint_task("tiny", "6-2_r1")
+
+
+@pytest.mark.parametrize("name", ["digits", "ablation"])
+def test_comparisons_run_the_embedded_example_as_it_is_shipped(name):
+    shipped, compared = (
+        yaml.safe_load((ROOT / "config" / path).read_text())
+        for path in ("config.yaml", f"benchmarks/{name}.yaml")
+    )
+    for content in (shipped, compared):
+        content.pop("experiments")
+    compared.pop("methods", None)
+    assert compared == shipped
+    assert Plan(
+        check(
+            yaml.safe_load((ROOT / f"config/benchmarks/{name}.yaml").read_text()),
+            ROOT / "workflow/schemas/config.schema.yaml",
+        )
+    ).runs

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -109,9 +110,15 @@ def model_file(run, step):
 
 
 def bank_file(run, step):
-    """Bank of a step; that of step 0 is shared between the tasks of a method."""
-    home = base_run(run, run.method) if step == 0 else run
+    """Bank of a step; that of step 0 is shared between tasks, and methods like it."""
+    home = base_run(run, plan.bank_home(run.method)) if step == 0 else run
     return f"{folder(home, step)}/prototypes.safetensors"
+
+
+def label_file(run, step, name="pseudo_labels"):
+    """Pseudo labels of a step; those of step 1 are shared between methods like it."""
+    method = plan.label_home(run.method) if int(step) == 1 else run.method
+    return f"{folder(replace(run, method=method), step)}/{name}"
 
 
 def evaluation_file(run, step):
@@ -211,7 +218,7 @@ def weights_file(wildcards):
 def pseudo_labels_of_step(wildcards):
     if not plan.uses_pseudo_labels(wildcards.method, wildcards.setting):
         return []
-    return f"{folder(run_of(wildcards), wildcards.step)}/pseudo_labels"
+    return label_file(run_of(wildcards), wildcards.step)
 
 
 # --- Prototype banks -----------------------------------------------------------------
@@ -314,7 +321,7 @@ def quality_file(run, step):
     """How good a step's pseudo labels are; "" where it has none."""
     if step == 0 or not plan.uses_pseudo_labels(run.method, run.setting):
         return ""
-    return f"{folder(run, step)}/pseudo_label_quality.csv"
+    return label_file(run, step, "pseudo_label_quality.csv")
 
 
 def time_files(run, step):
@@ -322,7 +329,7 @@ def time_files(run, step):
     model = model_file(run, step)
     files = [model.replace("model.safetensors", "train.benchmark.tsv")]
     if step > 0 and plan.uses_pseudo_labels(run.method, run.setting):
-        files.append(f"{folder(run, step)}/pseudo_labels.benchmark.tsv")
+        files.append(label_file(run, step, "pseudo_labels.benchmark.tsv"))
         if plan.reads_bank(run.method):
             bank = bank_file(run, step - 1)
             files.append(
