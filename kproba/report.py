@@ -1,6 +1,7 @@
 """Tables, figures and the page that shows them.
 
-python -m kproba.report results/summary.csv    # the short table, in the terminal
+python -m kproba.report results/summary.csv               # the short table
+python -m kproba.report --markdown results/summary.csv    # after the last step alone
 """
 
 import base64
@@ -198,6 +199,30 @@ def short_table(summary: pd.DataFrame) -> str:
                 line += "".join(_cell(means[measure]) for measure in MEASURES)
             seeds = runs["seed"].nunique()
             lines.append(line + (f"   mean of {seeds} seeds" if seeds > 1 else ""))
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def markdown_table(summary: pd.DataFrame) -> str:
+    """Each method after the last step, mean ± deviation over seeds, as Markdown.
+
+    The seconds are those of all increments of a run, or of its only training.
+    """
+    blocks = []
+    measures = (*MEASURES, "hiou", "forgetting")
+    for key, experiment in summary.groupby(EXPERIMENT, sort=False):
+        columns = ["method", "seeds", *measures, "seconds"]
+        lines = [f"{key[0]} {key[1]} {key[2]}, after the last step:", ""]
+        lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        last = experiment["step"].max()
+        for method, runs in experiment.groupby("method", sort=False):
+            ended = runs[runs["step"] == last]
+            alone = runs["step"].nunique() == 1
+            trained = runs if alone else runs[runs["step"] > 0]
+            seconds = trained.groupby("seed")["seconds"].sum().mean()
+            cells = [str(method), str(ended["seed"].nunique())]
+            cells += [_mean_and_deviation(ended[measure]) for measure in measures]
+            lines.append(f"| {' | '.join(cells)} | {seconds:.0f} |")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
@@ -480,11 +505,14 @@ def _mean_and_deviation(values: pd.Series) -> str:
 
 
 def main() -> int:
-    """Print the short table of a summary.csv."""
-    if len(sys.argv) != 2:
-        print("usage: python -m kproba.report results/summary.csv", file=sys.stderr)
+    """Print a table of a summary.csv."""
+    *flags, path = sys.argv[1:] or ["--help"]
+    if path.startswith("-") or flags not in ([], ["--markdown"]):
+        usage = "usage: python -m kproba.report [--markdown] results/summary.csv"
+        print(usage, file=sys.stderr)
         return 2
-    print(short_table(read_summary(sys.argv[1])))
+    table = markdown_table if flags else short_table
+    print(table(read_summary(path)))
     return 0
 
 

@@ -24,6 +24,7 @@ from kproba.report import (
     collect_quality,
     draw_figures,
     main,
+    markdown_table,
     over_steps,
     read_summary,
     short_table,
@@ -478,6 +479,24 @@ def test_page_shows_how_good_the_pseudo_labels_are(html):
     # Step 2: 4 cats and 3 dogs of 10 each.
     iou = (100 * 4 / 15 + 100 * 3 / 10) / 2
     assert cells[9:12] == [f"{(100 * 4 / 9 + 100) / 2:.1f}", "35.0", f"{iou:.1f}"]
+
+
+def test_markdown_has_the_last_step_with_deviations(rows, tmp_path):
+    other = tmp_path / "other"
+    _write_step(other, "finetune", 2)
+    again = {**rows[2], "seed": 1, "evaluation": str(other / "evaluation.json")}
+    summary, *_ = _tables([*rows, again], tmp_path)
+    lines = markdown_table(read_summary(summary)).splitlines()
+    assert lines[0] == "pets 1-1 overlap, after the last step:"
+    cells = {line.split(" | ")[0][2:]: line.split(" | ") for line in lines[4:]}
+    assert list(cells) == ["kproba", "finetune", "joint"]
+    deviation = np.std([28.75, 25.0], ddof=1)
+    mean = np.mean([28.75, 25.0])
+    assert cells["kproba"][1:3] == ["2", f"33.8 ± {np.std([42.5, 25], ddof=1):.1f}"]
+    assert cells["kproba"][4] == f"{mean:.1f} ± {deviation:.1f}"
+    # Seconds of both increments of seed 0, and of the one of seed 1, averaged.
+    assert cells["kproba"][-1] == "15 |"
+    assert cells["joint"][-1] == "10 |"
 
 
 def test_table_of_pseudo_labels_has_a_row_per_class(tables):
