@@ -31,6 +31,7 @@ Row = Mapping[str, Any]
 EXPERIMENT = ["dataset", "task", "setting"]
 MEASURES = ["old", "new", "all"]
 # Okabe and Ito's colours, told apart by colour-blind readers too.
+MOST_COLUMNS = 9  # of predictions in the figure of examples
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 # Eleven colours that stay apart in a small picture.
 CLASS_COLOURS = [
@@ -337,11 +338,15 @@ def _heat_maps(table: pd.DataFrame, classes: Mapping[int, str]) -> Figure:
     names = list(classes.values())
     means = table.astype({"iou": float}).groupby(["method", "index", "step"])["iou"]
     iou = means.apply(lambda values: values.mean(skipna=False))
-    height = 1.2 + 0.22 * len(names)
+    across = min(4, len(methods))
+    down = math.ceil(len(methods) / across)
+    size = (1.5 + 2.2 * across, down * (1.2 + 0.22 * len(names)))
     figure, axes = plt.subplots(
-        1, len(methods), figsize=(1.5 + 2.2 * len(methods), height), squeeze=False
+        down, across, figsize=size, squeeze=False, layout="constrained"
     )
-    for axis, method in zip(axes[0], methods, strict=True):
+    for axis in axes.ravel()[len(methods) :]:
+        axis.remove()
+    for number, (axis, method) in enumerate(zip(axes.ravel(), methods, strict=False)):
         grid = iou[method].unstack().reindex(index=list(classes), columns=steps)
         matrix = grid.to_numpy(dtype=float)
         axis.imshow(matrix, vmin=0, vmax=100, cmap="viridis", aspect="auto")
@@ -353,18 +358,14 @@ def _heat_maps(table: pd.DataFrame, classes: Mapping[int, str]) -> Figure:
                 )
         axis.set(title=method, xlabel="step", xticks=range(len(steps)))
         axis.set_xticklabels([str(step) for step in steps])
-        axis.set_yticks(range(len(names)), names if axis is axes[0][0] else [])
+        axis.set_yticks(range(len(names)), [] if number % across else names)
     return figure
 
 
 def _draw_examples(rows: Sequence[Row], index: pd.DataFrame, groups: Groups) -> Figure:
     first_seed = rows[0]["seed"]
     shown = [row for row in rows if row["seed"] == first_seed]
-    columns: dict[str, Path] = {}
-    for row in shown:
-        folder = Path(row["evaluation"]).with_name("examples")
-        title = "step 0" if row["step"] == 0 else f"{row['method']}\nstep {row['step']}"
-        columns.setdefault(title, folder)
+    columns = _example_columns(shown)
     names = sorted(path.stem for path in next(iter(columns.values())).glob("*.png"))
     table = LabelMap(groups).evaluation_table()
     last = max(shown, key=lambda row: row["step"])
@@ -407,6 +408,22 @@ def _draw_examples(rows: Sequence[Row], index: pd.DataFrame, groups: Groups) -> 
         )
     figure.subplots_adjust(wspace=0.04, hspace=0.04)
     return figure
+
+
+def _example_columns(rows: Sequence[Row]) -> dict[str, Path]:
+    """Folders of predictions by their titles; of many only those of the last step."""
+    last = max(row["step"] for row in rows)
+    folders: dict[Path, str] = {}  # a step 0 that methods share once
+    for row in rows:
+        folder = Path(row["evaluation"]).with_name("examples")
+        first = row["step"] == 0 and "step 0" not in folders.values()
+        title = "step 0" if first else f"{row['method']}\nstep {row['step']}"
+        folders.setdefault(folder, title)
+    columns = {title: folder for folder, title in folders.items()}
+    if len(columns) > MOST_COLUMNS:
+        kept = ("step 0", f"step {last}")
+        columns = {t: f for t, f in columns.items() if t.endswith(kept)}
+    return columns
 
 
 def class_colours(classes: int) -> np.ndarray:
