@@ -55,6 +55,7 @@ ATROUS_RATES = {16: [6, 12, 18], 8: [12, 24, 36]}
 SWITCHES = (
     "cross_entropy",
     "use_pseudo_labels",
+    "keeps_background",
     "trains",
     "start_from_background",
     "scale_by_certainty",

@@ -30,10 +30,12 @@ class Masks(NamedTuple):
     Attributes:
         new: M⁺, cells whose raw label is a class of C_t.
         background: M⁻, cells whose raw label is 0.
+        remaining: Cells of M⁻ whose pseudo label is 0 too.
     """
 
     new: torch.Tensor
     background: torch.Tensor
+    remaining: torch.Tensor
 
 
 class Counts(NamedTuple):
@@ -45,6 +47,7 @@ class Counts(NamedTuple):
     cells: float  # all cells
     images: float = 0
     area: float = 0  # all pixels, those that are 255 too
+    remaining: float = 0  # cells of M⁻ whose pseudo label is 0
 
 
 def cell_masks(
@@ -65,8 +68,9 @@ def cell_masks(
     cells = F.interpolate(targets[:, None].float(), tuple(size), mode="nearest-exact")
     cells = cells[:, 0]
     new = (cells >= first_new) & (cells != IGNORE)
-    background = cells == 0 if sequential else cells < first_new
-    return Masks(new, background)
+    remaining = cells == 0
+    background = remaining if sequential else cells < first_new
+    return Masks(new, background, remaining)
 
 
 def bce(logits: torch.Tensor, channels: torch.Tensor, count: float) -> torch.Tensor:
@@ -395,7 +399,10 @@ def branch_terms(case: Case, method: Method) -> dict[str, torch.Tensor]:
         term = bga_ce(adaptation, masks.new, counts.new)
         losses["bga_ce"] = weights.bga_ce * term
     if weights.bga_t:
-        term = bga_t(adaptation, masks.background, counts.background)
+        if method.keeps_background == "raw":
+            term = bga_t(adaptation, masks.background, counts.background)
+        else:
+            term = bga_t(adaptation, masks.remaining, counts.remaining)
         losses["bga_t"] = weights.bga_t * term
     if teacher is not None and weights.gkd:
         term = gkd(student.logits[:-1], teacher.logits, counts.cells)

@@ -50,6 +50,9 @@ class Method:
         use_pseudo_labels: Train an increment on the labels that `export_pseudo_labels`
             wrote (old classes found in the background) instead of the raw labels.
         pseudo_labels: Keys of the configuration's `pseudo_labels` that the method sets.
+        keeps_background: Where `bga_t` keeps the background up: "raw", wherever the
+            raw label is 0 (the reference), or "pseudo", only where the pseudo label is
+            too, so that background may fall on what was recognised as an old class.
         trains: "all", or "newest": the newest branch alone.
         start_from_background: New classes start with the background's weights and an
             equal share of its probability, not at random.
@@ -62,6 +65,7 @@ class Method:
     losses: LossWeights = field(default_factory=LossWeights)
     use_pseudo_labels: bool = True
     pseudo_labels: Mapping[str, Any] = field(default_factory=dict)
+    keeps_background: Literal["raw", "pseudo"] = "raw"
     trains: Literal["all", "newest"] = "all"
     start_from_background: bool = False
     scale_by_certainty: bool = False

@@ -570,7 +570,7 @@ def global_counts(
         The counts, whether any process was told to stop, and whether any finds that a
         state is due.
     """
-    pixels = new = background = cells = images = area = 0.0
+    pixels = new = background = cells = images = area = remaining = 0.0
     for batch, masks, _ in prepared:
         pixels += float((batch.targets != IGNORE).sum())
         images += len(batch.targets)
@@ -578,9 +578,10 @@ def global_counts(
         if masks is not None:
             new += float(masks.new.sum())
             background += float(masks.background.sum())
+            remaining += float(masks.remaining.sum())
             cells += masks.new.numel()
     flags = [float(stop.asked), float(state_due)]
-    counted = [pixels, new, background, cells, images, area]
+    counted = [pixels, new, background, cells, images, area, remaining]
     *counts, stopped, due = process.sum([*counted, *flags])
     return Counts(*counts), stopped > 0, due > 0
 

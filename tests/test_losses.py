@@ -165,6 +165,7 @@ def counts_of(targets, masks):
         cells=float(masks.new.numel()),
         images=float(len(targets)),
         area=float(targets.numel()),
+        remaining=float(masks.remaining.sum()),
     )
 
 
@@ -263,6 +264,21 @@ def test_bga_ce_pushes_background_down_on_new_classes():
     ours, plain = leaves([r]), leaves([r], torch.float64)
     value = bga_ce(ours[0], masks.new, counts.new)
     assert_same(value, plain_bga_ce(plain[0], masks.new), ours, plain)
+
+
+def test_background_may_fall_on_what_was_recognised_when_a_method_says_so():
+    targets = uneven_targets()
+    masks, counts = step_setting(targets)
+    assert 0 < counts.remaining < counts.background
+    centres = F.interpolate(targets[:, None].float(), CELLS, mode="nearest-exact")
+    assert torch.equal(masks.remaining, centres[:, 0] == 0)
+    ours = leaves(branch_logits(75))
+    plain = leaves(branch_logits(75), torch.float64)
+    method = Method(losses=LossWeights(bga_t=5.0), keeps_background="pseudo")
+    outputs = outputs_of([], ours)
+    losses = step_losses(outputs, None, targets, masks, counts, method)
+    expected = 5 * plain_bga_t(plain[-1][:, 0], masks.remaining)
+    assert_same(losses["bga_t"], expected, ours, plain)
 
 
 def test_bga_t_stops_background_from_falling_on_background():
@@ -419,7 +435,7 @@ def test_micro_batches_add_up_to_the_global_batch(parts):
             part_of(outputs_of(split_blocks, split), part),
             part_of(outputs_of(teacher.blocks, teacher.logits), part),
             targets[part],
-            Masks(masks.new[part], masks.background[part]),
+            Masks(*(mask[part] for mask in masks)),
             counts,
             method,
         )
