@@ -51,6 +51,16 @@ Config = dict[str, Any]
 ATROUS_RATES = {16: [6, 12, 18], 8: [12, 24, 36]}
 
 
+# Which numbers of `pseudo_labels` a rule reads.
+NUMBERS_OF_RULE: dict[str, tuple[str, ...]] = {
+    "klda": ("probability_weight", "posterior_weight", "foreground_bias"),
+    "lda": ("probability_weight", "posterior_weight", "foreground_bias"),
+    "kappa": ("probability_weight", "temperature", "metric"),
+    "confidence": ("threshold",),
+    "agree": ("threshold",),
+    "argmax": (),
+    "entropy": (),
+}
 # Keys of an own method that replace a field of `Method`.
 SWITCHES = (
     "cross_entropy",
@@ -418,7 +428,8 @@ class Plan:
 
     def uses_pseudo_labels(self, method: str, setting: str) -> bool:
         """Whether increments train on exported labels ("sequential" knows them all)."""
-        return self.recipe(method).use_pseudo_labels and setting != "sequential"
+        recipe = self.recipe(method)
+        return recipe.use_pseudo_labels and not recipe.joint and setting != "sequential"
 
     def section(self, name: str, method: str) -> Config:
         """A section of the configuration with the changes of a method."""
@@ -438,13 +449,20 @@ class Plan:
         rule = self.section("pseudo_labels", method)
         settings = self.section("bank", method)
         del settings["network"]  # told by an input of the rule
-        identity = rule["rule"] == "lda"
         euclidean = rule["rule"] == "kappa" and rule["metric"] == "euclidean"
+        settings |= {"map": "rff", "scatter": not euclidean}
+        if rule["rule"] == "lda":  # what a map would read must change nothing
+            settings |= {"map": "identity", "maps": 1, "dimension": 2, "gamma": 1.0}
+        return settings
+
+    def pseudo_label_rule(self, method: str) -> Config:
+        """`PseudoLabelSettings` of a method; numbers that its rule does not read: 0."""
+        settings = self.section("pseudo_labels", method)
+        read = ("rule", *NUMBERS_OF_RULE[settings["rule"]])
+        unread = {"metric": "euclidean"}
         return {
-            **settings,
-            "map": "identity" if identity else "rff",
-            "maps": 1 if identity else settings["maps"],
-            "scatter": not euclidean,
+            key: value if key in read else unread.get(key, 0.0)
+            for key, value in settings.items()
         }
 
     def bank_before_training(self, method: str) -> bool:
@@ -469,13 +487,14 @@ class Plan:
         return next((name for name in METHODS if key(name) == own), method)
 
     def _bank_key(self, method: str) -> Any:
-        before = self.bank_before_training(method)
-        return self.base_name(method), self.bank(method), before
+        before, bank = self.bank_before_training(method), self.bank(method)
+        del bank["momentum"]  # of later steps
+        return self.base_name(method), bank, before
 
     def _label_key(self, method: str) -> Any:
         bank = self._bank_key(method) if self.reads_bank(method) else None
         uses = self.recipe(method).use_pseudo_labels
-        rule = self.section("pseudo_labels", method)
+        rule = self.pseudo_label_rule(method)
         return uses, self.base_name(method), bank, rule
 
     def step_settings(self, run: Run, step: int) -> Config:
@@ -558,6 +577,11 @@ class Plan:
                 f"cross-entropy '{recipe.cross_entropy}', whose network has "
                 f"{'no branches' if recipe.softmax else 'no softmax'}. Set them to 0, "
                 f"or change cross_entropy."
+            )
+        if recipe.scale_by_certainty and recipe.cross_entropy != "ce":
+            raise ConfigError(
+                f"{where}.scale_by_certainty: expected the cross-entropy 'ce', which "
+                f"alone is scaled, but got '{recipe.cross_entropy}'. Set it to false."
             )
 
     def _add(self, where: str, experiment: Config) -> None:

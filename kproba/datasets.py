@@ -24,7 +24,7 @@ from kproba.download import Archive
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SUBSETS = ("train", "val")
 VAL_SHARE = 0.2  # of a folder without validation images
-MOST_CLASSES = 254  # labels are bytes, 0 is background and 255 is ignored
+MOST_CLASSES = 253  # labels are bytes: 0 background, 254 unsure, 255 ignored
 
 # What `download: true` fetches. Of the masks no checksum is published; their labels are
 # compared with those of the well-known copies instead: `PUBLISHED_LABELS`.

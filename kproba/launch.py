@@ -141,7 +141,8 @@ def arguments_of(job: Job) -> list[str]:
 
 def start_sentinel() -> None:
     """In a job of SLURM, let `kproba.sentinel` pass its SIGTERM on to this process."""
-    if "SLURM_JOB_ID" not in os.environ or not shutil.which("srun"):
+    node = os.environ.get("SLURMD_NODENAME")  # not in a shell of salloc elsewhere
+    if "SLURM_JOB_ID" not in os.environ or not node or not shutil.which("srun"):
         return
     # What SLURM tells of this step is not meant for another.
     keep = ("SLURM_JOB_ID", "SLURM_CONF")
@@ -152,9 +153,7 @@ def start_sentinel() -> None:
     }
     words = ["srun", "--job-name=kproba-sentinel", "--overlap", "--quiet"]
     words += ["--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--input=none"]
-    words += ["--mem=0", "--gres=none"]
-    if node := os.environ.get("SLURMD_NODENAME"):
-        words += [f"--nodelist={node}"]
+    words += ["--mem=0", "--gres=none", f"--nodelist={node}"]
     words += [sys.executable, "-m", "kproba.sentinel", str(os.getpid())]
     subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL)
 

@@ -55,8 +55,8 @@ def cell_masks(
 ) -> Masks:
     """M⁺ and M⁻ at feature resolution, nearest neighbour (the cell's centre pixel).
 
-    A pseudo-labelled target names old classes only where the raw label is 0, so both
-    masks can be read from it.
+    A pseudo-labelled target names old classes only where the raw label is 0, so the
+    masks can be read from it. Unsure pixels (255 by now) are in none.
 
     Args:
         targets: ŷ, (B, H, W) uint8.
@@ -241,8 +241,8 @@ def unbiased_ce(
     log_p = logits.log_softmax(dim=1)
     background = log_p[:, :old].logsumexp(dim=1, keepdim=True)
     log_p = torch.cat([background, log_p[:, 1:]], dim=1)
-    loss = F.nll_loss(log_p, targets.long(), ignore_index=IGNORE, reduction="sum")
-    return loss / max(count, 1)
+    loss = F.nll_loss(log_p, targets.long(), ignore_index=IGNORE, reduction="none")
+    return loss.sum() / max(count, 1)  # summed so, it is deterministic on a GPU
 
 
 def kd(
@@ -457,8 +457,12 @@ def pod_terms(case: Case, method: Method) -> dict[str, torch.Tensor]:
         term = pod(own, other, counts.images) * len(own) / maps
         losses["pod"] = weights.pod * schedule * term
     if weights.pod_logits:
-        logits = logits_for_pod(compose_logits(student.logits), classes - new)
-        term = pod([logits], [compose_logits(teacher.logits)], counts.images) / maps
+        logits, taught = (
+            compose_logits([z.float() for z in outputs.logits])
+            for outputs in (student, teacher)
+        )
+        logits = logits_for_pod(logits, classes - new)
+        term = pod([logits], [taught], counts.images) / maps
         losses["pod_logits"] = weights.pod_logits * schedule * term
     return losses
 

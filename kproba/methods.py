@@ -107,7 +107,7 @@ METHODS = {
     "barm": Method(losses=BARM_LOSSES, pseudo_labels=SURE),
     # Cha et al., NeurIPS 2021, without memory and without saliency: what is old stays
     # as it is, the new branch alone learns.
-    "ssul": Method(cross_entropy="bce", pseudo_labels=SURE, trains="newest"),
+    "ssul": Method(pseudo_labels=SURE, trains="newest"),
     # Douillard et al., CVPR 2021.
     "plop": Method(
         cross_entropy="ce",

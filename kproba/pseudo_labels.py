@@ -148,7 +148,7 @@ def entropy_thresholds(
         (C,) float32, at least 0.001.
     """
     counts = torch.zeros(
-        teacher.channels * ENTROPY_BINS, dtype=torch.float64, device=process.device
+        teacher.channels * ENTROPY_BINS, dtype=torch.int64, device=process.device
     )
     table = torch.from_numpy(label_map.training_table())
     for batch in batches:

@@ -319,7 +319,7 @@ def _draw_quality(rows: Sequence[Row]) -> Figure:
     table = pd.concat(tables) if tables else pd.DataFrame()
     if table.empty:
         figure = plt.figure(figsize=(4, 0.5))
-        figure.text(0.5, 0.5, "no method here uses pseudo labels", ha="center")
+        figure.text(0.5, 0.5, "no pseudo labels here", ha="center")
         return figure
     table = table[table["index"] > 0]
     names = dict(sorted(zip(table["index"], table["class"], strict=True)))

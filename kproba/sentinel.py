@@ -18,8 +18,12 @@ import psutil
 
 def ranks_of(program: psutil.Process) -> list[psutil.Process]:
     """The processes that torchrun started, or the program itself where it did not."""
-    children = program.children()
-    return [child for child in children if "LOCAL_RANK" in child.environ()] or [program]
+    ranks = []
+    for child in program.children():
+        with contextlib.suppress(psutil.Error):  # one that has ended, say
+            if "LOCAL_RANK" in child.environ():
+                ranks.append(child)
+    return ranks or [program]
 
 
 def tell(program: psutil.Process) -> None:

@@ -44,6 +44,7 @@ from kproba.losses import Counts, Masks, cell_masks, step_losses
 from kproba.methods import Method
 from kproba.model import (
     Architecture,
+    Branch,
     SegmentationNetwork,
     add_branch,
     load_model,
@@ -386,7 +387,8 @@ def build_networks(
             start_from_background=recipe.start_from_background,
         )
         student.requires_grad_(True)
-        student.keep_stages = previous.keep_stages = recipe.losses.pod > 0
+        pod = recipe.losses.pod > 0 or recipe.losses.pod_logits > 0
+        student.keep_stages = previous.keep_stages = pod
         if recipe.distils:
             teacher = previous.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     student = student.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -417,7 +419,11 @@ def first_network(
 def build_optimizer(
     student: SegmentationNetwork, settings: Optimisation
 ) -> torch.optim.Optimizer:
-    """Optimizer with one parameter group per part of the network."""
+    """Optimizer with one parameter group per part of the network.
+
+    With a softmax there is one head: its 3×3 block learns as the ASPP does, and all
+    classifiers at the rate of the newest.
+    """
     *old, newest = student.branches
     parts: dict[str, Sequence[nn.Module]] = {
         "backbone": [student.backbone],
@@ -425,6 +431,12 @@ def build_optimizer(
         "branch": [newest],
         "old_branches": old,
     }
+    if student.architecture.softmax and old:
+        head = student.branches[0]
+        assert isinstance(head, Branch)
+        classifiers = [branch.classifier for branch in student.branches]
+        parts |= {"aspp": [student.aspp, head.block], "old_branches": []}
+        parts["branch"] = [m for m in classifiers if isinstance(m, nn.Module)]
     groups = [
         {
             "name": name,
@@ -721,7 +733,7 @@ def describe(settings: StepSettings) -> dict[str, Any]:
                 zip((0, *settings.label_map.seen), settings.class_names, strict=True)
             )
         ],
-        "settings": asdict(settings),
+        "settings": {**asdict(settings), "recipe": settings.recipe.to_dict()},
         "provenance": provenance(),
     }
 

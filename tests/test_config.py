@@ -719,7 +719,10 @@ def test_unknown_method_has_no_recipe():
     ("pseudo_labels", "expected"),
     [
         ({"rule": "klda"}, {"map": "rff", "maps": 5, "scatter": True}),
-        ({"rule": "lda"}, {"map": "identity", "maps": 1, "scatter": True}),
+        (
+            {"rule": "lda"},
+            {"map": "identity", "maps": 1, "scatter": True, "dimension": 2},
+        ),
         (
             {"rule": "kappa", "metric": "euclidean"},
             {"map": "rff", "maps": 5, "scatter": False},
@@ -738,7 +741,7 @@ def test_bank_holds_what_its_rule_reads(pseudo_labels, expected):
     plan = _plan(bank={"maps": 5, "dimension": 8}, pseudo_labels=pseudo_labels)
     bank = plan.bank("kproba")
     assert {key: bank[key] for key in expected} == expected
-    assert bank["dimension"] == 8
+    assert bank["dimension"] == expected.get("dimension", 8)
 
 
 def test_bank_follows_the_changes_of_a_method():
@@ -825,6 +828,7 @@ def test_a_method_brings_its_rule_and_the_configuration_the_others():
             {"losses": {"unbiased_kd": 1}},
             "methods.mine.losses: expected unbiased_kd to be 0.*no softmax",
         ),
+        ({"scale_by_certainty": True}, "scale_by_certainty: .*'protected_bce'"),
     ],
 )
 def test_terms_without_their_outputs_are_refused(changes, told):
@@ -865,3 +869,32 @@ def test_comparisons_run_the_embedded_example_as_it_is_shipped(name):
             ROOT / "workflow/schemas/config.schema.yaml",
         )
     ).runs
+
+
+def test_numbers_that_a_rule_does_not_read_change_nothing():
+    changes = {
+        "threshold": 0.3,
+        "foreground_bias": 2.0,
+        "temperature": 3.0,
+        "metric": "mahalanobis",
+        "probability_weight": 0.5,
+        "posterior_weight": 0.5,
+    }
+    plain = _plan()
+    for key, value in changes.items():
+        changed = _plan(pseudo_labels={key: value})
+        for name in ("kproba", "barm", "ssul", "plop"):
+            of_klda = ("foreground_bias", "probability_weight", "posterior_weight")
+            read = of_klda if name == "kproba" else ()
+            same = changed.pseudo_label_rule(name) == plain.pseudo_label_rule(name)
+            assert same is (key not in read), (name, key)
+    # The map of `lda` is none, whatever the bank's settings of maps.
+    for bank in ({"dimension": 64}, {"maps": 7}, {"gamma": 0.5}):
+        lda = {"pseudo_labels": {"rule": "lda"}}
+        assert _plan(bank=bank, **lda).bank("kproba") == _plan(**lda).bank("kproba")
+
+
+def test_joint_has_no_pseudo_labels():
+    mine = {"based_on": "joint", "use_pseudo_labels": True}
+    plan = _plan(methods={"mine": mine})
+    assert not plan.uses_pseudo_labels("mine", "overlap")

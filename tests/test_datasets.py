@@ -282,7 +282,7 @@ def test_names_may_stand_in_the_configuration(tmp_path):
 
 def test_too_many_classes_for_a_byte_are_refused(tmp_path):
     names = ["background", *(f"class {number}" for number in range(255))]
-    with pytest.raises(ValueError, match="at most 254 classes"):
+    with pytest.raises(ValueError, match="at most 253 classes"):
         class_names("folder", tmp_path, names)
 
 

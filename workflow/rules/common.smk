@@ -273,7 +273,7 @@ def bank_of_previous_step(wildcards):
 def pseudo_label_job(wildcards):
     return json.dumps(
         {
-            "settings": plan.section("pseudo_labels", wildcards.method),
+            "settings": plan.pseudo_label_rule(wildcards.method),
             **classes_so_far(wildcards),
             "setting": wildcards.setting,
         }
