@@ -12,7 +12,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from kproba.methods import (
     METHODS,
     OF_BRANCHES,
     OF_SOFTMAX,
+    RULES,
     RULES_WITH_BANK,
     LossWeights,
     Method,
@@ -51,25 +52,12 @@ Config = dict[str, Any]
 ATROUS_RATES = {16: [6, 12, 18], 8: [12, 24, 36]}
 
 
-# Which numbers of `pseudo_labels` a rule reads.
-NUMBERS_OF_RULE: dict[str, tuple[str, ...]] = {
-    "klda": ("probability_weight", "posterior_weight", "foreground_bias"),
-    "lda": ("probability_weight", "posterior_weight", "foreground_bias"),
-    "kappa": ("probability_weight", "temperature", "metric"),
-    "confidence": ("threshold",),
-    "agree": ("threshold",),
-    "argmax": (),
-    "entropy": (),
+# Keys of an own method that replace a field of `Method`; the others are laid over one.
+SWITCHES = {field.name for field in fields(Method)} - {
+    "joint",
+    "losses",
+    "pseudo_labels",
 }
-# Keys of an own method that replace a field of `Method`.
-SWITCHES = (
-    "cross_entropy",
-    "use_pseudo_labels",
-    "keeps_background",
-    "trains",
-    "start_from_background",
-    "scale_by_certainty",
-)
 
 
 class ConfigError(ValueError):
@@ -458,7 +446,7 @@ class Plan:
     def pseudo_label_rule(self, method: str) -> Config:
         """`PseudoLabelSettings` of a method; numbers that its rule does not read: 0."""
         settings = self.section("pseudo_labels", method)
-        read = ("rule", *NUMBERS_OF_RULE[settings["rule"]])
+        read = ("rule", *RULES[settings["rule"]])
         unread = {"metric": "euclidean"}
         return {
             key: value if key in read else unread.get(key, 0.0)

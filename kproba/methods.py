@@ -93,8 +93,18 @@ class Method:
         return cls(**{**content, "losses": LossWeights(**content["losses"])})
 
 
-# The rules of `kproba.pseudo_labels`, and those among them that read the bank.
-RULES = ("klda", "lda", "kappa", "confidence", "argmax", "agree", "entropy")
+# The rules of `kproba.pseudo_labels` with the settings that each reads, and those among
+# them that read the bank.
+FUSION = ("probability_weight", "posterior_weight", "foreground_bias")
+RULES: dict[str, tuple[str, ...]] = {
+    "klda": FUSION,
+    "lda": FUSION,
+    "kappa": ("probability_weight", "temperature", "metric"),
+    "confidence": ("threshold",),
+    "argmax": (),
+    "agree": ("threshold",),
+    "entropy": (),
+}
 RULES_WITH_BANK = ("klda", "lda", "kappa", "agree")
 
 BARM_LOSSES = LossWeights(bga_ce=1.0, bga_t=5.0, gkd=1.0, bfd=4.0)

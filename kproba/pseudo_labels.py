@@ -239,7 +239,7 @@ def export(
         thresholds = entropy_thresholds(teacher, batches, label_map, process)
     to_target = torch.from_numpy(label_map.training_table())
     side = label_map.first_new + 1
-    confusion = torch.zeros(side, side, dtype=torch.int64, device=process.device)
+    confusion = torch.zeros(side, side, dtype=torch.int64)
     own: dict[int, dict[str, Any]] = {}  # rows of the table by key
     with atomic_directory(folder, process) as temporary:
         for batch in batches:
@@ -248,8 +248,7 @@ def export(
             targets = to_target[batch.targets.long()]
             hidden = targets == 0
             merged = torch.where(hidden, found, targets)
-            own_confusion = hidden_confusion(batch.targets, found, label_map)
-            confusion += own_confusion.to(process.device)
+            confusion += hidden_confusion(batch.targets, found, label_map)
             for key, name, target, label, zero in zip(
                 batch.keys.tolist(), batch.ids, merged, found, hidden, strict=True
             ):
@@ -257,7 +256,7 @@ def export(
                 counts = torch.bincount(label[zero], minlength=256)
                 own[key] = _table_row(name, target.numel(), counts.tolist(), names)
         rows = {key: row for part in process.gather(own) for key, row in part.items()}
-        process.add_up(confusion)
+        confusion = torch.stack(process.gather(confusion)).sum(dim=0)
         if process.first:
             with atomic_path(quality) as temporary_table:
                 judged = quality_table(confusion, names)
@@ -271,13 +270,14 @@ def _table_row(
     name: str, pixels: int, counts: list[int], names: list[str]
 ) -> dict[str, Any]:
     """One image: what its background pixels were taken for, class by class."""
+    found = counts[1 : len(names)]
     row: dict[str, Any] = {
         "id": name,
         "pixels": pixels,
         "background": sum(counts),
-        "recovered": sum(counts[1 : len(names)]),
+        "recovered": sum(found),
         "unsure": counts[UNSURE],
     }
-    for label, count in zip(names[1:], counts[1:], strict=False):
+    for label, count in zip(names[1:], found, strict=True):
         row[label if label not in row else f"{label} (class)"] = count
     return row

@@ -434,9 +434,9 @@ def build_optimizer(
     if student.architecture.softmax and old:
         head = student.branches[0]
         assert isinstance(head, Branch)
-        classifiers = [branch.classifier for branch in student.branches]
+        classifiers = [b.get_submodule("classifier") for b in student.branches]
         parts |= {"aspp": [student.aspp, head.block], "old_branches": []}
-        parts["branch"] = [m for m in classifiers if isinstance(m, nn.Module)]
+        parts["branch"] = classifiers
     groups = [
         {
             "name": name,

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import yaml
 
-from kproba.config import ConfigError, Plan, Run, check
+from kproba.config import SWITCHES, ConfigError, Plan, Run, check
 from kproba.digits import CLASS_NAMES
-from kproba.methods import METHODS
+from kproba.methods import METHODS, RULES
 
 ROOT = Path(__file__).parent.parent
 SCHEMA_PATH = ROOT / "workflow" / "schemas" / "config.schema.yaml"
@@ -898,3 +898,11 @@ def test_joint_has_no_pseudo_labels():
     mine = {"based_on": "joint", "use_pseudo_labels": True}
     plan = _plan(methods={"mine": mine})
     assert not plan.uses_pseudo_labels("mine", "overlap")
+
+
+def test_schema_knows_the_rules_and_switches_of_methods():
+    rules = SCHEMA["$defs"]["pseudo_labels"]["properties"]["rule"]["enum"]
+    assert rules == list(RULES)
+    own = SCHEMA["properties"]["methods"]["additionalProperties"]["properties"]
+    others = {"based_on", "losses", "bank", "pseudo_labels", "increment"}
+    assert own.keys() - others == SWITCHES

@@ -228,35 +228,27 @@ def test_pod_of_equal_features_has_no_gradient_and_no_nan():
     assert all((g == 0).all() for g in torch.autograd.grad(value, student))
 
 
-def test_lwf_is_ce_and_softened_distillation():
+def lwf_terms(z, other, targets):
+    return {"ce": plain_ce(z, targets), "kd": plain_kd(z, other, 2.0)}
+
+
+def mib_terms(z, other, targets):
+    return {
+        "ce": plain_unbiased_ce(z, targets, FIRST_NEW),
+        "unbiased_kd": 10 * plain_unbiased_kd(z, other),
+    }
+
+
+@pytest.mark.parametrize(("method", "terms"), [("lwf", lwf_terms), ("mib", mib_terms)])
+def test_distilling_methods_are_a_cross_entropy_and_a_distillation(method, terms):
     targets, logits = uneven_targets(), softmax_logits(30)
     masks, counts = step_setting(targets)
     ours, plain = leaves(logits), leaves(logits, torch.float64)
     taught = softmax_logits(40)[:-1]
-    losses = step_losses(
-        softmax_outputs(ours), softmax_outputs(taught), targets, masks, counts,
-        METHODS["lwf"],
-    )  # fmt: skip
+    outputs = softmax_outputs(ours), softmax_outputs(taught)
+    losses = step_losses(*outputs, targets, masks, counts, METHODS[method])
     z, other = at_full_size(plain), at_full_size([t.double() for t in taught])
-    expected = {"ce": plain_ce(z, targets), "kd": plain_kd(z, other, 2.0)}
-    assert_same_terms(losses, expected, ours, plain)
-
-
-def test_mib_is_unbiased_twice():
-    targets, logits = uneven_targets(), softmax_logits(50)
-    masks, counts = step_setting(targets)
-    ours, plain = leaves(logits), leaves(logits, torch.float64)
-    taught = softmax_logits(60)[:-1]
-    losses = step_losses(
-        softmax_outputs(ours), softmax_outputs(taught), targets, masks, counts,
-        METHODS["mib"],
-    )  # fmt: skip
-    z, other = at_full_size(plain), at_full_size([t.double() for t in taught])
-    expected = {
-        "ce": plain_unbiased_ce(z, targets, FIRST_NEW),
-        "unbiased_kd": 10 * plain_unbiased_kd(z, other),
-    }
-    assert_same_terms(losses, expected, ours, plain)
+    assert_same_terms(losses, terms(z, other, targets), ours, plain)
 
 
 def test_plop_is_scaled_ce_and_pod_of_features_and_logits():
