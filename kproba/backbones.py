@@ -104,12 +104,15 @@ class Depthwise(nn.Conv2d):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) to (B, C, H, W)."""
-        if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        """(B, C, H, W) to the same shape, in the type of mixed precision."""
+        if x.device.type != "cpu":
             return super().forward(x)
-        padding, dilation = self.padding[0], self.dilation[0]
+        weight = self.weight
+        if torch.is_autocast_enabled("cpu"):
+            kind = torch.get_autocast_dtype("cpu")
+            x, weight = x.to(kind), weight.to(kind)
         result: torch.Tensor = _DepthwiseFunction.apply(
-            x, self.weight, padding, dilation
+            x, weight, self.padding[0], self.dilation[0]
         )
         return result
 
@@ -143,16 +146,19 @@ class _DepthwiseFunction(torch.autograd.Function):
             # As many images at once as fit into the processor's cache.
             images = max(1, CACHED // gradient[0].numel())
             parts = []
+            exact = torch.promote_types(x.dtype, torch.float32)  # of the sums
             for own, met in zip(
                 gradient.split(images), padded.split(images), strict=True
             ):
                 taps = [
-                    (met[:, i : i + height, j : j + width] * own).sum((0, 1, 2))
+                    (met[:, i : i + height, j : j + width] * own).sum(
+                        (0, 1, 2), dtype=exact
+                    )
                     for i in range(0, k * d, d)
                     for j in range(0, k * d, d)
                 ]
                 parts.append(torch.stack(taps, dim=1))
-            of_weight = torch.stack(parts).sum(0)
+            of_weight = torch.stack(parts).sum(0).to(weight.dtype)
             # In the strides of the weight, as DistributedDataParallel wants it.
             of_weight = of_weight.as_strided(weight.shape, weight.stride())
         return of_input, of_weight, None, None

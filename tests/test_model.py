@@ -688,6 +688,26 @@ def test_fast_depthwise_gradients_are_those_of_the_convolution(kernel, dilation)
         torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-10)
 
 
+def test_fast_depthwise_gradients_in_mixed_precision():
+    torch.manual_seed(0)
+    exact = Depthwise(6, 6, 5, padding=4, dilation=2, groups=6, bias=False).double()
+    mixed = Depthwise(6, 6, 5, padding=4, dilation=2, groups=6, bias=False)
+    mixed.load_state_dict(exact.state_dict())
+    results = []
+    for layer, kind in ((exact, torch.float64), (mixed, torch.float32)):
+        x = torch.linspace(-3, 3, 3 * 6 * 7 * 9, dtype=kind).view(3, 6, 7, 9)
+        x = x.sin().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=layer is mixed):
+            y = layer(x)
+        assert y.dtype == (torch.bfloat16 if layer is mixed else torch.float64)
+        (y.double() * torch.arange(9)).sum().backward()
+        results.append((y, x.grad, layer.weight.grad))
+    assert results[1][1].dtype == results[1][2].dtype == torch.float32
+    for own, other in zip(*results, strict=True):
+        error = (own - other.double()).norm() / own.norm()
+        assert error < 0.01  # bfloat16 has three digits
+
+
 def test_slow_depthwise_convolutions_of_the_backbone_are_replaced():
     body = Backbone("efficientnet_lite0", output_stride=16, weights="none").body
     slow = [
