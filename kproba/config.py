@@ -34,6 +34,7 @@ from kproba.methods import (
     OF_BRANCHES,
     OF_SOFTMAX,
     RULES,
+    RULES_THAT_SCORE,
     RULES_WITH_BANK,
     LossWeights,
     Method,
@@ -432,26 +433,36 @@ class Plan:
         """Whether the method's pseudo-label rule reads the bank."""
         return self.section("pseudo_labels", method)["rule"] in RULES_WITH_BANK
 
+    def fuses(self, method: str) -> bool:
+        """Whether the method's test asks network and bank together."""
+        return self.recipe(method).prediction == "fused"
+
     def bank(self, method: str) -> Config:
         """`BankSettings` of a method: `lda` wants no map, κ by distance no scatter."""
-        rule = self.section("pseudo_labels", method)
+        labels = self.section("pseudo_labels", method)
+        rule = labels["rule"] if self.reads_bank(method) else "lda"  # of the prediction
         settings = self.section("bank", method)
         del settings["network"]  # told by an input of the rule
-        euclidean = rule["rule"] == "kappa" and rule["metric"] == "euclidean"
+        euclidean = rule == "kappa" and labels["metric"] == "euclidean"
         settings |= {"map": "rff", "scatter": not euclidean}
-        if rule["rule"] == "lda":  # what a map would read must change nothing
+        if rule == "lda":  # what a map would read must change nothing
             settings |= {"map": "identity", "maps": 1, "dimension": 2, "gamma": 1.0}
         return settings
 
     def pseudo_label_rule(self, method: str) -> Config:
         """`PseudoLabelSettings` of a method; numbers that its rule does not read: 0."""
+        return _what_is_read(self.section("pseudo_labels", method))
+
+    def prediction_rule(self, method: str) -> Config:
+        """By which rule network and bank predict, as `pseudo_label_rule`.
+
+        That of the pseudo labels, if it scores all classes; else by the posterior of
+        the bank that there is (`agree`: KLDA's), or of LDA.
+        """
         settings = self.section("pseudo_labels", method)
-        read = ("rule", *RULES[settings["rule"]])
-        unread = {"metric": "euclidean"}
-        return {
-            key: value if key in read else unread.get(key, 0.0)
-            for key, value in settings.items()
-        }
+        if settings["rule"] not in RULES_THAT_SCORE:
+            settings["rule"] = "klda" if self.reads_bank(method) else "lda"
+        return _what_is_read(settings)
 
     def bank_before_training(self, method: str) -> bool:
         """Whether a step's prototypes are of the network as it was before the step."""
@@ -464,6 +475,10 @@ class Plan:
     def label_home(self, method: str) -> str:
         """The method in whose folder the pseudo labels of step 1 are: see `_home`."""
         return self._home(method, self._label_key)
+
+    def fused_home(self, method: str) -> str:
+        """The method in whose folder the fused test of step 0 is: see `_home`."""
+        return self._home(method, self._fused_key)
 
     def _home(self, method: str, key: Callable[[str], Any]) -> str:
         """The first built-in method that would make the same, else the method itself.
@@ -484,6 +499,11 @@ class Plan:
         uses = self.recipe(method).use_pseudo_labels
         rule = self.pseudo_label_rule(method)
         return uses, self.base_name(method), bank, rule
+
+    def _fused_key(self, method: str) -> Any:
+        if not self.fuses(method):
+            return method
+        return self._bank_key(method), self.prediction_rule(method)
 
     def step_settings(self, run: Run, step: int) -> Config:
         """Content of settings.json: all that determines the training of a step."""
@@ -565,6 +585,11 @@ class Plan:
                 f"cross-entropy '{recipe.cross_entropy}', whose network has "
                 f"{'no branches' if recipe.softmax else 'no softmax'}. Set them to 0, "
                 f"or change cross_entropy."
+            )
+        if recipe.joint and recipe.prediction == "fused":
+            raise ConfigError(
+                f"{where}.prediction: expected 'network' for a method based on joint, "
+                f"which has no bank, but got 'fused'. Remove it."
             )
         if recipe.scale_by_certainty and recipe.cross_entropy != "ce":
             raise ConfigError(
@@ -667,6 +692,16 @@ class Plan:
             per_process = max(compute["threads"], compute["workers"])
             return compute["gpus"] // compute["nodes"] * per_process
         return compute["processes"] // compute["nodes"] * compute["threads"]
+
+
+def _what_is_read(settings: Config) -> Config:
+    """Settings of pseudo labels, those that the rule does not read without a value."""
+    read = ("rule", *RULES[settings["rule"]])
+    unread = {"metric": "euclidean"}
+    return {
+        key: value if key in read else unread.get(key, 0.0)
+        for key, value in settings.items()
+    }
 
 
 def _all_classes(groups: Groups) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ Raw label 0 is counted as background, but for `mib` with `ignore_background`.
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -27,10 +27,16 @@ import torch.nn.functional as F
 from kproba.artifacts import atomic_path, write_json
 from kproba.data import Batch
 from kproba.distributed import ALONE, Process
-from kproba.model import SegmentationNetwork
 from kproba.splits import IGNORE, Groups, LabelMap, parse_classes
 
 Policy = Literal["ssul", "plop", "dkd-ade", "mib"]
+
+
+class Predictor(Protocol):
+    """A network, or network and bank (`kproba.prediction.FusedPredictor`)."""
+
+    def predict_logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Scores (B, C, H, W) of images (B, 3, H, W) uint8; the largest wins."""
 
 
 @dataclass(frozen=True)
@@ -142,20 +148,20 @@ def centre_crop(image: torch.Tensor, side: int, *, labels: bool) -> torch.Tensor
 
 @torch.inference_mode()
 def evaluate(
-    network: SegmentationNetwork,
+    predictor: Predictor,
     batches: Iterable[Batch],
     settings: EvaluationSettings,
     *,
     channel_order: Sequence[int],
     process: Process = ALONE,
 ) -> np.ndarray:
-    """Confusion matrix of a network over whole images, (C, C) int64.
+    """Confusion matrix over whole images, (C, C) int64.
 
     Args:
-        network: Model of the step, on the process's device.
+        predictor: Model of the step, on the process's device.
         batches: This process's images and ground truth (`ground_truth_table` applied).
         settings: Of the evaluation.
-        channel_order: Per class of S_t in output order, the network's channel for it.
+        channel_order: Per class of S_t in output order, the predictor's channel for it.
         process: This one of several, which all get the counts of all images.
     """
     classes, device = len(channel_order), process.device
@@ -166,7 +172,7 @@ def evaluate(
         if settings.crop is not None:
             images = centre_crop(images, settings.crop, labels=False)
             truth = centre_crop(truth[:, None], settings.crop, labels=True)[:, 0]
-        predicted = network.predict_logits(images).argmax(dim=1)
+        predicted = predictor.predict_logits(images).argmax(dim=1)
         total += confusion_matrix(truth, predicted, classes)
     process.add_up(total)
     # Columns are counted by channel; put them in the order of the task.

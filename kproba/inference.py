@@ -31,6 +31,7 @@ from kproba.data import Batch, whole_image_loader
 from kproba.distributed import ALONE, Process
 from kproba.evaluation import (
     EvaluationSettings,
+    Predictor,
     channel_order,
     evaluate,
     ground_truth_table,
@@ -39,6 +40,7 @@ from kproba.evaluation import (
 )
 from kproba.job import add_machine_arguments, job_process
 from kproba.model import SegmentationNetwork, load_model
+from kproba.prediction import FusedPredictor
 from kproba.prototypes import (
     BankSettings,
     FeatureBatch,
@@ -204,16 +206,7 @@ def pseudo_labels_of_step(
         ValueError: The bank was built with another model.
     """
     process = reading.process
-    loaded = None
-    if bank is not None:
-        made_with = read_json(Path(bank).with_suffix(".json"))["model"]
-        if made_with != fingerprint(Path(model)):
-            raise ValueError(
-                f"Expected {bank} to be built with {model}, but it was built with "
-                f"another model: features would not be comparable. Delete the bank "
-                f"and run again."
-            )
-        loaded = PrototypeBank.load(bank).to(process.device)
+    loaded = None if bank is None else bank_of_model(bank, model, process.device)
     rows = read_index(split)
     label_map = LabelMap(_tuples(groups), setting)
     export(
@@ -232,6 +225,21 @@ def pseudo_labels_of_step(
         log.info("targets of %d images written to %s", len(rows), labels)
 
 
+def bank_of_model(bank: str | Path, model: str | Path, device: str) -> PrototypeBank:
+    """Load a bank that was built with this model.
+
+    Raises:
+        ValueError: The bank was built with another model.
+    """
+    made_with = read_json(Path(bank).with_suffix(".json"))["model"]
+    if made_with != fingerprint(Path(model)):
+        raise ValueError(
+            f"Expected {bank} to be built with {model}, but it was built with another "
+            f"model: features would not be comparable. Delete the bank and run again."
+        )
+    return PrototypeBank.load(bank).to(device)
+
+
 def evaluate_step(
     model: str | Path,
     index: str | Path,
@@ -243,9 +251,11 @@ def evaluate_step(
     groups: Classes,
     names: list[str],
     about: dict[str, Any],
+    rule: dict[str, Any] | None = None,
+    bank: str | Path | None = None,
     reading: Reading = Reading(),
 ) -> None:
-    """Test a model on all classes of the steps 0..t.
+    """Test a model, alone or with its bank, on all classes of the steps 0..t.
 
     Args:
         model: model.safetensors.
@@ -257,10 +267,23 @@ def evaluate_step(
         groups: Raw labels of the classes of the steps 0..t.
         names: Names of S_t, background first.
         about: Which run; goes into the JSON.
+        rule: `PseudoLabelSettings` as a dictionary: how network and bank decide
+            together; None: the network alone.
+        bank: Bank of the step, for that.
         reading: Batches, workers, processes.
+
+    Raises:
+        ValueError: The bank was built with another model, or there is a rule and no
+            bank.
     """
     process = reading.process
     network = load_model(model, device=process.device)
+    predictor: Predictor = network
+    if rule is not None:
+        if bank is None:
+            raise ValueError("Expected the step's bank to predict with, but got none.")
+        loaded = bank_of_model(bank, model, process.device)
+        predictor = FusedPredictor(network, loaded, PseudoLabelSettings(**rule))
     seen = _tuples(groups)
     protocol = {key: value for key, value in settings.items() if key != "examples"}
     how = EvaluationSettings(**protocol)
@@ -270,7 +293,7 @@ def evaluate_step(
     order = channel_order([entry["label"] for entry in described], LabelMap(seen).seen)
     tested = select_rows(rows, seen, how.policy)
     counts = evaluate(
-        network,
+        predictor,
         reading.loader(tested, truth),
         how,
         channel_order=order,
@@ -286,14 +309,18 @@ def evaluate_step(
         step_of_class=step_of_class(seen),
         settings=how,
         images=len(tested),
-        about={**about, "class_order": list(LabelMap(seen).seen)},
+        about={
+            **about,
+            "class_order": list(LabelMap(seen).seen),
+            "prediction": "network" if rule is None else f"fused ({rule['rule']})",
+        },
     )
     log.info("tested on %d images, result in %s", len(tested), evaluation)
     shown = example_rows(rows, settings["examples"])
     with atomic_directory(examples) as folder, torch.inference_mode():
         for batch in whole_image_loader(shown, truth, batch_size=1):
-            logits = network.predict_logits(batch.images.to(process.device))[:, order]
-            labels = logits.argmax(dim=1)[0].to(torch.uint8).cpu()
+            scores = predictor.predict_logits(batch.images.to(process.device))
+            labels = scores[:, order].argmax(dim=1)[0].to(torch.uint8).cpu()
             write_label_image(folder / f"{batch.ids[0]}.png", labels.numpy())
 
 
@@ -330,7 +357,7 @@ JOBS: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
     "evaluation": (
         evaluate_step,
         ("model", "index", "evaluation", "confusion", "examples"),
-        (),
+        ("bank",),
     ),
 }
 

@@ -53,7 +53,11 @@ class Method:
         keeps_background: Where `bga_t` keeps the background up: "raw", wherever the
             raw label is 0 (the reference), or "pseudo", only where the pseudo label is
             too, so that background may fall on what was recognised as an old class.
-        trains: "all", or "newest": the newest branch alone.
+        trains: "all"; "heads": everything but the backbone, whose features stay the
+            same for all steps; or "newest": the newest branch alone.
+        prediction: How a pixel's class is found in the test: by the "network" alone, or
+            "fused", by network and bank together (`kproba.prediction`), as the rule of
+            the pseudo labels does where it scores all classes, else as `lda`.
         start_from_background: New classes start with the background's weights and an
             equal share of its probability, not at random.
         scale_by_certainty: The cross-entropy of an image counts by the share of its
@@ -66,7 +70,8 @@ class Method:
     use_pseudo_labels: bool = True
     pseudo_labels: Mapping[str, Any] = field(default_factory=dict)
     keeps_background: Literal["raw", "pseudo"] = "raw"
-    trains: Literal["all", "newest"] = "all"
+    trains: Literal["all", "heads", "newest"] = "all"
+    prediction: Literal["network", "fused"] = "network"
     start_from_background: bool = False
     scale_by_certainty: bool = False
 
@@ -84,7 +89,7 @@ class Method:
     def to_dict(self) -> dict[str, Any]:
         """What determines a training, as plain JSON types."""
         content = asdict(self)
-        del content["pseudo_labels"]
+        del content["pseudo_labels"], content["prediction"]
         return content
 
     @classmethod
@@ -93,27 +98,33 @@ class Method:
         return cls(**{**content, "losses": LossWeights(**content["losses"])})
 
 
-# The rules of `kproba.pseudo_labels` with the settings that each reads, and those among
-# them that read the bank.
+# The rules of `kproba.pseudo_labels` with the settings that each reads, those among
+# them that read the bank, and those that score every class by network and bank.
 FUSION = ("probability_weight", "posterior_weight", "foreground_bias")
 RULES: dict[str, tuple[str, ...]] = {
-    "klda": FUSION,
     "lda": FUSION,
+    "klda": FUSION,
     "kappa": ("probability_weight", "temperature", "metric"),
     "confidence": ("threshold",),
     "argmax": (),
     "agree": ("threshold",),
     "entropy": (),
 }
-RULES_WITH_BANK = ("klda", "lda", "kappa", "agree")
+RULES_WITH_BANK = ("lda", "klda", "kappa", "agree")
+RULES_THAT_SCORE = ("lda", "klda", "kappa")
 
 BARM_LOSSES = LossWeights(bga_ce=1.0, bga_t=5.0, gkd=1.0, bfd=4.0)
 SURE = {"rule": "confidence", "threshold": 0.7}
 
 METHODS = {
-    # Background adaptation guided by kernel prototypes.
-    "kproba": Method(losses=BARM_LOSSES),
-    # Zhang & Gao, ECCV 2024: the same, guided by the network's own confidence.
+    # Background adaptation guided by prototypes, in the labels and in the prediction.
+    "kproba": Method(
+        losses=BARM_LOSSES,
+        keeps_background="pseudo",
+        trains="heads",
+        prediction="fused",
+    ),
+    # Zhang & Gao, ECCV 2024: the same losses, guided by the network's own confidence.
     "barm": Method(losses=BARM_LOSSES, pseudo_labels=SURE),
     # Cha et al., NeurIPS 2021, without memory and without saliency: what is old stays
     # as it is, the new branch alone learns.

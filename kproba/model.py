@@ -217,6 +217,12 @@ class SegmentationNetwork(nn.Module):
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         stages: list[torch.Tensor] | None = [] if self.keep_stages else None
         features = self.backbone(pixels, stages)
+        return self.heads(features, stages or ())
+
+    def heads(
+        self, features: torch.Tensor, stages: Sequence[torch.Tensor] = ()
+    ) -> Outputs:
+        """Backbone features (B, Cb, h, w) to the outputs of all branches."""
         shared = self.aspp(features)
         blocks: list[torch.Tensor] = []
         logits: list[torch.Tensor] = []
@@ -227,7 +233,7 @@ class SegmentationNetwork(nn.Module):
                 block, own = branch(shared)
                 blocks.append(block)
                 logits.append(own)
-        return Outputs(features, blocks, logits, stages or ())
+        return Outputs(features, blocks, logits, stages)
 
     def predict_logits(self, images: torch.Tensor) -> torch.Tensor:
         """Logits over S_t, (B, |S_t|, H, W) float32, of images (B, 3, H, W) uint8."""
@@ -250,11 +256,12 @@ class SegmentationNetwork(nn.Module):
         if not batch_norm:
             self.freeze_batch_norm()
 
-    def train_newest_branch_alone(self) -> None:
-        """Keep everything but the newest branch as it is."""
+    def train_only(self, part: Literal["heads", "newest"]) -> None:
+        """Keep the backbone as it is or, for "newest", all but the newest branch."""
         *old, _ = self.branches
-        for part in (self.backbone, self.aspp, *old):
-            part.requires_grad_(False)
+        kept = (self.backbone,) if part == "heads" else (self.backbone, self.aspp, *old)
+        for module in kept:
+            module.requires_grad_(False)
 
     def freeze_batch_norm(self) -> None:
         """Keep statistics, scale and shift of every batch norm as they are."""

@@ -31,13 +31,14 @@ import torch.nn.functional as F
 from kproba.artifacts import atomic_directory, atomic_path, write_label_image
 from kproba.data import Batch
 from kproba.distributed import ALONE, Process
-from kproba.methods import RULES, RULES_WITH_BANK
+from kproba.methods import RULES, RULES_THAT_SCORE, RULES_WITH_BANK
 from kproba.model import Outputs, SegmentationNetwork, compose_logits, upsample
 from kproba.prototypes import PrototypeBank, bank_features
 from kproba.quality import hidden_confusion, quality_table
 from kproba.splits import UNSURE, LabelMap
 
 ENTROPY_BINS = 10_000  # of [0, 1]
+LEAST_EVIDENCE = -60.0  # log q or log κ
 LOWEST_ENTROPY = 0.001  # below it every pixel is sure
 
 
@@ -108,16 +109,31 @@ def decide(
             label = label * sure
         elif thresholds is not None:
             label = label.where(entropy(log_p) < thresholds[label], UNSURE)
-    elif rule in ("klda", "lda"):
-        score = settings.probability_weight * log_p.log_softmax(1)
-        score += settings.posterior_weight * log_evidence
-        score[:, 1:] += settings.foreground_bias
-        label = score.argmax(dim=1)
-    elif rule == "kappa":
-        label = (settings.probability_weight * log_p + log_evidence).argmax(dim=1)
+    elif rule in RULES_THAT_SCORE:
+        label = scores(log_p, log_evidence, settings).argmax(dim=1)
     else:  # agree
         label = label * (sure | (log_evidence.argmax(dim=1) == label))
     return label.to(torch.uint8)
+
+
+def scores(
+    log_p: torch.Tensor, log_evidence: torch.Tensor, settings: PseudoLabelSettings
+) -> torch.Tensor:
+    """What a rule of network and bank together maximises, (B, C, H, W) float32.
+
+    w log p̄ + a log q + b [c>0] of `klda` and `lda`, w log p + log κ of `kappa`.
+
+    Args:
+        log_p: Log-probabilities of the network, (B, C, H, W).
+        log_evidence: Log q or log κ of the bank, (B, C, H, W).
+        settings: The rule, one of `kproba.methods.RULES_THAT_SCORE`.
+    """
+    if settings.rule == "kappa":
+        return settings.probability_weight * log_p + log_evidence
+    score = settings.probability_weight * log_p.log_softmax(1)
+    score += settings.posterior_weight * log_evidence
+    score[:, 1:] += settings.foreground_bias
+    return score
 
 
 def entropy(log_p: torch.Tensor) -> torch.Tensor:
@@ -169,7 +185,7 @@ def entropy_thresholds(
 def evidence(
     outputs: Outputs, bank: PrototypeBank, settings: PseudoLabelSettings
 ) -> torch.Tensor:
-    """The bank's log evidence of every cell, (B, C, h, w) float32."""
+    """The bank's log evidence of every cell, (B, C, h, w) float32, at least -60."""
     features = bank_features(outputs, bank.settings).float()
     batch, _, height, width = features.shape
     cells = features.permute(0, 2, 3, 1).flatten(0, 2)
@@ -179,6 +195,8 @@ def evidence(
         )
     else:
         log_evidence = bank.log_posterior(cells)
+    # Of a class without prototype it is -inf, which must not be interpolated.
+    log_evidence = log_evidence.clamp(min=LEAST_EVIDENCE)
     return log_evidence.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
@@ -196,7 +214,7 @@ def pseudo_label(
     logits = upsample(compose_logits(outputs.logits).float(), size)
     log_evidence = None
     if bank is not None and settings.rule in RULES_WITH_BANK:
-        log_evidence = upsample(evidence(outputs, bank, settings).clamp(min=-60), size)
+        log_evidence = upsample(evidence(outputs, bank, settings), size)
     softmax = teacher.architecture.softmax
     return decide(
         logits, log_evidence, settings, softmax=softmax, thresholds=thresholds

@@ -45,6 +45,7 @@ from kproba.methods import Method
 from kproba.model import (
     Architecture,
     Branch,
+    Outputs,
     SegmentationNetwork,
     add_branch,
     load_model,
@@ -393,8 +394,8 @@ def build_networks(
             teacher = previous.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     student = student.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     student.set_training_mode(batch_norm=settings.step == 0)
-    if settings.step > 0 and recipe.trains == "newest":
-        student.train_newest_branch_alone()
+    if settings.step > 0 and recipe.trains != "all":
+        student.train_only(recipe.trains)
     return student, teacher
 
 
@@ -629,8 +630,10 @@ def backward(
             device.split(":")[0], precision, enabled=precision != torch.float32
         ):
             outputs = network(images)
-            with torch.no_grad():
-                taught = None if teacher is None else teacher(images)
+            taught = None
+            if teacher is not None:
+                with torch.no_grad():
+                    taught = taught_by(teacher, images, outputs, settings.recipe)
         losses = step_losses(
             outputs, taught, targets, masks, counts, settings.recipe, certainty
         )
@@ -638,6 +641,16 @@ def backward(
         # DDP averages gradients over processes; ours are parts of a sum.
         scaler.scale(total * process.world_size).backward()
     return {name: value.detach() for name, value in losses.items()}
+
+
+def taught_by(
+    teacher: SegmentationNetwork, images: torch.Tensor, outputs: Outputs, recipe: Method
+) -> Outputs:
+    """The teacher's outputs; a backbone that does not train is not run twice."""
+    if recipe.trains == "all":
+        taught: Outputs = teacher(images)
+        return taught
+    return teacher.heads(outputs.backbone.detach(), outputs.stages)
 
 
 class Arrival:

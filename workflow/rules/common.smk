@@ -123,8 +123,10 @@ def label_file(run, step, name="pseudo_labels"):
 
 def evaluation_file(run, step):
     """Result of a step; step 0 is tested once for all that share it."""
-    shared = step == 0 and not plan.recipe(run.method).joint
-    home = base_run(run) if shared else run
+    home = run
+    if step == 0 and not plan.recipe(run.method).joint:
+        fused = plan.fuses(run.method)
+        home = base_run(run, plan.fused_home(run.method) if fused else None)
     return f"{folder(home, step)}/evaluation.json"
 
 
@@ -283,9 +285,18 @@ def pseudo_label_job(wildcards):
 # --- Evaluation ----------------------------------------------------------------------
 
 
+def bank_of_test(wildcards):
+    """Bank of the step, if network and bank predict together."""
+    if not plan.fuses(wildcards.method):
+        return []
+    return bank_file(run_of(wildcards), int(wildcards.step))
+
+
 def evaluation_job(wildcards):
+    fused = plan.fuses(wildcards.method)
     return json.dumps(
         {
+            "rule": plan.prediction_rule(wildcards.method) if fused else None,
             "settings": plan.config["evaluation"],
             **classes_so_far(wildcards),
             "about": {**vars(run_of(wildcards)), "step": int(wildcards.step)},
@@ -325,17 +336,19 @@ def quality_file(run, step):
 
 
 def time_files(run, step):
-    """Snakemake's benchmarks of the jobs that made a step's model."""
+    """Snakemake's benchmarks of the jobs that made what predicts after a step."""
     model = model_file(run, step)
     files = [model.replace("model.safetensors", "train.benchmark.tsv")]
-    if step > 0 and plan.uses_pseudo_labels(run.method, run.setting):
+    labelled = step > 0 and plan.uses_pseudo_labels(run.method, run.setting)
+    if labelled:
         files.append(label_file(run, step, "pseudo_labels.benchmark.tsv"))
-        if plan.reads_bank(run.method):
-            bank = bank_file(run, step - 1)
-            files.append(
-                bank.replace("prototypes.safetensors", "prototypes.benchmark.tsv")
-            )
-    return files
+    banks = []
+    if plan.fuses(run.method):  # the step's own bank is a part of its model
+        banks = [bank_file(run, step)]
+    elif labelled and plan.reads_bank(run.method):
+        banks = [bank_file(run, step - 1)]
+    benchmark = "prototypes.benchmark.tsv"
+    return files + [bank.replace("prototypes.safetensors", benchmark) for bank in banks]
 
 
 def runs_of_experiment(wildcards):
@@ -382,7 +395,7 @@ def last_banks(wildcards):
         bank_file(run, plan.steps(run)[-1])
         for run in plan.runs
         if plan.uses_pseudo_labels(run.method, run.setting)
-        and plan.reads_bank(run.method)
+        and (plan.reads_bank(run.method) or plan.fuses(run.method))
     ]
 
 
