@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from operator import itemgetter
 from pathlib import Path
@@ -745,11 +746,12 @@ def test_bank_holds_what_its_rule_reads(pseudo_labels, expected):
 
 
 def test_bank_follows_the_changes_of_a_method():
-    plan = _plan(**_method(bank={"maps": 7}, pseudo_labels={"rule": "lda"}))
-    assert plan.bank("mine")["map"] == "identity"
-    assert plan.bank("kproba")["map"] == "rff"
-    plan = _plan(**_method(bank={"maps": 7}))
-    assert plan.bank("mine") == {**plan.bank("kproba"), "maps": 7}
+    plan = _plan(**_method(bank={"maps": 7}, pseudo_labels={"rule": "klda"}))
+    assert plan.bank("mine")["map"] == "rff"
+    assert plan.bank("mine")["maps"] == 7
+    assert plan.bank("kproba")["map"] == "identity"
+    plan = _plan(**_method(bank={"ridge": 0.5}))
+    assert plan.bank("mine") == {**plan.bank("kproba"), "ridge": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -788,21 +790,75 @@ def test_what_follows_from_step_0_alone_is_made_once():
     methods = {
         "without_bfd": {"based_on": "kproba", "losses": {"bfd": 0}},
         "faster": {"based_on": "kproba", "increment": {"epochs": 1}},
-        "lda": {"based_on": "kproba", "pseudo_labels": {"rule": "lda"}},
+        "klda": {"based_on": "kproba", "pseudo_labels": {"rule": "klda"}},
         "biased": {"based_on": "kproba", "pseudo_labels": {"foreground_bias": 1}},
-        "small": {"based_on": "kproba", "bank": {"dimension": 64}},
+        "firm": {"based_on": "kproba", "bank": {"ridge": 0.5}},
+        "unread": {"based_on": "kproba", "bank": {"dimension": 64}},
         "before": {"based_on": "kproba", "bank": {"network": "before"}},
     }
     plan = _plan(methods=methods)
     banks = {name: plan.bank_home(name) for name in methods}
-    shared = dict.fromkeys(("without_bfd", "faster", "biased"), "kproba")
-    assert banks == shared | {name: name for name in ("lda", "small", "before")}
+    shared = dict.fromkeys(("without_bfd", "faster", "biased", "unread"), "kproba")
+    assert banks == shared | {name: name for name in ("klda", "firm", "before")}
     labels = {name: plan.label_home(name) for name in methods}
     shared.pop("biased")
-    own = ("biased", "lda", "small", "before")
+    own = ("biased", "klda", "firm", "before")
     assert labels == shared | {name: name for name in own}
     assert plan.label_home("ssul") == "barm"
     assert plan.label_home("barm") == "barm"
+
+
+def test_a_test_by_network_and_bank_of_step_0_is_made_once():
+    methods = {
+        "without_bfd": {"based_on": "kproba", "losses": {"bfd": 0}},
+        "klda": {"based_on": "kproba", "pseudo_labels": {"rule": "klda"}},
+        "sure": {"based_on": "kproba", "pseudo_labels": {"rule": "confidence"}},
+        "weighted": {"based_on": "kproba", "pseudo_labels": {"posterior_weight": 2}},
+        "alone": {"based_on": "kproba", "prediction": "network"},
+    }
+    plan = _plan(methods=methods)
+    assert [name for name in plan._recipes if plan.fuses(name)] == [
+        *("kproba", "without_bfd", "klda", "sure", "weighted")
+    ]
+    homes = {name: plan.fused_home(name) for name in methods}
+    assert homes == {name: name for name in methods} | {"without_bfd": "kproba"} | {
+        "sure": "kproba"  # LDA decides, whatever the labels were
+    }
+
+
+@pytest.mark.parametrize(
+    ("rule", "predicts", "mapped"),
+    [
+        ("lda", "lda", "identity"),
+        ("klda", "klda", "rff"),
+        ("kappa", "kappa", "rff"),
+        ("agree", "klda", "rff"),
+        ("confidence", "lda", "identity"),
+        ("argmax", "lda", "identity"),
+        ("entropy", "lda", "identity"),
+    ],
+)
+def test_rule_of_the_prediction_scores_and_has_the_bank_that_it_reads(
+    rule, predicts, mapped
+):
+    plan = _plan(pseudo_labels={"rule": rule, "posterior_weight": 2})
+    settings = plan.prediction_rule("kproba")
+    assert settings["rule"] == predicts
+    assert settings["posterior_weight"] == (0.0 if predicts == "kappa" else 2)
+    assert plan.bank("kproba")["map"] == mapped
+
+
+def test_prediction_is_no_setting_of_a_training():
+    plan = _plan(**_method(prediction="network"))
+    run = Run("tiny", "6-2", "overlap", "mine", 0)
+    mine = plan.step_settings(run, 1)
+    same = plan.step_settings(replace(run, method="kproba"), 1)
+    assert mine["recipe"] == same["recipe"]
+
+
+def test_joint_has_no_bank_to_predict_with():
+    with pytest.raises(ConfigError, match=r"mine\.prediction: expected 'network'"):
+        _plan(methods={"mine": {"based_on": "joint", "prediction": "fused"}})
 
 
 def test_a_method_brings_its_rule_and_the_configuration_the_others():

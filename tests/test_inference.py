@@ -118,6 +118,8 @@ def all_jobs(process: Process, step: Path, out: Path, batch_size: int = 2) -> No
         groups=GROUPS[:1],
         names=NAMES[:2],
         about={"seed": 0},
+        rule=KLDA,
+        bank=bank,
         reading=reading,
     )
 
@@ -159,6 +161,42 @@ def test_processes_give_the_results_of_one(step, tmp_path, images, processes):
     assert counted.to_numpy().sum() == valid
 
 
+def test_network_predicts_alone_or_with_its_bank(step, tmp_path):
+    folder = step(3)
+    all_jobs(Process(), folder, tmp_path)
+    fused = read_json(tmp_path / "evaluation.json")
+    assert fused["prediction"] == "fused (klda)"
+
+    def test(**how):
+        evaluate_step(
+            folder / "model.safetensors",
+            folder / "index.csv",
+            *(tmp_path / name for name in ("e.json", "c.csv", "e")),
+            settings=TEST,
+            groups=GROUPS[:1],
+            names=NAMES[:2],
+            about={},
+            **how,
+        )
+        return read_json(tmp_path / "e.json")
+
+    bank = tmp_path / "prototypes.safetensors"
+    alone = test()
+    assert alone["prediction"] == "network"
+    assert alone["all"] != fused["all"]
+    again = test(rule=KLDA, bank=bank)
+    assert again["classes"] == fused["classes"]
+    # With no weight for the bank the network decides, whatever the bank says.
+    ignored = test(rule=KLDA | {"posterior_weight": 0.0}, bank=bank)
+    assert ignored["classes"] == alone["classes"]
+    with pytest.raises(ValueError, match="bank to predict with, but got none"):
+        test(rule=KLDA)
+    about = read_json(bank.with_suffix(".json"))
+    bank.with_suffix(".json").write_text(json.dumps(about | {"model": "another"}))
+    with pytest.raises(ValueError, match="built with another model"):
+        test(rule=KLDA, bank=bank)
+
+
 def test_commands_of_two_processes_give_the_results_of_one(step, tmp_path):
     folder = step(5)
     all_jobs(Process(), folder, tmp_path / "one")
@@ -182,7 +220,9 @@ def test_commands_of_two_processes_give_the_results_of_one(step, tmp_path):
                 "groups": GROUPS[:1],
                 "names": NAMES[:2],
                 "about": {"seed": 0},
+                "rule": KLDA,
             },
+            *("--bank", bank),
             *("--index", folder / "index.csv", "--confusion", out / "confusion.csv"),
             *("--evaluation", out / "evaluation.json", "--examples", out / "examples"),
         ),

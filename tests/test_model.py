@@ -457,17 +457,33 @@ def test_a_model_with_a_softmax_comes_back(softmax, images, tmp_path):
     )
 
 
-def test_only_the_newest_branch_learns_when_told(previous, images):
+@pytest.mark.parametrize(
+    ("part", "parts"),
+    [
+        ("newest", {"branches.2"}),
+        ("heads", {"aspp", "branches.0", "branches.1", "branches.2"}),
+    ],
+)
+def test_only_what_is_told_learns(previous, images, part, parts):
     network = add_branch(previous, 2, seed=3)
     network.requires_grad_(True)
     network.set_training_mode(batch_norm=False)
-    network.train_newest_branch_alone()
+    network.train_only(part)
     network.dropout.keys = torch.arange(2)
     compose_logits(network(images).logits).sum().backward()
     learning = {name for name, p in network.named_parameters() if p.grad is not None}
-    assert learning
-    assert all(name.startswith("branches.2.") for name in learning)
+    names = {".".join(name.split(".")[: 1 + name.startswith("b")]) for name in learning}
+    assert names == parts
     assert {n for n, p in network.named_parameters() if p.requires_grad} == learning
+
+
+def test_outputs_follow_from_the_features_of_the_backbone(previous, images):
+    outputs = previous.eval()(images)
+    again = previous.heads(outputs.backbone)
+    for own, other in zip(
+        (*outputs.blocks, *outputs.logits), (*again.blocks, *again.logits), strict=True
+    ):
+        assert torch.equal(own, other)
 
 
 # Stages

@@ -253,6 +253,7 @@ def targets(data: Path) -> Path:
 
 
 TERMS = {
+    "kproba": {"bce", "bga_ce", "bga_t", "gkd", "bfd"},
     "barm": {"bce", "bga_ce", "bga_t", "gkd", "bfd"},
     "ssul": {"bce"},
     "plop": {"ce", "pod", "pod_logits"},
@@ -271,7 +272,7 @@ def test_every_method_gives_the_same_weights_by_two_processes(
     base = first / "model.safetensors"
     settings = step_settings(1, method, **SHARED)
     labels = None
-    if method in ("barm", "ssul", "plop"):
+    if method in ("kproba", "barm", "ssul", "plop"):
         settings["recipe"]["use_pseudo_labels"] = True
         labels = targets
     one, two = (
@@ -290,6 +291,8 @@ def test_every_method_gives_the_same_weights_by_two_processes(
     before, after = load_file(base), load_file(one / "model.safetensors")
     changed = {k for k in before if not torch.equal(before[k], after[k])}
     assert bool(changed) == (method != "ssul")  # there only the new branch learns
+    backbone = {key for key in changed if key.startswith("backbone.")}
+    assert bool(backbone) == (method not in ("kproba", "ssul"))
     new = {key for key in after if key.startswith("branches.1")}
     assert set(after) - set(before) == new
     softmax = method in ("plop", "mib", "lwf")

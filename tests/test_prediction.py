@@ -1,0 +1,130 @@
+"""Prediction by network and bank against the formula in float64."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kproba.model import Architecture, SegmentationNetwork, compose_logits
+from kproba.prediction import FusedPredictor
+from kproba.prototypes import (
+    BankSettings,
+    FeatureBatch,
+    PrototypeBank,
+    bank_features,
+    build_bank,
+    draw_sample,
+)
+from kproba.pseudo_labels import PseudoLabelSettings, pseudo_label
+
+CLASSES = 3
+
+
+def settings(rule: str, **changes: float) -> PseudoLabelSettings:
+    numbers = {
+        "threshold": 0.0,
+        "probability_weight": 1.0,
+        "posterior_weight": 1.0,
+        "foreground_bias": 0.0,
+        "temperature": 1.0,
+    }
+    return PseudoLabelSettings(rule=rule, metric="euclidean", **(numbers | changes))
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (2, 3, 64, 48), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["sigmoids", "softmax"])
+def network(request: pytest.FixtureRequest) -> SegmentationNetwork:
+    architecture = Architecture(
+        "efficientnet_lite0", 16, (1, 2), 8, 0.1, 0.01, softmax=request.param
+    )
+    network = SegmentationNetwork(architecture, [1, 1], weights="imagenet", seed=3)
+    return network.eval().requires_grad_(False)
+
+
+def bank_of(network: SegmentationNetwork, images: torch.Tensor, map_: str):
+    how = BankSettings(
+        feature="backbone",
+        map=map_,
+        dimension=64,
+        maps=1 if map_ == "identity" else 2,
+        gamma="median",
+        scatter=True,
+        momentum=0.9,
+        ridge=0.1,
+        calibration_cells=100,
+    )
+    generator = torch.Generator().manual_seed(1)
+    size = (2, *images.shape[-2:])
+    targets = torch.randint(0, CLASSES, size, dtype=torch.uint8, generator=generator)
+    batch = FeatureBatch(bank_features(network(images), how), targets, [0, 1])
+    sample = draw_sample([batch], how, images=2, seed=0)
+    return build_bank([batch], sample, how, classes=CLASSES, seed=0)
+
+
+def scores_of_lda(bank: PrototypeBank, features: torch.Tensor) -> torch.Tensor:
+    """Log q of features (d, h, w), (C, h, w) float64, as Gaussian densities."""
+    x = ((features.double().flatten(1).T - bank.centre) / bank.spread).numpy()
+    covariance = (bank.scatter[0] / bank.scatter_count).numpy()
+    ridge = bank.settings.ridge * covariance.diagonal().mean()
+    precision = np.linalg.inv(covariance + ridge * np.eye(len(covariance)))
+    means, share = bank.means[0].numpy(), bank.share.numpy()
+    columns = []
+    for mean, part in zip(means, share, strict=True):
+        apart = x - mean
+        square = np.einsum("ni,ij,nj->n", apart, precision, apart)
+        columns.append(np.log(part) - square / 2)
+    scores = torch.from_numpy(np.stack(columns)) / bank.temperature
+    return scores.log_softmax(0).view(-1, *features.shape[1:])
+
+
+@pytest.mark.parametrize(("w", "a", "b"), [(1, 1, 0), (0, 1, 0), (0.5, 2, 0.3)])
+def test_network_and_lda_are_multiplied(network, images, w, a, b):
+    bank = bank_of(network, images, "identity")
+    rule = settings("lda", probability_weight=w, posterior_weight=a, foreground_bias=b)
+    found = FusedPredictor(network, bank, rule).predict_logits(images)
+    assert found.shape == (2, CLASSES, 64, 48)
+    outputs = network(images)
+    logits = compose_logits(outputs.logits).double()
+    size, how = (64, 48), {"mode": "bilinear", "align_corners": False}
+    logits = F.interpolate(logits, size, **how)
+    if network.architecture.softmax:
+        log_p = logits.log_softmax(1)
+    else:
+        p = logits.sigmoid()
+        log_p = (p / p.sum(1, keepdim=True)).log()
+    log_q = torch.stack([scores_of_lda(bank, b_i) for b_i in outputs.backbone])
+    log_q = F.interpolate(log_q.clamp(min=-60), size, **how)
+    expected = w * log_p + a * log_q
+    expected[:, 1:] += b
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("map_", "rule"), [("identity", "lda"), ("rff", "klda")])
+def test_prediction_is_the_rule_of_the_pseudo_labels(network, images, map_, rule):
+    bank = bank_of(network, images, map_)
+    predicted = FusedPredictor(network, bank).predict(images)
+    labels = pseudo_label(network, bank, images, settings(rule))
+    assert torch.equal(predicted, labels)
+    assert predicted.dtype == torch.uint8
+    assert len(predicted.unique()) > 1
+    alone = FusedPredictor(network, bank, settings(rule, probability_weight=0))
+    assert not torch.equal(alone.predict(images), network.predict(images))
+
+
+def test_kappa_predicts_too(network, images):
+    bank = bank_of(network, images, "rff")
+    rule = settings("kappa")
+    predicted = FusedPredictor(network, bank, rule).predict(images)
+    assert torch.equal(predicted, pseudo_label(network, bank, images, rule))
+
+
+def test_bank_of_another_step_is_refused(network, images):
+    bank = bank_of(network, images, "identity")
+    small = SegmentationNetwork(network.architecture, [1], weights="none").eval()
+    with pytest.raises(ValueError, match=r"bank of the 2 classes .* it has 3"):
+        FusedPredictor(small, bank)
