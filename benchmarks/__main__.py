@@ -362,7 +362,7 @@ def _step(backbone: str, crop: int) -> tuple[Callable[[], None], Callable[[], No
         outputs = student(images)
         with torch.no_grad():
             taught = teacher(images)
-        terms = step_losses(outputs, taught, targets, masks, counts, METHODS["kproba"])
+        terms = step_losses(outputs, taught, targets, masks, counts, METHODS["barm"])
         torch.stack(list(terms.values())).sum().backward()
         optimizer.step()
 

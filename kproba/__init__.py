@@ -1,7 +1,8 @@
 """Class-incremental semantic segmentation: the method, usable without Snakemake.
 
 Reading order: `methods`, `splits`, `digits`, `data`, `model`, `losses`, `prototypes`,
-`pseudo_labels`, `training`, `evaluation`, `report`. `config` joins them to a workflow.
+`pseudo_labels`, `prediction`, `training`, `evaluation`, `report`. `config` joins them
+to a workflow.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -26,4 +27,8 @@ def __getattr__(name: str) -> Any:
         from kproba.prototypes import PrototypeBank
 
         return PrototypeBank
+    if name == "FusedPredictor":
+        from kproba.prediction import FusedPredictor
+
+        return FusedPredictor
     raise AttributeError(f"module 'kproba' has no attribute {name!r}")

@@ -99,7 +99,7 @@ def test_jobs_ask_for_what_the_profile_and_the_configuration_say(finished: Path)
         "build_prototypes": 3,
         "export_pseudo_labels": 2,
         "train_step": 4,
-        "evaluate": 6,
+        "evaluate": 7,
     }
     for rule, count in networks.items():
         found = of_rule(rule, rows)
@@ -118,7 +118,7 @@ def test_jobs_ask_for_what_the_profile_and_the_configuration_say(finished: Path)
         assert row["Partition"] == "cpu"
         assert "gpu" not in row.get("TresPerJob", "")
     # Settings, splits, summary, figures and report are too small for a job.
-    assert len(rows) == sum(networks.values()) + len(others) == 19
+    assert len(rows) == sum(networks.values()) + len(others) == 20
     assert (finished / "results" / "report.html").is_file()
 
 
