@@ -464,9 +464,14 @@ class Plan:
             settings["rule"] = "klda" if self.reads_bank(method) else "lda"
         return _what_is_read(settings)
 
-    def bank_before_training(self, method: str) -> bool:
-        """Whether a step's prototypes are of the network as it was before the step."""
-        return self.section("bank", method)["network"] == "before"
+    def bank_network(self, method: str) -> str:
+        """Whose features the prototypes are of.
+
+        "base": the network after step 0, at every step; "after": the step's own;
+        "before": the step's own before its training.
+        """
+        network: str = self.section("bank", method)["network"]
+        return network
 
     def bank_home(self, method: str) -> str:
         """The method in whose folder the bank of step 0 is: see `_home`."""
@@ -490,7 +495,7 @@ class Plan:
         return next((name for name in METHODS if key(name) == own), method)
 
     def _bank_key(self, method: str) -> Any:
-        before, bank = self.bank_before_training(method), self.bank(method)
+        before, bank = self.bank_network(method) == "before", self.bank(method)
         del bank["momentum"]  # of later steps
         return self.base_name(method), bank, before
 

@@ -98,12 +98,14 @@ def bank_of_step(
     pseudo_labels: str | Path | None = None,
     network: str | Path | None = None,
     weights: str | Path | None = None,
+    keep_temperature: bool = False,
     reading: Reading = Reading(),
 ) -> None:
-    """Build the bank of step t from model t and the images of step t.
+    """Build the bank of step t from a model and the images of step t.
 
     Args:
-        model: model.safetensors of the step.
+        model: model.safetensors of the step, or of step 0 for a bank whose prototypes
+            are of that network at every step.
         split: Images of the step.
         bank: Output; a .json goes beside it.
         settings: `BankSettings` as a dictionary.
@@ -116,6 +118,7 @@ def bank_of_step(
         network: Whose features the prototypes are of, if not the model's: another
             model, or the settings.json of step 0 for the network before its training.
         weights: Of the backbone of that, if they come from a file.
+        keep_temperature: See `kproba.prototypes.build_bank`.
         reading: Batches, workers, processes.
     """
     process = reading.process
@@ -149,6 +152,7 @@ def bank_of_step(
         classes=label_map.channels,
         seed=seed,
         previous=before and before.to(process.device),
+        keep_temperature=keep_temperature,
         process=process,
     )
     if process.first:
@@ -185,13 +189,14 @@ def pseudo_labels_of_step(
     groups: Classes,
     names: list[str],
     setting: str,
+    source: str | Path | None = None,
     reading: Reading = Reading(),
 ) -> None:
     """Write the targets of step t with model and bank of step t-1.
 
     Args:
         model: model.safetensors of step t-1.
-        bank: Its bank; None for the rules without.
+        bank: Bank of step t-1; None for the rules without.
         split: Images of step t.
         labels: Output folder, one palette PNG per image.
         table: Output CSV of what was found in every image.
@@ -200,13 +205,18 @@ def pseudo_labels_of_step(
         groups: Raw labels of the classes of the steps 0..t.
         names: Names of S_t, background first.
         setting: "overlap", "disjoint" or "sequential".
+        source: model.safetensors of the bank's features, if not `model`.
         reading: Batches, workers, processes.
 
     Raises:
         ValueError: The bank was built with another model.
     """
     process = reading.process
-    loaded = None if bank is None else bank_of_model(bank, model, process.device)
+    loaded = other = None
+    if bank is not None:
+        loaded = bank_of_model(bank, source or model, process.device)
+    if source is not None:
+        other = load_model(source, device=process.device)
     rows = read_index(split)
     label_map = LabelMap(_tuples(groups), setting)
     export(
@@ -219,6 +229,7 @@ def pseudo_labels_of_step(
         settings=PseudoLabelSettings(**settings),
         names=names[: label_map.first_new],
         label_map=label_map,
+        source=other,
         process=process,
     )
     if process.first:
@@ -253,6 +264,7 @@ def evaluate_step(
     about: dict[str, Any],
     rule: dict[str, Any] | None = None,
     bank: str | Path | None = None,
+    source: str | Path | None = None,
     reading: Reading = Reading(),
 ) -> None:
     """Test a model, alone or with its bank, on all classes of the steps 0..t.
@@ -270,6 +282,7 @@ def evaluate_step(
         rule: `PseudoLabelSettings` as a dictionary: how network and bank decide
             together; None: the network alone.
         bank: Bank of the step, for that.
+        source: model.safetensors of the bank's features, if not `model`.
         reading: Batches, workers, processes.
 
     Raises:
@@ -282,8 +295,10 @@ def evaluate_step(
     if rule is not None:
         if bank is None:
             raise ValueError("Expected the step's bank to predict with, but got none.")
-        loaded = bank_of_model(bank, model, process.device)
-        predictor = FusedPredictor(network, loaded, PseudoLabelSettings(**rule))
+        loaded = bank_of_model(bank, source or model, process.device)
+        other = None if source is None else load_model(source, device=process.device)
+        settings_of_rule = PseudoLabelSettings(**rule)
+        predictor = FusedPredictor(network, loaded, settings_of_rule, other)
     seen = _tuples(groups)
     protocol = {key: value for key, value in settings.items() if key != "examples"}
     how = EvaluationSettings(**protocol)
@@ -352,12 +367,12 @@ JOBS: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
     "pseudo-labels": (
         pseudo_labels_of_step,
         ("model", "split", "labels", "table", "quality"),
-        ("bank",),
+        ("bank", "source"),
     ),
     "evaluation": (
         evaluate_step,
         ("model", "index", "evaluation", "confusion", "examples"),
-        ("bank",),
+        ("bank", "source"),
     ),
 }
 

@@ -53,8 +53,8 @@ class Method:
         keeps_background: Where `bga_t` keeps the background up: "raw", wherever the
             raw label is 0 (the reference), or "pseudo", only where the pseudo label is
             too, so that background may fall on what was recognised as an old class.
-        trains: "all"; "heads": everything but the backbone, whose features stay the
-            same for all steps; or "newest": the newest branch alone.
+        trains: "all"; "heads": everything but the backbone; or "newest": the newest
+            branch alone.
         prediction: How a pixel's class is found in the test: by the "network" alone, or
             "fused", by network and bank together (`kproba.prediction`), as the rule of
             the pseudo labels does where it scores all classes, else as `lda`.
@@ -118,12 +118,7 @@ SURE = {"rule": "confidence", "threshold": 0.7}
 
 METHODS = {
     # Background adaptation guided by prototypes, in the labels and in the prediction.
-    "kproba": Method(
-        losses=BARM_LOSSES,
-        keeps_background="pseudo",
-        trains="heads",
-        prediction="fused",
-    ),
+    "kproba": Method(losses=BARM_LOSSES, keeps_background="pseudo", prediction="fused"),
     # Zhang & Gao, ECCV 2024: the same losses, guided by the network's own confidence.
     "barm": Method(losses=BARM_LOSSES, pseudo_labels=SURE),
     # Cha et al., NeurIPS 2021, without memory and without saliency: what is old stays

@@ -4,9 +4,11 @@ Network and bank answer from different evidence. The network is trained step by 
 and its newest branch has not met the old classes: on one that looks like its own (a
 cow, after the step that brought horses) it is wrong with confidence. The bank's
 discriminant analysis weighs all classes, whatever step they came in, in one feature
-space that does not change if the backbone does not; but it is linear in φ and sees one
-cell at a time. Their product, argmax_c w log p̄_c + a log q_c, is the rule by which the
-pseudo labels are found, here for every pixel of a test image.
+space, that of step 0's network, which does not change; but it is linear in φ and sees
+one cell at a time, so it blurs edges. Together, the network says how likely a pixel is
+of any class at all, and both say of which:
+
+    s_0 = p̄_0,  s_c = (1 - p̄_0) softmax_{c>0}(w log p̄_c + a log q_c)
 """
 
 import torch
@@ -26,9 +28,11 @@ class FusedPredictor:
 
     Args:
         network: Model of step t.
-        bank: Its bank, built from this very model, on the same device.
+        bank: Bank of that step, on the same device.
         settings: The rule with its weights; None: `klda` or `lda`, as the bank is, with
             all weights 1.
+        source: Network that the bank's features are of, if not `network` itself: with
+            `bank.network: base` the model of step 0.
 
     Raises:
         ValueError: Network and bank know different numbers of classes.
@@ -39,6 +43,7 @@ class FusedPredictor:
         network: SegmentationNetwork,
         bank: PrototypeBank,
         settings: PseudoLabelSettings | None = None,
+        source: SegmentationNetwork | None = None,
     ):
         if bank.classes != network.channels:
             raise ValueError(
@@ -46,7 +51,7 @@ class FusedPredictor:
                 f"background included, but it has {bank.classes}. Take the bank of the "
                 f"same step."
             )
-        self.network, self.bank = network, bank
+        self.network, self.bank, self.source = network, bank, source
         self.settings = settings or PseudoLabelSettings(
             rule="lda" if bank.settings.map == "identity" else "klda",
             threshold=0.0,
@@ -59,13 +64,17 @@ class FusedPredictor:
 
     @torch.inference_mode()
     def predict_logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Scores over S_t, (B, |S_t|, H, W) float32, of images (B, 3, H, W) uint8."""
+        """Log s over S_t, (B, |S_t|, H, W) float32, of images (B, 3, H, W) uint8."""
         outputs = self.network(images)
         size = images.shape[-2:]
         logits = upsample(compose_logits(outputs.logits).float(), size)
         log_p = log_probabilities(logits, softmax=self.network.architecture.softmax)
-        log_evidence = upsample(evidence(outputs, self.bank, self.settings), size)
-        return scores(log_p, log_evidence, self.settings)
+        shown = outputs if self.source is None else self.source(images)
+        log_evidence = upsample(evidence(shown, self.bank, self.settings), size)
+        of_class = scores(log_p, log_evidence, self.settings)[:, 1:].log_softmax(1)
+        log_p = log_p.log_softmax(1)
+        foreground = log_p[:, 1:].logsumexp(dim=1, keepdim=True)
+        return torch.cat([log_p[:, :1], foreground + of_class], dim=1)
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Labels (B, H, W) uint8 in output indices; 0 is background."""

@@ -66,7 +66,8 @@ class BankSettings:
     """What a bank is built from.
 
     Attributes:
-        feature: "block": g_0, the output of branch 0's 3×3 block; "backbone": b.
+        feature: "backbone": b; "block": g_0, the output of branch 0's 3×3 block;
+            "both": b and g_0, one after the other.
         map: "rff" for random Fourier features, "identity" for none (LDA).
         dimension: D, random features per map, an even number.
         maps: E, number of maps (1 for "identity").
@@ -79,7 +80,7 @@ class BankSettings:
             γ and temperature.
     """
 
-    feature: Literal["block", "backbone"]
+    feature: Literal["backbone", "block", "both"]
     map: Literal["rff", "identity"]
     dimension: int
     maps: int
@@ -256,7 +257,7 @@ class PrototypeBank:
         means: Per map (C, D) prototypes μ_c.
         scatter: Per map (D, D) within-class scatter, summed over the steps.
         scatter_count: Cells that the scatter holds.
-        temperature: T of the posterior, calibrated on the step's training images.
+        temperature: T of the posterior, calibrated on training images.
     """
 
     settings: BankSettings
@@ -477,6 +478,8 @@ def make_maps(
 
 def bank_features(outputs: Outputs, settings: BankSettings) -> torch.Tensor:
     """The feature map that the bank reads, (B, d, h, w)."""
+    if settings.feature == "both":
+        return torch.cat([outputs.backbone, outputs.blocks[0]], dim=1)
     return outputs.blocks[0] if settings.feature == "block" else outputs.backbone
 
 
@@ -508,6 +511,7 @@ def build_bank(
     classes: int,
     seed: int,
     previous: PrototypeBank | None = None,
+    keep_temperature: bool = False,
     process: Process = ALONE,
 ) -> PrototypeBank:
     """Build the bank of a step in one streaming pass over its training images.
@@ -523,6 +527,9 @@ def build_bank(
         seed: Of the maps.
         previous: Bank of step t-1, whose maps and standardisation are kept. Its
             classes that the step shows again move by `settings.momentum`.
+        keep_temperature: Take the temperature of `previous`, if there is one. A later
+            step shows few classes, and so calibrates too boldly; it must where the
+            features are of another network than before.
         process: This one of several, which get the same bank; the first alone
             calibrates it.
     """
@@ -550,7 +557,9 @@ def build_bank(
     bank = _bank_of_step(settings, seed, gamma, centre, spread, moments)
     if previous is not None:
         bank = follow(previous, bank)
-    if settings.scatter and process.first:
+    if previous is not None and keep_temperature:
+        bank.temperature = previous.temperature
+    elif settings.scatter and process.first:
         bank.temperature = _calibrate(bank, *sample)
     return bank
 

@@ -207,14 +207,19 @@ def pseudo_label(
     images: torch.Tensor,
     settings: PseudoLabelSettings,
     thresholds: torch.Tensor | None = None,
+    source: SegmentationNetwork | None = None,
 ) -> torch.Tensor:
-    """Labels over S_{t-1} of images (B, 3, H, W) uint8, (B, H, W) uint8."""
+    """Labels over S_{t-1} of images (B, 3, H, W) uint8, (B, H, W) uint8.
+
+    `source` is the network of the bank's features, if not the teacher.
+    """
     outputs = teacher(images)
     size = images.shape[-2:]
     logits = upsample(compose_logits(outputs.logits).float(), size)
     log_evidence = None
     if bank is not None and settings.rule in RULES_WITH_BANK:
-        log_evidence = upsample(evidence(outputs, bank, settings), size)
+        shown = outputs if source is None else source(images)
+        log_evidence = upsample(evidence(shown, bank, settings), size)
     softmax = teacher.architecture.softmax
     return decide(
         logits, log_evidence, settings, softmax=softmax, thresholds=thresholds
@@ -232,13 +237,14 @@ def export(
     settings: PseudoLabelSettings,
     names: list[str],
     label_map: LabelMap,
+    source: SegmentationNetwork | None = None,
     process: Process = ALONE,
 ) -> None:
     """Write the training target of every image of a step.
 
     Args:
         teacher: Network of step t-1.
-        bank: Its bank; None for the rules without.
+        bank: Bank of that step; None for the rules without.
         batches: This process's images with their raw labels, read twice by the rule
             `entropy`; the table is in the order of their keys.
         folder: Gets one palette PNG per image, named by its id: the target with old
@@ -249,7 +255,8 @@ def export(
         settings: The rule.
         names: Names of S_{t-1}, background first.
         label_map: Raw labels to the outputs of step t.
-        process: This one of several that share the work; teacher and bank are on its
+        source: Network of the bank's features, if not the teacher.
+        process: This one of several that share the work; networks and bank are on its
             device.
     """
     thresholds = None
@@ -262,7 +269,8 @@ def export(
     with atomic_directory(folder, process) as temporary:
         for batch in batches:
             images = batch.images.to(process.device, non_blocking=True)
-            found = pseudo_label(teacher, bank, images, settings, thresholds).cpu()
+            found = pseudo_label(teacher, bank, images, settings, thresholds, source)
+            found = found.cpu()
             targets = to_target[batch.targets.long()]
             hidden = targets == 0
             merged = torch.where(hidden, found, targets)

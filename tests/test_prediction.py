@@ -15,7 +15,12 @@ from kproba.prototypes import (
     build_bank,
     draw_sample,
 )
-from kproba.pseudo_labels import PseudoLabelSettings, pseudo_label
+from kproba.pseudo_labels import (
+    PseudoLabelSettings,
+    evidence,
+    log_probabilities,
+    pseudo_label,
+)
 
 CLASSES = 3
 
@@ -99,28 +104,56 @@ def test_network_and_lda_are_multiplied(network, images, w, a, b):
         log_p = (p / p.sum(1, keepdim=True)).log()
     log_q = torch.stack([scores_of_lda(bank, b_i) for b_i in outputs.backbone])
     log_q = F.interpolate(log_q.clamp(min=-60), size, **how)
-    expected = w * log_p + a * log_q
-    expected[:, 1:] += b
+    p, both = log_p.exp(), (w * log_p + a * log_q + b)[:, 1:].softmax(1)
+    expected = torch.cat([p[:, :1], (1 - p[:, :1]) * both], dim=1).log()
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("map_", "rule"), [("identity", "lda"), ("rff", "klda")])
-def test_prediction_is_the_rule_of_the_pseudo_labels(network, images, map_, rule):
+@pytest.mark.parametrize(
+    ("map_", "rule"), [("identity", "lda"), ("rff", "klda"), ("rff", "kappa")]
+)
+def test_the_network_says_where_and_both_say_what(network, images, map_, rule):
     bank = bank_of(network, images, map_)
-    predicted = FusedPredictor(network, bank).predict(images)
-    labels = pseudo_label(network, bank, images, settings(rule))
-    assert torch.equal(predicted, labels)
-    assert predicted.dtype == torch.uint8
-    assert len(predicted.unique()) > 1
-    alone = FusedPredictor(network, bank, settings(rule, probability_weight=0))
-    assert not torch.equal(alone.predict(images), network.predict(images))
+    fused = FusedPredictor(network, bank, settings(rule)).predict_logits(images)
+    total = fused.exp().sum(dim=1)
+    torch.testing.assert_close(total, torch.ones_like(total))
+    logits = network.predict_logits(images)
+    log_p = log_probabilities(logits, softmax=network.architecture.softmax)
+    background = log_p.log_softmax(1)[:, 0]
+    torch.testing.assert_close(fused[:, 0], background, rtol=1e-4, atol=1e-4)
+    # Where both are of a class, it is the class that the rule of the labels finds.
+    label = pseudo_label(network, bank, images, settings(rule))
+    found = fused.argmax(dim=1)
+    both = (label > 0) & (found > 0)
+    assert both.any() and torch.equal(label[both].long(), found[both])
 
 
-def test_kappa_predicts_too(network, images):
-    bank = bank_of(network, images, "rff")
-    rule = settings("kappa")
+def test_a_bank_without_weight_changes_nothing(network, images):
+    bank = bank_of(network, images, "identity")
+    rule = settings("lda", posterior_weight=0)
     predicted = FusedPredictor(network, bank, rule).predict(images)
-    assert torch.equal(predicted, pseudo_label(network, bank, images, rule))
+    assert predicted.dtype == torch.uint8
+    assert torch.equal(predicted, network.predict(images))
+    weighed = FusedPredictor(network, bank, settings("lda", posterior_weight=50))
+    assert not torch.equal(weighed.predict(images), network.predict(images))
+
+
+def test_bank_of_another_network_is_asked_with_its_features(network, images):
+    other = SegmentationNetwork(network.architecture, [2], weights="imagenet", seed=9)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    other.eval().requires_grad_(False)
+    bank = bank_of(other, images, "identity")
+    found = FusedPredictor(network, bank, source=other).predict_logits(images)
+    stale = FusedPredictor(network, bank).predict_logits(images)
+    assert not torch.allclose(found, stale)
+    evidence_of_other = evidence(other(images), bank, settings("lda"))
+    logits = network.predict_logits(images)
+    log_p = log_probabilities(logits, softmax=network.architecture.softmax)
+    log_q = F.interpolate(evidence_of_other, (64, 48), mode="bilinear")
+    both = (log_p.log_softmax(1) + log_q)[:, 1:].log_softmax(1)
+    torch.testing.assert_close(found[:, 1:].log_softmax(1), both, rtol=1e-3, atol=1e-3)
 
 
 def test_bank_of_another_step_is_refused(network, images):

@@ -215,7 +215,6 @@ def test_added_step_trains_that_step_alone(tmp_path: Path) -> None:
     write_config(tmp_path, change)
     again = jobs(tmp_path, f"{chain}/step2/model.safetensors")
     assert again == {
-        "build_prototypes": 1,
         "export_pseudo_labels": 1,
         "make_split": 1,
         "train_step": 1,

@@ -232,9 +232,22 @@ def previous_bank(wildcards):
     return bank_file(run_of(wildcards), int(wildcards.step) - 1)
 
 
+def model_of_bank(wildcards):
+    """The model that a bank belongs to: of step 0, or of its own step."""
+    base = plan.bank_network(wildcards.method) == "base"
+    return model_file(run_of(wildcards), 0 if base else int(wildcards.step))
+
+
+def source_of_bank(wildcards, step):
+    """The model of a bank's features where it is not the model of the step."""
+    if plan.bank_network(wildcards.method) != "base" or step == 0:
+        return []
+    return model_file(run_of(wildcards), 0)
+
+
 def network_of_bank(wildcards):
     """Another network than the step's own, if the bank is of one; at step 0 its plan."""
-    if not plan.bank_before_training(wildcards.method):
+    if plan.bank_network(wildcards.method) != "before":
         return []
     if wildcards.step == "0":
         model = model_of_step(wildcards)
@@ -244,8 +257,8 @@ def network_of_bank(wildcards):
 
 def weights_of_bank(wildcards):
     """Backbone weights of an untrained network."""
-    before = plan.bank_before_training(wildcards.method) and wildcards.step == "0"
-    return weights_file(wildcards) if before else []
+    before = plan.bank_network(wildcards.method) == "before"
+    return weights_file(wildcards) if before and wildcards.step == "0" else []
 
 
 def pseudo_labels_after_step_0(wildcards):
@@ -253,12 +266,14 @@ def pseudo_labels_after_step_0(wildcards):
 
 
 def bank_job(wildcards):
+    base = plan.bank_network(wildcards.method) == "base"
     return json.dumps(
         {
             "settings": plan.bank(wildcards.method),
             **classes_so_far(wildcards),
             "setting": wildcards.setting,
             "seed": int(wildcards.seed),
+            "keep_temperature": base and wildcards.step != "0",
         }
     )
 
@@ -270,6 +285,12 @@ def bank_of_previous_step(wildcards):
     if not plan.reads_bank(wildcards.method):
         return []
     return bank_file(run_of(wildcards), int(wildcards.step) - 1)
+
+
+def source_of_previous_bank(wildcards):
+    if not plan.reads_bank(wildcards.method):
+        return []
+    return source_of_bank(wildcards, int(wildcards.step) - 1)
 
 
 def pseudo_label_job(wildcards):
@@ -290,6 +311,13 @@ def bank_of_test(wildcards):
     if not plan.fuses(wildcards.method):
         return []
     return bank_file(run_of(wildcards), int(wildcards.step))
+
+
+def source_of_test(wildcards):
+    """The model of that bank's features, if it is another."""
+    if not plan.fuses(wildcards.method):
+        return []
+    return source_of_bank(wildcards, int(wildcards.step))
 
 
 def evaluation_job(wildcards):

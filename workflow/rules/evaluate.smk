@@ -2,6 +2,7 @@ rule evaluate:
     input:
         model=model_of_step,
         bank=bank_of_test,
+        source=source_of_test,
         index="results/data/{dataset}/index.csv",
     output:
         evaluation="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/evaluation.json",
@@ -26,7 +27,7 @@ rule evaluate:
         " --device {resources.device} --processes {resources.processes}"
         " --cores {threads} --threads {resources.cpu_threads}"
         " kproba.inference evaluation --job {params.job:q} --model {input.model}"
-        " --bank {input.bank}"
+        " --bank {input.bank} --source {input.source}"
         " --index {input.index} --evaluation {output.evaluation}"
         " --confusion {output.confusion} --examples {output.examples}"
         " --batch-size {resources.batch_size} --workers {resources.workers}"

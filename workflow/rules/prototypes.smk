@@ -1,6 +1,6 @@
 rule build_prototypes:
     input:
-        model=model_of_step,
+        model=model_of_bank,
         split="results/splits/{dataset}/{task}-{setting}/step{step}.csv",
         pseudo_labels=pseudo_labels_after_step_0,
         previous=previous_bank,

@@ -2,6 +2,7 @@ rule export_pseudo_labels:
     input:
         model=previous_model,
         bank=bank_of_previous_step,
+        source=source_of_previous_bank,
         split="results/splits/{dataset}/{task}-{setting}/step{step}.csv",
     output:
         labels=directory(
@@ -31,7 +32,7 @@ rule export_pseudo_labels:
         " --device {resources.device} --processes {resources.processes}"
         " --cores {threads} --threads {resources.cpu_threads}"
         " kproba.inference pseudo-labels --job {params.job:q} --model {input.model}"
-        " --bank {input.bank} --split {input.split}"
+        " --bank {input.bank} --source {input.source} --split {input.split}"
         " --labels {output.labels} --table {output.table}"
         " --quality {output.quality}"
         " --batch-size {resources.batch_size} --workers {resources.workers}"
