@@ -848,6 +848,16 @@ def test_rule_of_the_prediction_scores_and_has_the_bank_that_it_reads(
     assert plan.bank("kproba")["map"] == mapped
 
 
+@pytest.mark.parametrize("network", ["base", "after", "before"])
+def test_a_bank_tells_whose_features_it_holds(network):
+    plan = _plan(**_method(bank={"network": network}))
+    assert plan.bank_network("mine") == network
+    assert plan.bank_network("kproba") == "base"
+    # At step 0 the network of step 0 is the step's own.
+    own = network == "before"
+    assert plan.bank_home("mine") == ("mine" if own else "kproba")
+
+
 def test_prediction_is_no_setting_of_a_training():
     plan = _plan(**_method(prediction="network"))
     run = Run("tiny", "6-2", "overlap", "mine", 0)

@@ -22,10 +22,15 @@ from kproba.inference import (
     evaluate_step,
     pseudo_labels_of_step,
 )
-from kproba.model import Architecture, SegmentationNetwork, save_model
+from kproba.model import (
+    Architecture,
+    SegmentationNetwork,
+    load_model,
+    save_model,
+)
 from kproba.splits import read_index
 
-GROUPS = [[1], [2], [3]]
+GROUPS = [[1, 2], [3]]
 NAMES = ["background", "cat", "dog", "cow"]
 BANK = {
     "feature": "block",
@@ -52,7 +57,7 @@ TEST = {"policy": "ssul", "ignore_background": False, "crop": None, "examples": 
 
 @pytest.fixture
 def step(folder_dataset, index_of, tmp_path):
-    """Writer of a step: images of two sizes, and a model of background and `cat`."""
+    """Writer of a step: images of two sizes, and a model of `cat` and `dog`."""
 
     def write(images: int) -> Path:
         random = np.random.default_rng(images)
@@ -70,8 +75,8 @@ def step(folder_dataset, index_of, tmp_path):
         train = index[index["subset"] == "train"]
         train.to_csv(tmp_path / "split.csv", index=False)
         architecture = Architecture("efficientnet_lite0", 16, (1, 2), 16, 0.1, 0.01)
-        network = SegmentationNetwork(architecture, [1], weights="imagenet", seed=3)
-        classes = [{"label": 0}, {"label": 1}]
+        network = SegmentationNetwork(architecture, [2], weights="imagenet", seed=3)
+        classes = [{"label": label} for label in range(3)]
         save_model(network, tmp_path / "model.safetensors", about={"classes": classes})
         return tmp_path
 
@@ -89,7 +94,7 @@ def all_jobs(process: Process, step: Path, out: Path, batch_size: int = 2) -> No
         bank,
         settings=BANK,
         groups=GROUPS[:1],
-        names=NAMES[:2],
+        names=NAMES[:3],
         setting="overlap",
         seed=0,
         reading=reading,
@@ -104,7 +109,7 @@ def all_jobs(process: Process, step: Path, out: Path, batch_size: int = 2) -> No
         out / "quality.csv",
         settings=KLDA,
         groups=GROUPS[:2],
-        names=NAMES[:3],
+        names=NAMES[:4],
         setting="overlap",
         reading=reading,
     )
@@ -116,7 +121,7 @@ def all_jobs(process: Process, step: Path, out: Path, batch_size: int = 2) -> No
         out / "examples",
         settings=TEST,
         groups=GROUPS[:1],
-        names=NAMES[:2],
+        names=NAMES[:3],
         about={"seed": 0},
         rule=KLDA,
         bank=bank,
@@ -156,8 +161,8 @@ def test_processes_give_the_results_of_one(step, tmp_path, images, processes):
     masks = whole_image_loader(
         rows[rows["subset"] == "val"], np.arange(256, dtype=np.uint8), batch_size=1
     )
-    # Raw labels 2 and 3 are of unseen classes and ignored.
-    valid = sum(int((batch.targets < 2).sum()) for batch in masks)
+    # Raw label 3 is of an unseen class and ignored.
+    valid = sum(int((batch.targets < 3).sum()) for batch in masks)
     assert counted.to_numpy().sum() == valid
 
 
@@ -174,7 +179,7 @@ def test_network_predicts_alone_or_with_its_bank(step, tmp_path):
             *(tmp_path / name for name in ("e.json", "c.csv", "e")),
             settings=TEST,
             groups=GROUPS[:1],
-            names=NAMES[:2],
+            names=NAMES[:3],
             about={},
             **how,
         )
@@ -197,6 +202,66 @@ def test_network_predicts_alone_or_with_its_bank(step, tmp_path):
         test(rule=KLDA, bank=bank)
 
 
+def test_bank_of_step_0_serves_a_later_model(step, tmp_path):
+    """Its features are asked of step 0's network, whatever the later one has become."""
+    folder = step(3)
+    all_jobs(Process(), folder, tmp_path)
+    base, bank = folder / "model.safetensors", tmp_path / "prototypes.safetensors"
+    later = tmp_path / "later.safetensors"
+    network = load_model(base)
+    with torch.no_grad():
+        for parameter in network.backbone.parameters():
+            parameter.mul_(0.5)
+    about = {"classes": [{"label": label} for label in range(3)]}
+    save_model(network, later, about=about)
+
+    def test(name, **files):
+        evaluate_step(
+            later,
+            folder / "index.csv",
+            *(tmp_path / f"{name}{end}" for end in (".json", ".csv", "")),
+            settings=TEST,
+            groups=GROUPS[:1],
+            names=NAMES[:3],
+            about={},
+            rule=KLDA,
+            bank=bank,
+            **files,
+        )
+
+    def label(name, **files):
+        pseudo_labels_of_step(
+            later,
+            bank,
+            folder / "split.csv",
+            *(tmp_path / f"{name}{end}" for end in ("", ".csv", "_q.csv")),
+            settings=KLDA | {"probability_weight": 0.0},
+            groups=GROUPS[:2],
+            names=NAMES[:4],
+            setting="overlap",
+            **files,
+        )
+
+    for job in (test, label):
+        with pytest.raises(ValueError, match="built with another model"):
+            job("refused")
+        job(job.__name__, source=base)
+    # The labels of the bank alone are those that step 0's own network would get.
+    pseudo_labels_of_step(
+        base,
+        bank,
+        folder / "split.csv",
+        *(tmp_path / f"own{end}" for end in ("", ".csv", "_q.csv")),
+        settings=KLDA | {"probability_weight": 0.0},
+        groups=GROUPS[:2],
+        names=NAMES[:4],
+        setting="overlap",
+    )
+    for name in ("own.csv", "own_q.csv"):
+        same = name.replace("own", "label")
+        assert (tmp_path / name).read_bytes() == (tmp_path / same).read_bytes()
+
+
 def test_commands_of_two_processes_give_the_results_of_one(step, tmp_path):
     folder = step(5)
     all_jobs(Process(), folder, tmp_path / "one")
@@ -204,12 +269,12 @@ def test_commands_of_two_processes_give_the_results_of_one(step, tmp_path):
     split, bank = folder / "split.csv", out / "prototypes.safetensors"
     jobs = {
         "bank": (
-            {"settings": BANK, "groups": GROUPS[:1], "names": NAMES[:2], "seed": 0},
+            {"settings": BANK, "groups": GROUPS[:1], "names": NAMES[:3], "seed": 0},
             *("--split", split, "--bank", bank),
             *("--previous", "--pseudo-labels"),
         ),
         "pseudo-labels": (
-            {"settings": KLDA, "groups": GROUPS[:2], "names": NAMES[:3]},
+            {"settings": KLDA, "groups": GROUPS[:2], "names": NAMES[:4]},
             *("--split", split, "--bank", bank),
             *("--labels", out / "labels", "--table", out / "labels.csv"),
             *("--quality", out / "quality.csv"),
@@ -218,7 +283,7 @@ def test_commands_of_two_processes_give_the_results_of_one(step, tmp_path):
             {
                 "settings": TEST,
                 "groups": GROUPS[:1],
-                "names": NAMES[:2],
+                "names": NAMES[:3],
                 "about": {"seed": 0},
                 "rule": KLDA,
             },
@@ -300,7 +365,7 @@ def test_a_bank_of_another_model_is_refused(step, tmp_path):
             tmp_path / "quality.csv",
             settings=KLDA,
             groups=GROUPS[:2],
-            names=NAMES[:3],
+            names=NAMES[:4],
             setting="overlap",
         )
     assert not (tmp_path / "labels").exists()

@@ -70,7 +70,9 @@ def passes(features, targets, parts=PARTS):
     ]
 
 
-def build(data, settings=SETTINGS, *, classes=4, seed=7, previous=None, parts=PARTS):
+def build(
+    data, settings=SETTINGS, *, classes=4, seed=7, previous=None, parts=PARTS, **how
+):
     batches = passes(*data, parts)
     return build_bank(
         batches,
@@ -79,6 +81,7 @@ def build(data, settings=SETTINGS, *, classes=4, seed=7, previous=None, parts=PA
         classes=classes,
         seed=seed,
         previous=previous,
+        **how,
     )
 
 
@@ -277,10 +280,16 @@ def test_a_cell_has_the_label_of_its_centre_pixel_and_ignored_cells_are_dropped(
     assert vectors.tolist() == [[0, 4], [2, 6], [3, 7], [9, 13]]
 
 
-def test_the_bank_reads_the_block_of_branch_0_or_the_backbone():
-    outputs = Outputs(torch.zeros(1), [torch.ones(1), torch.full((1,), 2.0)], [])
-    assert bank_features(outputs, SETTINGS) == 1
-    assert bank_features(outputs, replace(SETTINGS, feature="backbone")) == 0
+def test_the_bank_reads_the_block_of_branch_0_or_the_backbone_or_both():
+    block = torch.ones(1, 2, 1, 1)
+    outputs = Outputs(torch.zeros(1, 3, 1, 1), [block, 2 * block], [])
+    for feature, expected in (
+        ("block", [1, 1]),
+        ("backbone", [0, 0, 0]),
+        ("both", [0, 0, 0, 1, 1]),
+    ):
+        found = bank_features(outputs, replace(SETTINGS, feature=feature))
+        assert found.flatten().tolist() == expected
 
 
 # Building
@@ -609,6 +618,17 @@ def test_a_class_that_is_shown_for_the_first_time_is_taken_as_measured():
     np.testing.assert_allclose(bank.share, [1, 3 / 12, 0, 9 / 12])
     log_q = bank.log_posterior(torch.tensor([[4.0, 5.0]]))
     assert log_q.argmax() == 1 and log_q[0, 2] == -math.inf
+
+
+def test_a_later_step_keeps_the_temperature_if_told():
+    first = build(scene(classes=(0, 1, 2)), LDA, classes=3, keep_temperature=True)
+    assert first.temperature == build(scene(classes=(0, 1, 2)), LDA).temperature
+    data = scene(seed=1, classes=(0, 2, 3, 4), distance=0.5)
+    after = {"classes": 5, "previous": first}
+    own = build(data, LDA, **after)
+    kept = build(data, LDA, **after, keep_temperature=True)
+    assert kept.temperature == first.temperature != own.temperature
+    assert torch.equal(kept.means[0], own.means[0])
 
 
 def test_a_later_step_keeps_the_maps_and_the_standardisation():
