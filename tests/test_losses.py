@@ -315,13 +315,16 @@ def test_bfd_is_the_mean_squared_error_on_background_summed_over_branches():
     assert_same(value, expected, ours, plain)
 
 
-def test_kproba_adds_the_terms_with_the_weights_of_the_paper():
+@pytest.mark.parametrize(
+    ("method", "held"), [("barm", "background"), ("kproba", "remaining")]
+)
+def test_the_terms_have_the_weights_of_the_paper(method, held):
     targets = uneven_targets()
     masks, counts = step_setting(targets)
     blocks, logits, teacher = branch_blocks(200), branch_logits(210), teacher_outputs()
     ours, our_blocks = leaves(logits), leaves(blocks)
     losses = step_losses(
-        outputs_of(our_blocks, ours), teacher, targets, masks, counts, METHODS["kproba"]
+        outputs_of(our_blocks, ours), teacher, targets, masks, counts, METHODS[method]
     )
     plain, plain_blocks = leaves(logits, torch.float64), leaves(blocks, torch.float64)
     per_channel = plain_bce_per_channel(plain_protected_logits(plain), targets)
@@ -330,7 +333,7 @@ def test_kproba_adds_the_terms_with_the_weights_of_the_paper():
     expected = {
         "bce": per_channel[list(LEARNING)].sum(),
         "bga_ce": 1 * plain_bga_ce(plain[-1][:, 0], masks.new),
-        "bga_t": 5 * plain_bga_t(plain[-1][:, 0], masks.background),
+        "bga_t": 5 * plain_bga_t(plain[-1][:, 0], getattr(masks, held)),
         "gkd": 1 * plain_gkd(plain[:-1], taught),
         "bfd": 4 * plain_bfd(plain_blocks[:-1], taught_blocks, masks.background),
     }
