@@ -416,7 +416,7 @@ def _example_columns(rows: Sequence[Row]) -> dict[str, Path]:
     folders: dict[Path, str] = {}  # a step 0 that methods share once
     for row in rows:
         folder = Path(row["evaluation"]).with_name("examples")
-        own = row["method"] in folder.parts  # tested with the method's bank
+        own = folder.parts[-4] == row["method"]  # tested with the method's bank
         first = row["step"] == 0 and not own and "step 0" not in folders.values()
         title = "step 0" if first else f"{row['method']}\nstep {row['step']}"
         folders.setdefault(folder, title)
