@@ -462,7 +462,9 @@ class Plan:
         settings = self.section("pseudo_labels", method)
         if settings["rule"] not in RULES_THAT_SCORE:
             settings["rule"] = "klda" if self.reads_bank(method) else "lda"
-        return _what_is_read(settings)
+        return _what_is_read(
+            settings | {"score_threshold": 0.0}
+        )  # every pixel has a class
 
     def bank_network(self, method: str) -> str:
         """Whose features the prototypes are of.
@@ -701,8 +703,10 @@ class Plan:
 
 def _what_is_read(settings: Config) -> Config:
     """Settings of pseudo labels, those that the rule does not read without a value."""
-    read = ("rule", *RULES[settings["rule"]])
-    unread = {"metric": "euclidean"}
+    read = {"rule", *RULES[settings["rule"]]}
+    if settings["foreground"] == "network":
+        read -= {"foreground_bias"}
+    unread = {"metric": "euclidean", "foreground": "network"}
     return {
         key: value if key in read else unread.get(key, 0.0)
         for key, value in settings.items()

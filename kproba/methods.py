@@ -100,11 +100,12 @@ class Method:
 
 # The rules of `kproba.pseudo_labels` with the settings that each reads, those among
 # them that read the bank, and those that score every class by network and bank.
-FUSION = ("probability_weight", "posterior_weight", "foreground_bias")
+SCORE = ("score_threshold", "foreground", "probability_weight")
+POSTERIOR = ("posterior_weight", "foreground_bias")
 RULES: dict[str, tuple[str, ...]] = {
-    "lda": FUSION,
-    "klda": FUSION,
-    "kappa": ("probability_weight", "temperature", "metric"),
+    "lda": (*SCORE, *POSTERIOR),
+    "klda": (*SCORE, *POSTERIOR),
+    "kappa": (*SCORE, "temperature", "metric"),
     "confidence": ("threshold",),
     "argmax": (),
     "agree": ("threshold",),

@@ -5,10 +5,8 @@ and its newest branch has not met the old classes: on one that looks like its ow
 cow, after the step that brought horses) it is wrong with confidence. The bank's
 discriminant analysis weighs all classes, whatever step they came in, in one feature
 space, that of step 0's network, which does not change; but it is linear in φ and sees
-one cell at a time, so it blurs edges. Together, the network says how likely a pixel is
-of any class at all, and both say of which:
-
-    s_0 = p̄_0,  s_c = (1 - p̄_0) softmax_{c>0}(w log p̄_c + a log q_c)
+one cell at a time, so it blurs edges. Together (`kproba.pseudo_labels.fuse`), the
+network says how likely a pixel is of any class at all, and both say of which.
 """
 
 import torch
@@ -18,8 +16,8 @@ from kproba.prototypes import PrototypeBank
 from kproba.pseudo_labels import (
     PseudoLabelSettings,
     evidence,
+    fuse,
     log_probabilities,
-    scores,
 )
 
 
@@ -30,7 +28,7 @@ class FusedPredictor:
         network: Model of step t.
         bank: Bank of that step, on the same device.
         settings: The rule with its weights; None: `klda` or `lda`, as the bank is, with
-            all weights 1.
+            the default weights.
         source: Network that the bank's features are of, if not `network` itself: with
             `bank.network: base` the model of step 0.
 
@@ -55,8 +53,10 @@ class FusedPredictor:
         self.settings = settings or PseudoLabelSettings(
             rule="lda" if bank.settings.map == "identity" else "klda",
             threshold=0.0,
+            score_threshold=0.0,
+            foreground="network",
             probability_weight=1.0,
-            posterior_weight=1.0,
+            posterior_weight=0.5,
             foreground_bias=0.0,
             temperature=1.0,
             metric="euclidean",
@@ -71,10 +71,7 @@ class FusedPredictor:
         log_p = log_probabilities(logits, softmax=self.network.architecture.softmax)
         shown = outputs if self.source is None else self.source(images)
         log_evidence = upsample(evidence(shown, self.bank, self.settings), size)
-        of_class = scores(log_p, log_evidence, self.settings)[:, 1:].log_softmax(1)
-        log_p = log_p.log_softmax(1)
-        foreground = log_p[:, 1:].logsumexp(dim=1, keepdim=True)
-        return torch.cat([log_p[:, :1], foreground + of_class], dim=1)
+        return fuse(log_p, log_evidence, self.settings)
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Labels (B, H, W) uint8 in output indices; 0 is background."""

@@ -2,20 +2,21 @@
 
 For pixels with raw label 0, p are the teacher's class probabilities over S_{t-1}
 (sigmoids of its upsampled logits) and the bank's evidence is upsampled from feature
-resolution. All rules may answer 0. All other pixels keep their label.
+resolution. All rules may answer 0, and the first three do where max s is below their
+`score_threshold`. All other pixels keep their label.
 
 | rule         | answer                                                               |
 |--------------|----------------------------------------------------------------------|
-| `klda`       | argmax_c w log p̄_c + a log q_c + b [c>0], q KLDA's posterior of φ(g)  |
-| `lda`        | the same with φ = identity                                           |
-| `kappa`      | argmax_c κ_c p_c^w, κ = softmax(-d_c/τ) over distances to prototypes  |
+| `lda`        | argmax s, what `fuse` makes of p and the posterior q of LDA           |
+| `klda`       | the same with q of KLDA: by random Fourier features                   |
+| `kappa`      | the same with κ = softmax(-d_c/τ), d distances to prototypes, for q   |
 | `confidence` | argmax p where max p ≥ threshold, else 0 (BARM)                       |
 | `argmax`     | argmax p                                                             |
 | `agree`      | argmax p where the bank agrees or max p ≥ threshold, else 0           |
 | `entropy`    | argmax p where its entropy is below the class's median, else unsure   |
 
-p̄ is p normalised over the classes; of a network with a softmax p is that softmax.
-Unsure pixels (`kproba.splits.UNSURE`) train nothing.
+Of a network with a softmax p is that softmax. Unsure pixels (`kproba.splits.UNSURE`)
+train nothing.
 """
 
 import math
@@ -48,16 +49,21 @@ class PseudoLabelSettings:
 
     Attributes:
         rule: One of `kproba.methods.RULES`.
-        threshold: Of `confidence` and `agree`.
-        probability_weight: w of `klda`, `lda` and `kappa`; 0: the bank alone.
+        threshold: Least p of `confidence` and `agree`.
+        score_threshold: Least s of `klda`, `lda` and `kappa`.
+        foreground: Who says how likely a pixel is of any class at all, the "network" or
+            "both"; of the same rules.
+        probability_weight: w of the same; 0: the bank alone.
         posterior_weight: a of `klda` and `lda`.
-        foreground_bias: b of `klda` and `lda`.
+        foreground_bias: b of `klda` and `lda`, where both say how much foreground.
         temperature: τ of `kappa`.
         metric: "euclidean" or "mahalanobis", of `kappa`.
     """
 
     rule: str
     threshold: float
+    score_threshold: float
+    foreground: Literal["network", "both"]
     probability_weight: float
     posterior_weight: float
     foreground_bias: float
@@ -110,30 +116,40 @@ def decide(
         elif thresholds is not None:
             label = label.where(entropy(log_p) < thresholds[label], UNSURE)
     elif rule in RULES_THAT_SCORE:
-        label = scores(log_p, log_evidence, settings).argmax(dim=1)
+        best, label = fuse(log_p, log_evidence, settings).max(dim=1)
+        label = label * (best.exp() >= settings.score_threshold)
     else:  # agree
         label = label * (sure | (log_evidence.argmax(dim=1) == label))
     return label.to(torch.uint8)
 
 
-def scores(
+def fuse(
     log_p: torch.Tensor, log_evidence: torch.Tensor, settings: PseudoLabelSettings
 ) -> torch.Tensor:
-    """What a rule of network and bank together maximises, (B, C, H, W) float32.
+    """What network and bank together make of every pixel: log s, (B, C, H, W) float32.
 
-    w log p̄ + a log q + b [c>0] of `klda` and `lda`, w log p + log κ of `kappa`.
+    With p̄ the network's probabilities normalised over the classes and q the bank's,
+    where the network says how much foreground there is,
+
+        s_0 = p̄_0,  s_c = (1 - p̄_0) softmax_{c>0}(w log p̄_c + a log q_c),
+
+    and where both do, s = softmax(w log p̄ + a log q + b [c>0]). `kappa` has κ for q,
+    and neither a nor b.
 
     Args:
         log_p: Log-probabilities of the network, (B, C, H, W).
         log_evidence: Log q or log κ of the bank, (B, C, H, W).
         settings: The rule, one of `kproba.methods.RULES_THAT_SCORE`.
     """
-    if settings.rule == "kappa":
-        return settings.probability_weight * log_p + log_evidence
-    score = settings.probability_weight * log_p.log_softmax(1)
-    score += settings.posterior_weight * log_evidence
-    score[:, 1:] += settings.foreground_bias
-    return score
+    log_p = log_p.log_softmax(dim=1)
+    by_kappa = settings.rule == "kappa"
+    score = settings.probability_weight * log_p
+    score += log_evidence * (1.0 if by_kappa else settings.posterior_weight)
+    if settings.foreground == "both":
+        score[:, 1:] += 0.0 if by_kappa else settings.foreground_bias
+        return score.log_softmax(dim=1)
+    foreground = log_p[:, 1:].logsumexp(dim=1, keepdim=True)
+    return torch.cat([log_p[:, :1], foreground + score[:, 1:].log_softmax(1)], dim=1)
 
 
 def entropy(log_p: torch.Tensor) -> torch.Tensor:

@@ -791,7 +791,7 @@ def test_what_follows_from_step_0_alone_is_made_once():
         "without_bfd": {"based_on": "kproba", "losses": {"bfd": 0}},
         "faster": {"based_on": "kproba", "increment": {"epochs": 1}},
         "klda": {"based_on": "kproba", "pseudo_labels": {"rule": "klda"}},
-        "biased": {"based_on": "kproba", "pseudo_labels": {"foreground_bias": 1}},
+        "biased": {"based_on": "kproba", "pseudo_labels": {"foreground": "both"}},
         "firm": {"based_on": "kproba", "bank": {"ridge": 0.5}},
         "unread": {"based_on": "kproba", "bank": {"dimension": 64}},
         "before": {"based_on": "kproba", "bank": {"network": "before"}},
@@ -940,20 +940,25 @@ def test_comparisons_run_the_embedded_example_as_it_is_shipped(name):
 def test_numbers_that_a_rule_does_not_read_change_nothing():
     changes = {
         "threshold": 0.3,
+        "score_threshold": 0.3,
+        "foreground": "both",
         "foreground_bias": 2.0,
         "temperature": 3.0,
         "metric": "mahalanobis",
         "probability_weight": 0.5,
-        "posterior_weight": 0.5,
+        "posterior_weight": 0.25,
     }
     plain = _plan()
     for key, value in changes.items():
         changed = _plan(pseudo_labels={key: value})
         for name in ("kproba", "barm", "ssul", "plop"):
-            of_klda = ("foreground_bias", "probability_weight", "posterior_weight")
-            read = of_klda if name == "kproba" else ()
+            of_kproba = set(RULES["lda"]) - {"foreground_bias"}
+            read = of_kproba if name == "kproba" else set()
             same = changed.pseudo_label_rule(name) == plain.pseudo_label_rule(name)
             assert same is (key not in read), (name, key)
+    both = [{"foreground": "both", "foreground_bias": b} for b in (0, 2)]
+    rules = [_plan(pseudo_labels=keys).pseudo_label_rule("kproba") for keys in both]
+    assert rules[0] != rules[1]
     # The map of `lda` is none, whatever the bank's settings of maps.
     for bank in ({"dimension": 64}, {"maps": 7}, {"gamma": 0.5}):
         lda = {"pseudo_labels": {"rule": "lda"}}

@@ -46,6 +46,8 @@ BANK = {
 KLDA = {
     "rule": "klda",
     "threshold": 0.7,
+    "score_threshold": 0.0,
+    "foreground": "network",
     "probability_weight": 1.0,
     "posterior_weight": 1.0,
     "foreground_bias": 0.0,
@@ -235,7 +237,7 @@ def test_bank_of_step_0_serves_a_later_model(step, tmp_path):
             bank,
             folder / "split.csv",
             *(tmp_path / f"{name}{end}" for end in ("", ".csv", "_q.csv")),
-            settings=KLDA | {"probability_weight": 0.0},
+            settings=KLDA | {"foreground": "both", "probability_weight": 0.0},
             groups=GROUPS[:2],
             names=NAMES[:4],
             setting="overlap",

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from kproba.data import Batch
-from kproba.methods import RULES_WITH_BANK
+from kproba.methods import RULES_THAT_SCORE, RULES_WITH_BANK
 from kproba.model import Outputs, compose_logits
 from kproba.prototypes import BankSettings, PrototypeBank
 from kproba.pseudo_labels import (
@@ -41,6 +41,8 @@ Q = [
 def rule(name, **changes):
     numbers = {
         "threshold": 0.7,
+        "score_threshold": 0.0,
+        "foreground": "both",
         "probability_weight": 1.0,
         "posterior_weight": 1.0,
         "foreground_bias": 0.0,
@@ -99,10 +101,52 @@ def test_agree_takes_a_class_that_is_sure_or_that_the_bank_confirms():
     assert decision(rule("agree")) == [[0, 1, 2], [1, 0, 0], [0, 1, 0]]
 
 
-@pytest.mark.parametrize("settings", [rule("klda"), rule("lda"), rule("kappa")])
+@pytest.mark.parametrize("settings", [rule(name) for name in RULES_THAT_SCORE])
 def test_fusion_takes_the_largest_product(settings):
     # For instance (0, 2): 0.1·0.85 > 0.75·0.05, and (2, 2): 0.3·0.35 > 0.4·0.25.
     assert decision(settings) == [[0, 1, 1], [1, 2, 1], [0, 0, 1]]
+
+
+def expected_by_hand(foreground, threshold, weight):
+    """Labels of P and Q by the formula, pixel by pixel in float64."""
+    labels = []
+    for p, q in zip(np.reshape(P, (9, 3)), np.reshape(Q, (9, 3)), strict=True):
+        share = p / p.sum()
+        both = share * q**weight
+        if foreground == "network":
+            s = [share[0], *((1 - share[0]) * both[1:] / both[1:].sum())]
+        else:
+            s = both / both.sum()
+        labels.append(int(np.argmax(s)) if max(s) >= threshold else 0)
+    return np.reshape(labels, (3, 3)).tolist()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.4, 0.55, 0.7, 1.0])
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+@pytest.mark.parametrize("foreground", ["network", "both"])
+@pytest.mark.parametrize("name", ["klda", "lda"])
+def test_a_label_needs_the_threshold_of_both_together(
+    name, foreground, weight, threshold
+):
+    settings = rule(
+        name,
+        foreground=foreground,
+        score_threshold=threshold,
+        posterior_weight=weight,
+    )
+    assert decision(settings) == expected_by_hand(foreground, threshold, weight)
+
+
+@pytest.mark.parametrize("name", RULES_THAT_SCORE)
+def test_where_the_network_says_how_much_the_bank_says_which(name):
+    # (0, 2) and (2, 2) change their class as above. The bank makes no class of the
+    # background of (1, 2), and no background of (2, 0) and (2, 1).
+    settings = rule(name, foreground="network")
+    assert decision(settings) == expected_by_hand("network", 0, 1)
+    assert decision(settings) == [[0, 1, 1], [1, 2, 0], [1, 1, 1]]
+    # No bias moves the background then.
+    biased = rule(name, foreground="network", foreground_bias=9.0)
+    assert decision(biased) == decision(settings)
 
 
 @pytest.mark.parametrize("name", ["klda", "lda"])
