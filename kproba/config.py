@@ -706,7 +706,7 @@ def _what_is_read(settings: Config) -> Config:
     read = {"rule", *RULES[settings["rule"]]}
     if settings["foreground"] == "network":
         read -= {"foreground_bias"}
-    unread = {"metric": "euclidean", "foreground": "network"}
+    unread = {"metric": "euclidean", "foreground": "network", "image_prior": 0}
     return {
         key: value if key in read else unread.get(key, 0.0)
         for key, value in settings.items()

@@ -100,7 +100,7 @@ class Method:
 
 # The rules of `kproba.pseudo_labels` with the settings that each reads, those among
 # them that read the bank, and those that score every class by network and bank.
-SCORE = ("score_threshold", "foreground", "probability_weight")
+SCORE = ("score_threshold", "foreground", "probability_weight", "image_prior")
 POSTERIOR = ("posterior_weight", "foreground_bias")
 RULES: dict[str, tuple[str, ...]] = {
     "lda": (*SCORE, *POSTERIOR),

@@ -6,7 +6,8 @@ cow, after the step that brought horses) it is wrong with confidence. The bank's
 discriminant analysis weighs all classes, whatever step they came in, in one feature
 space, that of step 0's network, which does not change; but it is linear in φ and sees
 one cell at a time, so it blurs edges. Together (`kproba.pseudo_labels.fuse`), the
-network says how likely a pixel is of any class at all, and both say of which.
+network says how likely a pixel is of any class at all, and both say of which; and as an
+image shows few classes, those count more that it shows much of.
 """
 
 import torch
@@ -58,6 +59,7 @@ class FusedPredictor:
             probability_weight=1.0,
             posterior_weight=0.5,
             foreground_bias=0.0,
+            image_prior=1,
             temperature=1.0,
             metric="euclidean",
         )
@@ -71,7 +73,7 @@ class FusedPredictor:
         log_p = log_probabilities(logits, softmax=self.network.architecture.softmax)
         shown = outputs if self.source is None else self.source(images)
         log_evidence = upsample(evidence(shown, self.bank, self.settings), size)
-        return fuse(log_p, log_evidence, self.settings)
+        return fuse(log_p, log_evidence, self.settings, self.bank.share)
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Labels (B, H, W) uint8 in output indices; 0 is background."""

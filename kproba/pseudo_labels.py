@@ -40,6 +40,7 @@ from kproba.splits import UNSURE, LabelMap
 
 ENTROPY_BINS = 10_000  # of [0, 1]
 LEAST_EVIDENCE = -60.0  # log q or log κ
+LEAST_SHARE = 1e-6  # of a class
 LOWEST_ENTROPY = 0.001  # below it every pixel is sure
 
 
@@ -56,6 +57,8 @@ class PseudoLabelSettings:
         probability_weight: w of the same; 0: the bank alone.
         posterior_weight: a of `klda` and `lda`.
         foreground_bias: b of `klda` and `lda`, where both say how much foreground.
+        image_prior: How often the classes' shares are fitted to the image, of the same
+            rules; 0: never. See `fit_to_image`.
         temperature: τ of `kappa`.
         metric: "euclidean" or "mahalanobis", of `kappa`.
     """
@@ -67,6 +70,7 @@ class PseudoLabelSettings:
     probability_weight: float
     posterior_weight: float
     foreground_bias: float
+    image_prior: int
     temperature: float
     metric: Literal["euclidean", "mahalanobis"]
 
@@ -83,6 +87,8 @@ def decide(
     *,
     softmax: bool = False,
     thresholds: torch.Tensor | None = None,
+    share: torch.Tensor | None = None,
+    counted: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Apply a rule to every pixel.
 
@@ -93,12 +99,14 @@ def decide(
         settings: The rule.
         softmax: Whether p is one softmax.
         thresholds: Of `entropy`, (C,); see `entropy_thresholds`.
+        share: The bank's shares of the classes, (C,), for an image prior.
+        counted: Pixels that tell of the image's classes, (B, H, W) bool; None: all.
 
     Returns:
         Labels (B, H, W) uint8 in output indices.
 
     Raises:
-        ValueError: The rule needs evidence or thresholds and got none.
+        ValueError: The rule needs evidence, shares or thresholds and got none.
     """
     rule = settings.rule
     if rule not in RULES:
@@ -116,7 +124,8 @@ def decide(
         elif thresholds is not None:
             label = label.where(entropy(log_p) < thresholds[label], UNSURE)
     elif rule in RULES_THAT_SCORE:
-        best, label = fuse(log_p, log_evidence, settings).max(dim=1)
+        log_s = fuse(log_p, log_evidence, settings, share, counted)
+        best, label = log_s.max(dim=1)
         label = label * (best.exp() >= settings.score_threshold)
     else:  # agree
         label = label * (sure | (log_evidence.argmax(dim=1) == label))
@@ -124,7 +133,11 @@ def decide(
 
 
 def fuse(
-    log_p: torch.Tensor, log_evidence: torch.Tensor, settings: PseudoLabelSettings
+    log_p: torch.Tensor,
+    log_evidence: torch.Tensor,
+    settings: PseudoLabelSettings,
+    share: torch.Tensor | None = None,
+    counted: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What network and bank together make of every pixel: log s, (B, C, H, W) float32.
 
@@ -134,12 +147,18 @@ def fuse(
         s_0 = p̄_0,  s_c = (1 - p̄_0) softmax_{c>0}(w log p̄_c + a log q_c),
 
     and where both do, s = softmax(w log p̄ + a log q + b [c>0]). `kappa` has κ for q,
-    and neither a nor b.
+    and neither a nor b. Then the shares of the classes c > 0 are fitted to the image:
+    `fit_to_image`.
 
     Args:
         log_p: Log-probabilities of the network, (B, C, H, W).
         log_evidence: Log q or log κ of the bank, (B, C, H, W).
         settings: The rule, one of `kproba.methods.RULES_THAT_SCORE`.
+        share: The bank's shares of the classes, (C,), for an image prior.
+        counted: Pixels that tell of the image's classes, (B, H, W) bool; None: all.
+
+    Raises:
+        ValueError: There is an image prior to fit, and no shares.
     """
     log_p = log_p.log_softmax(dim=1)
     by_kappa = settings.rule == "kappa"
@@ -147,9 +166,51 @@ def fuse(
     score += log_evidence * (1.0 if by_kappa else settings.posterior_weight)
     if settings.foreground == "both":
         score[:, 1:] += 0.0 if by_kappa else settings.foreground_bias
-        return score.log_softmax(dim=1)
+        log_p = score.log_softmax(dim=1)
+    of_class = score[:, 1:].log_softmax(dim=1)
     foreground = log_p[:, 1:].logsumexp(dim=1, keepdim=True)
-    return torch.cat([log_p[:, :1], foreground + score[:, 1:].log_softmax(1)], dim=1)
+    if settings.image_prior:
+        if share is None:
+            raise ValueError("Expected the bank's shares for image_prior, got none.")
+        weight = foreground.exp()
+        if counted is not None:
+            weight = weight * counted[:, None]
+        of_class = fit_to_image(of_class, weight, share[1:], settings.image_prior)
+    return torch.cat([log_p[:, :1], foreground + of_class], dim=1)
+
+
+def fit_to_image(
+    log_posterior: torch.Tensor,
+    weight: torch.Tensor,
+    share: torch.Tensor,
+    iterations: int,
+) -> torch.Tensor:
+    """Posteriors with the classes' shares in the image in place of those in training.
+
+    An image shows few of the classes, and what most of its foreground looks like, the
+    doubtful rest probably is. EM for the shares, with one image as the new data
+    (Saerens, Latinne & Decaestecker, Neural Computation 14, 2002):
+
+        share'_c = mean over pixels of s_c,
+        s_c ← s_c share'_c / share_c, normalised, from the first s_c each time.
+
+    Args:
+        log_posterior: Log s of the foreground's classes, (B, C, H, W), normalised.
+        weight: How much a pixel counts, (B, 1, H, W): how likely it is foreground.
+        share: Share of every class in training, (C,), any scale.
+        iterations: Of EM.
+
+    Returns:
+        Log s after the iterations, (B, C, H, W), normalised.
+    """
+    trained = (share / share.sum()).clamp(min=LEAST_SHARE).log().to(log_posterior)
+    total = weight.sum(dim=(2, 3)).clamp(min=1e-6)
+    fitted = log_posterior
+    for _ in range(iterations):
+        shown = (fitted.exp() * weight).sum(dim=(2, 3)) / total
+        change = shown.clamp(min=LEAST_SHARE).log() - trained
+        fitted = (log_posterior + change[:, :, None, None]).log_softmax(dim=1)
+    return fitted
 
 
 def entropy(log_p: torch.Tensor) -> torch.Tensor:
@@ -224,21 +285,29 @@ def pseudo_label(
     settings: PseudoLabelSettings,
     thresholds: torch.Tensor | None = None,
     source: SegmentationNetwork | None = None,
+    hidden: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Labels over S_{t-1} of images (B, 3, H, W) uint8, (B, H, W) uint8.
 
-    `source` is the network of the bank's features, if not the teacher.
+    `source` is the network of the bank's features, if not the teacher; `hidden`
+    (B, H, W) bool are the pixels that need a label, None: all.
     """
     outputs = teacher(images)
     size = images.shape[-2:]
     logits = upsample(compose_logits(outputs.logits).float(), size)
-    log_evidence = None
+    log_evidence = share = None
     if bank is not None and settings.rule in RULES_WITH_BANK:
         shown = outputs if source is None else source(images)
         log_evidence = upsample(evidence(shown, bank, settings), size)
-    softmax = teacher.architecture.softmax
+        share = bank.share
     return decide(
-        logits, log_evidence, settings, softmax=softmax, thresholds=thresholds
+        logits,
+        log_evidence,
+        settings,
+        softmax=teacher.architecture.softmax,
+        thresholds=thresholds,
+        share=share,
+        counted=hidden,
     )
 
 
@@ -285,10 +354,12 @@ def export(
     with atomic_directory(folder, process) as temporary:
         for batch in batches:
             images = batch.images.to(process.device, non_blocking=True)
-            found = pseudo_label(teacher, bank, images, settings, thresholds, source)
-            found = found.cpu()
             targets = to_target[batch.targets.long()]
             hidden = targets == 0
+            found = pseudo_label(
+                *(teacher, bank, images, settings, thresholds, source),
+                hidden=hidden.to(process.device),
+            ).cpu()
             merged = torch.where(hidden, found, targets)
             confusion += hidden_confusion(batch.targets, found, label_map)
             for key, name, target, label, zero in zip(

@@ -943,6 +943,7 @@ def test_numbers_that_a_rule_does_not_read_change_nothing():
         "score_threshold": 0.3,
         "foreground": "both",
         "foreground_bias": 2.0,
+        "image_prior": 3,
         "temperature": 3.0,
         "metric": "mahalanobis",
         "probability_weight": 0.5,

@@ -51,6 +51,7 @@ KLDA = {
     "probability_weight": 1.0,
     "posterior_weight": 1.0,
     "foreground_bias": 0.0,
+    "image_prior": 1,
     "temperature": 1.0,
     "metric": "euclidean",
 }
@@ -194,7 +195,7 @@ def test_network_predicts_alone_or_with_its_bank(step, tmp_path):
     again = test(rule=KLDA, bank=bank)
     assert again["classes"] == fused["classes"]
     # With no weight for the bank the network decides, whatever the bank says.
-    ignored = test(rule=KLDA | {"posterior_weight": 0.0}, bank=bank)
+    ignored = test(rule=KLDA | {"posterior_weight": 0.0, "image_prior": 0}, bank=bank)
     assert ignored["classes"] == alone["classes"]
     with pytest.raises(ValueError, match="bank to predict with, but got none"):
         test(rule=KLDA)

@@ -33,6 +33,7 @@ def settings(rule: str, **changes: float) -> PseudoLabelSettings:
         "probability_weight": 1.0,
         "posterior_weight": 1.0,
         "foreground_bias": 0.0,
+        "image_prior": 0,
         "temperature": 1.0,
     }
     return PseudoLabelSettings(rule=rule, metric="euclidean", **(numbers | changes))
@@ -130,6 +131,30 @@ def test_the_network_says_where_and_both_say_what(network, images, map_, rule):
     assert (label > 0).any() or rule == "kappa"  # which knows no shares of classes
 
 
+def test_the_shares_of_the_bank_are_fitted_to_each_image(network, images):
+    bank = bank_of(network, images, "identity")
+    plain = FusedPredictor(network, bank, settings("lda")).predict_logits(images)
+    default = FusedPredictor(network, bank)
+    assert default.settings == settings("lda", posterior_weight=0.5, image_prior=1)
+    fitted = FusedPredictor(network, bank, settings("lda", image_prior=3))
+    share = bank.share[1:].double() / bank.share[1:].double().sum()
+    for image, log_s in zip(images, plain.double(), strict=True):
+        s = log_s.flatten(1).exp()
+        foreground, of_class = 1 - s[0], s[1:] / s[1:].sum(0)
+        now = of_class
+        for _ in range(3):
+            shown = (now * foreground).sum(1) / foreground.sum()
+            now = of_class * (shown / share)[:, None]
+            now = now / now.sum(0)
+        expected = torch.cat([s[:1], foreground * now]).view(CLASSES, 64, 48)
+        found = fitted.predict_logits(image[None])[0].double().exp()
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    # What one image shows does not matter to another of the batch.
+    both = fitted.predict_logits(images)
+    alone = fitted.predict_logits(images[1:])
+    torch.testing.assert_close(both[1:], alone, rtol=1e-3, atol=1e-3)
+
+
 def test_a_bank_without_weight_changes_nothing(network, images):
     bank = bank_of(network, images, "identity")
     rule = settings("lda", posterior_weight=0)
@@ -147,14 +172,15 @@ def test_bank_of_another_network_is_asked_with_its_features(network, images):
             parameter.mul_(1.1)
     other.eval().requires_grad_(False)
     bank = bank_of(other, images, "identity")
-    found = FusedPredictor(network, bank, source=other).predict_logits(images)
-    stale = FusedPredictor(network, bank).predict_logits(images)
+    rule = settings("lda")
+    found = FusedPredictor(network, bank, rule, source=other).predict_logits(images)
+    stale = FusedPredictor(network, bank, rule).predict_logits(images)
     assert not torch.allclose(found, stale)
     evidence_of_other = evidence(other(images), bank, settings("lda"))
     logits = network.predict_logits(images)
     log_p = log_probabilities(logits, softmax=network.architecture.softmax)
     log_q = F.interpolate(evidence_of_other, (64, 48), mode="bilinear")
-    both = (log_p.log_softmax(1) + 0.5 * log_q)[:, 1:].log_softmax(1)
+    both = (log_p.log_softmax(1) + log_q)[:, 1:].log_softmax(1)
     torch.testing.assert_close(found[:, 1:].log_softmax(1), both, rtol=1e-3, atol=1e-3)
 
 

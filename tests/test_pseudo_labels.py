@@ -20,6 +20,7 @@ from kproba.pseudo_labels import (
     entropy_thresholds,
     evidence,
     export,
+    fit_to_image,
     pseudo_label,
 )
 from kproba.splits import UNSURE, LabelMap
@@ -46,6 +47,7 @@ def rule(name, **changes):
         "probability_weight": 1.0,
         "posterior_weight": 1.0,
         "foreground_bias": 0.0,
+        "image_prior": 0,
         "temperature": 1.0,
         "metric": "euclidean",
     }
@@ -147,6 +149,45 @@ def test_where_the_network_says_how_much_the_bank_says_which(name):
     # No bias moves the background then.
     biased = rule(name, foreground="network", foreground_bias=9.0)
     assert decision(biased) == decision(settings)
+
+
+def test_an_image_prior_follows_what_the_image_shows():
+    # Three pixels: two are surely class 1, the third is undecided between 1 and 2.
+    posterior = torch.tensor([[0.9, 0.9, 0.5], [0.1, 0.1, 0.5]]).view(1, 2, 1, 3)
+    weight = torch.ones(1, 1, 1, 3)
+    share = torch.tensor([0.5, 0.5])
+    fitted = fit_to_image(posterior.log(), weight, share, 1).exp()
+    # Shares in the image 2.3/3 and 0.7/3: 0.9·2.3 : 0.1·0.7 and 2.3 : 0.7.
+    expected = [2.07 / 2.14, 2.07 / 2.14, 2.3 / 3.0]
+    assert fitted[0, 0, 0].tolist() == pytest.approx(expected, rel=1e-5)
+    again = fit_to_image(posterior.log(), weight, share, 2).exp()
+    first = sum(expected) / 3
+    odds = first / (1 - first)
+    assert again[0, 0, 0, 2].item() == pytest.approx(odds / (1 + odds), rel=1e-5)
+    # A class that training showed three times as often has to show more.
+    rare = fit_to_image(posterior.log(), weight, torch.tensor([3.0, 1.0]), 1).exp()
+    assert rare[0, 0, 0, 2].item() == pytest.approx(2.3 / 3 / (2.3 / 3 + 0.7))
+    # A pixel that is no foreground tells nothing, but gets its label.
+    weight[0, 0, 0, :2] = 0
+    assert fit_to_image(posterior.log(), weight, share, 5)[0, 0, 0, 2].exp() == 0.5
+    weight[:] = 0
+    assert fit_to_image(posterior.log(), weight, share, 5).isfinite().all()
+
+
+def test_image_prior_of_hidden_pixels_alone():
+    """What the raw labels name says nothing of the classes that they do not."""
+    share = torch.tensor([0.4, 0.3, 0.3])
+    settings = rule("lda", foreground="network", image_prior=2)
+    logits, log_evidence = image(P).logit(), image(Q).log()
+    hidden = torch.zeros(1, 3, 3, dtype=torch.bool)
+    hidden[:, :, 1:] = True
+    found = decide(logits, log_evidence, settings, share=share, counted=hidden)
+    part = decide(logits[..., 1:], log_evidence[..., 1:], settings, share=share)
+    whole = decide(logits, log_evidence, settings, share=share)
+    assert torch.equal(found[..., 1:], part)
+    assert whole.tolist() == [[[0, 1, 1], [1, 1, 0], [1, 1, 1]]]
+    with pytest.raises(ValueError, match="shares"):
+        decide(logits, log_evidence, settings)
 
 
 @pytest.mark.parametrize("name", ["klda", "lda"])
