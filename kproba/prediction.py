@@ -17,6 +17,7 @@ from kproba.prototypes import PrototypeBank
 from kproba.pseudo_labels import (
     PseudoLabelSettings,
     evidence,
+    fit_to_image,
     fuse,
     log_probabilities,
 )
@@ -65,15 +66,26 @@ class FusedPredictor:
         )
 
     @torch.inference_mode()
-    def predict_logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Log s over S_t, (B, |S_t|, H, W) float32, of images (B, 3, H, W) uint8."""
+    def log_scores(self, images: torch.Tensor) -> torch.Tensor:
+        """Log s, (B, |S_t|, H, W) float32, pixel by pixel: no image prior yet."""
         outputs = self.network(images)
         size = images.shape[-2:]
         logits = upsample(compose_logits(outputs.logits).float(), size)
         log_p = log_probabilities(logits, softmax=self.network.architecture.softmax)
         shown = outputs if self.source is None else self.source(images)
         log_evidence = upsample(evidence(shown, self.bank, self.settings), size)
-        return fuse(log_p, log_evidence, self.settings, self.bank.share)
+        return fuse(log_p, log_evidence, self.settings)
+
+    @torch.inference_mode()
+    def fit(self, log_s: torch.Tensor) -> torch.Tensor:
+        """Log s of whole images with the prior of each image."""
+        if not self.settings.image_prior:
+            return log_s
+        return fit_to_image(log_s, self.bank.share, self.settings.image_prior)
+
+    def predict_logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Log s over S_t, (B, |S_t|, H, W) float32, of images (B, 3, H, W) uint8."""
+        return self.fit(self.log_scores(images))
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Labels (B, H, W) uint8 in output indices; 0 is background."""

@@ -124,7 +124,11 @@ def decide(
         elif thresholds is not None:
             label = label.where(entropy(log_p) < thresholds[label], UNSURE)
     elif rule in RULES_THAT_SCORE:
-        log_s = fuse(log_p, log_evidence, settings, share, counted)
+        log_s = fuse(log_p, log_evidence, settings)
+        if settings.image_prior:
+            if share is None:
+                raise ValueError("image_prior needs the bank's shares, but got none.")
+            log_s = fit_to_image(log_s, share, settings.image_prior, counted)
         best, label = log_s.max(dim=1)
         label = label * (best.exp() >= settings.score_threshold)
     else:  # agree
@@ -133,11 +137,7 @@ def decide(
 
 
 def fuse(
-    log_p: torch.Tensor,
-    log_evidence: torch.Tensor,
-    settings: PseudoLabelSettings,
-    share: torch.Tensor | None = None,
-    counted: torch.Tensor | None = None,
+    log_p: torch.Tensor, log_evidence: torch.Tensor, settings: PseudoLabelSettings
 ) -> torch.Tensor:
     """What network and bank together make of every pixel: log s, (B, C, H, W) float32.
 
@@ -147,18 +147,12 @@ def fuse(
         s_0 = p̄_0,  s_c = (1 - p̄_0) softmax_{c>0}(w log p̄_c + a log q_c),
 
     and where both do, s = softmax(w log p̄ + a log q + b [c>0]). `kappa` has κ for q,
-    and neither a nor b. Then the shares of the classes c > 0 are fitted to the image:
-    `fit_to_image`.
+    and neither a nor b.
 
     Args:
         log_p: Log-probabilities of the network, (B, C, H, W).
         log_evidence: Log q or log κ of the bank, (B, C, H, W).
         settings: The rule, one of `kproba.methods.RULES_THAT_SCORE`.
-        share: The bank's shares of the classes, (C,), for an image prior.
-        counted: Pixels that tell of the image's classes, (B, H, W) bool; None: all.
-
-    Raises:
-        ValueError: There is an image prior to fit, and no shares.
     """
     log_p = log_p.log_softmax(dim=1)
     by_kappa = settings.rule == "kappa"
@@ -166,51 +160,49 @@ def fuse(
     score += log_evidence * (1.0 if by_kappa else settings.posterior_weight)
     if settings.foreground == "both":
         score[:, 1:] += 0.0 if by_kappa else settings.foreground_bias
-        log_p = score.log_softmax(dim=1)
-    of_class = score[:, 1:].log_softmax(dim=1)
+        return score.log_softmax(dim=1)
     foreground = log_p[:, 1:].logsumexp(dim=1, keepdim=True)
-    if settings.image_prior:
-        if share is None:
-            raise ValueError("Expected the bank's shares for image_prior, got none.")
-        weight = foreground.exp()
-        if counted is not None:
-            weight = weight * counted[:, None]
-        of_class = fit_to_image(of_class, weight, share[1:], settings.image_prior)
-    return torch.cat([log_p[:, :1], foreground + of_class], dim=1)
+    return torch.cat([log_p[:, :1], foreground + score[:, 1:].log_softmax(1)], dim=1)
 
 
 def fit_to_image(
-    log_posterior: torch.Tensor,
-    weight: torch.Tensor,
+    log_s: torch.Tensor,
     share: torch.Tensor,
     iterations: int,
+    counted: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Posteriors with the classes' shares in the image in place of those in training.
+    """Scores with the classes' shares in the image in place of those in training.
 
     An image shows few of the classes, and what most of its foreground looks like, the
-    doubtful rest probably is. EM for the shares, with one image as the new data
-    (Saerens, Latinne & Decaestecker, Neural Computation 14, 2002):
+    doubtful rest probably is. EM for the shares of the classes c > 0 in the foreground,
+    with one image as the new data (Saerens, Latinne & Decaestecker, Neural Computation
+    14, 2002):
 
-        share'_c = mean over pixels of s_c,
-        s_c ← s_c share'_c / share_c, normalised, from the first s_c each time.
+        π'_c = mean over pixels of s_c / (1 - s_0), each weighted by its 1 - s_0,
+        s_c ← s_c π'_c / π_c, normalised to 1 - s_0, from the first s_c each time.
 
     Args:
-        log_posterior: Log s of the foreground's classes, (B, C, H, W), normalised.
-        weight: How much a pixel counts, (B, 1, H, W): how likely it is foreground.
-        share: Share of every class in training, (C,), any scale.
+        log_s: What `fuse` gives, (B, C, H, W).
+        share: π, the share of every class in training, (C,), any scale.
         iterations: Of EM.
+        counted: Pixels that tell of the image's classes, (B, H, W) bool; None: all.
 
     Returns:
-        Log s after the iterations, (B, C, H, W), normalised.
+        Log s after the iterations, (B, C, H, W); s_0 as it was.
     """
-    trained = (share / share.sum()).clamp(min=LEAST_SHARE).log().to(log_posterior)
+    trained = (share[1:] / share[1:].sum()).clamp(min=LEAST_SHARE).log().to(log_s)
+    foreground = log_s[:, 1:].logsumexp(dim=1, keepdim=True)
+    first = log_s[:, 1:] - foreground
+    weight = (
+        foreground.exp() if counted is None else foreground.exp() * counted[:, None]
+    )
     total = weight.sum(dim=(2, 3)).clamp(min=1e-6)
-    fitted = log_posterior
+    fitted = first
     for _ in range(iterations):
         shown = (fitted.exp() * weight).sum(dim=(2, 3)) / total
         change = shown.clamp(min=LEAST_SHARE).log() - trained
-        fitted = (log_posterior + change[:, :, None, None]).log_softmax(dim=1)
-    return fitted
+        fitted = (first + change[:, :, None, None]).log_softmax(dim=1)
+    return torch.cat([log_s[:, :1], foreground + fitted], dim=1)
 
 
 def entropy(log_p: torch.Tensor) -> torch.Tensor:

@@ -153,25 +153,32 @@ def test_where_the_network_says_how_much_the_bank_says_which(name):
 
 def test_an_image_prior_follows_what_the_image_shows():
     # Three pixels: two are surely class 1, the third is undecided between 1 and 2.
-    posterior = torch.tensor([[0.9, 0.9, 0.5], [0.1, 0.1, 0.5]]).view(1, 2, 1, 3)
-    weight = torch.ones(1, 1, 1, 3)
-    share = torch.tensor([0.5, 0.5])
-    fitted = fit_to_image(posterior.log(), weight, share, 1).exp()
+    of_class = torch.tensor([[0.9, 0.9, 0.5], [0.1, 0.1, 0.5]])
+    share = torch.tensor([7.0, 0.5, 0.5])
+
+    def fitted(background, share, iterations):
+        s = torch.cat([background[None], (1 - background) * of_class])
+        found = fit_to_image(s.log().view(1, 3, 1, 3), share, iterations)
+        found = found.exp().view(3, 3)
+        torch.testing.assert_close(found.sum(0), torch.ones(3))
+        torch.testing.assert_close(found[0], background)
+        return (found[1] / (1 - background)).tolist()
+
+    alike = torch.full((3,), 0.2)
     # Shares in the image 2.3/3 and 0.7/3: 0.9·2.3 : 0.1·0.7 and 2.3 : 0.7.
     expected = [2.07 / 2.14, 2.07 / 2.14, 2.3 / 3.0]
-    assert fitted[0, 0, 0].tolist() == pytest.approx(expected, rel=1e-5)
-    again = fit_to_image(posterior.log(), weight, share, 2).exp()
+    assert fitted(alike, share, 1) == pytest.approx(expected, rel=1e-5)
     first = sum(expected) / 3
     odds = first / (1 - first)
-    assert again[0, 0, 0, 2].item() == pytest.approx(odds / (1 + odds), rel=1e-5)
+    assert fitted(alike, share, 2)[2] == pytest.approx(odds / (1 + odds), rel=1e-5)
     # A class that training showed three times as often has to show more.
-    rare = fit_to_image(posterior.log(), weight, torch.tensor([3.0, 1.0]), 1).exp()
-    assert rare[0, 0, 0, 2].item() == pytest.approx(2.3 / 3 / (2.3 / 3 + 0.7))
-    # A pixel that is no foreground tells nothing, but gets its label.
-    weight[0, 0, 0, :2] = 0
-    assert fit_to_image(posterior.log(), weight, share, 5)[0, 0, 0, 2].exp() == 0.5
-    weight[:] = 0
-    assert fit_to_image(posterior.log(), weight, share, 5).isfinite().all()
+    rare = fitted(alike, torch.tensor([7.0, 3.0, 1.0]), 1)
+    assert rare[2] == pytest.approx(2.3 / 3 / (2.3 / 3 + 0.7))
+    # Pixels that are background tell nothing.
+    sure = torch.tensor([1 - 1e-7, 1 - 1e-7, 0.2])
+    assert fitted(sure, share, 5)[2] == pytest.approx(0.5, abs=1e-4)
+    nothing = fit_to_image(torch.tensor([0.0, -90.0, -90.0]).view(1, 3, 1, 1), share, 3)
+    assert nothing.isfinite().all()
 
 
 def test_image_prior_of_hidden_pixels_alone():
