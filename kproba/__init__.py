@@ -1,8 +1,8 @@
 """Class-incremental semantic segmentation: the method, usable without Snakemake.
 
 Reading order: `methods`, `splits`, `digits`, `data`, `model`, `losses`, `prototypes`,
-`pseudo_labels`, `prediction`, `training`, `evaluation`, `report`. `config` joins them
-to a workflow.
+`pseudo_labels`, `prediction`, `training`, `evaluation`, `segmenter`, `report`. `config`
+joins them to a workflow.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kproba.model import SegmentationNetwork
+    from kproba.segmenter import Segmenter
+
+
+def load(path: "str | Path", device: str = "cpu") -> "Segmenter":
+    """Load what a tested step learned; see `kproba.segmenter.load`."""
+    from kproba.segmenter import load as load_step  # keeps `import kproba` light
+
+    return load_step(path, device=device)
 
 
 def load_model(path: "str | Path", device: str = "cpu") -> "SegmentationNetwork":

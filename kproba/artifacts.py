@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,10 +204,12 @@ def label_palette() -> list[int]:
     return palette
 
 
-def write_label_image(path: str | Path, labels: np.ndarray) -> None:
-    """Write labels (H, W) uint8 as a palette PNG."""
+def write_label_image(
+    path: str | Path, labels: np.ndarray, palette: Sequence[int] | None = None
+) -> None:
+    """Write labels (H, W) uint8 as a palette PNG, by default with `label_palette`."""
     image = Image.fromarray(labels.astype(np.uint8, copy=False), mode=None).convert("L")
-    image.putpalette(label_palette())
+    image.putpalette(label_palette() if palette is None else palette)
     image.save(path, format="PNG")
 
 

@@ -105,7 +105,7 @@ class Depthwise(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) to the same shape, in the type of mixed precision."""
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or not torch.is_grad_enabled():
             return super().forward(x)
         weight = self.weight
         if torch.is_autocast_enabled("cpu"):

@@ -34,7 +34,6 @@ from kproba.methods import (
     OF_BRANCHES,
     OF_SOFTMAX,
     RULES,
-    RULES_THAT_SCORE,
     RULES_WITH_BANK,
     LossWeights,
     Method,
@@ -292,6 +291,7 @@ class Plan:
         self.runs: list[Run] = []
         for number, experiment in enumerate(config["experiments"]):
             self._add(f"experiments.{number}", experiment)
+        self._check_banks()
         self._check_batches()
         self._check_weights()
 
@@ -431,40 +431,52 @@ class Plan:
 
     def reads_bank(self, method: str) -> bool:
         """Whether the method's pseudo-label rule reads the bank."""
-        return self.section("pseudo_labels", method)["rule"] in RULES_WITH_BANK
+        return self._label_rule(method) in RULES_WITH_BANK
 
     def fuses(self, method: str) -> bool:
         """Whether the method's test asks network and bank together."""
-        return self.recipe(method).prediction == "fused"
+        return self.recipe(method).prediction != "network"
 
     def bank(self, method: str) -> Config:
         """`BankSettings` of a method: `lda` wants no map, κ by distance no scatter."""
-        labels = self.section("pseudo_labels", method)
-        rule = labels["rule"] if self.reads_bank(method) else "lda"  # of the prediction
         settings = self.section("bank", method)
         del settings["network"]  # told by an input of the rule
-        euclidean = rule == "kappa" and labels["metric"] == "euclidean"
-        settings |= {"map": "rff", "scatter": not euclidean}
-        if rule == "lda":  # what a map would read must change nothing
-            settings |= {"map": "identity", "maps": 1, "dimension": 2, "gamma": 1.0}
+        settings |= self._kind_of_bank(method, self._bank_rule(method))
+        if settings["map"] == "identity":  # what a map would read must change nothing
+            settings |= {"maps": 1, "dimension": 2, "gamma": 1.0}
         return settings
+
+    def _kind_of_bank(self, method: str, rule: str) -> Config:
+        """What a rule needs: `lda` wants no map, κ by distance no scatter."""
+        by_distance = self.section("pseudo_labels", method)["metric"] == "euclidean"
+        return {
+            "map": "identity" if rule == "lda" else "rff",
+            "scatter": not (rule == "kappa" and by_distance),
+        }
+
+    def _bank_rule(self, method: str) -> str:
+        """The rule whose evidence the method's bank has to give."""
+        named = self.recipe(method).prediction
+        if named not in ("network", "fused"):
+            return named
+        rule = self._label_rule(method)
+        if rule not in RULES_WITH_BANK:
+            return "lda"
+        return "klda" if rule == "agree" else rule
+
+    def _label_rule(self, method: str) -> str:
+        rule: str = self.section("pseudo_labels", method)["rule"]
+        return rule
 
     def pseudo_label_rule(self, method: str) -> Config:
         """`PseudoLabelSettings` of a method; numbers that its rule does not read: 0."""
         return _what_is_read(self.section("pseudo_labels", method))
 
     def prediction_rule(self, method: str) -> Config:
-        """By which rule network and bank predict, as `pseudo_label_rule`.
-
-        That of the pseudo labels, if it scores all classes; else by the posterior of
-        the bank that there is (`agree`: KLDA's), or of LDA.
-        """
+        """By which rule network and bank predict, as `pseudo_label_rule`."""
         settings = self.section("pseudo_labels", method)
-        if settings["rule"] not in RULES_THAT_SCORE:
-            settings["rule"] = "klda" if self.reads_bank(method) else "lda"
-        return _what_is_read(
-            settings | {"score_threshold": 0.0}
-        )  # every pixel has a class
+        every_pixel = {"rule": self._bank_rule(method), "score_threshold": 0.0}
+        return _what_is_read(settings | every_pixel)
 
     def bank_network(self, method: str) -> str:
         """Whose features the prototypes are of.
@@ -475,13 +487,19 @@ class Plan:
         network: str = self.section("bank", method)["network"]
         return network
 
-    def bank_home(self, method: str) -> str:
-        """The method in whose folder the bank of step 0 is: see `_home`."""
-        return self._home(method, self._bank_key)
+    # Where what several methods would make alike is made, once
 
-    def label_home(self, method: str) -> str:
-        """The method in whose folder the pseudo labels of step 1 are: see `_home`."""
-        return self._home(method, self._label_key)
+    def model_home(self, method: str) -> str:
+        """The method in whose folder the models of increments are: see `_home`."""
+        return self._home(method, self._model_key)
+
+    def bank_home(self, method: str, step: int) -> str:
+        """The method in whose folder the bank of a step is: see `_home`."""
+        return self._home(method, self._later_bank_key if step else self._bank_key)
+
+    def label_home(self, method: str, step: int) -> str:
+        """The method in whose folder the pseudo labels of a step are: see `_home`."""
+        return self._home(method, self._label_key if step == 1 else self._model_key)
 
     def fused_home(self, method: str) -> str:
         """The method in whose folder the fused test of step 0 is: see `_home`."""
@@ -490,8 +508,8 @@ class Plan:
     def _home(self, method: str, key: Callable[[str], Any]) -> str:
         """The first built-in method that would make the same, else the method itself.
 
-        What follows from step 0 alone is made once: the loss terms of a method, say,
-        matter neither to the bank of step 0 nor to the pseudo labels of step 1.
+        The loss terms of a method, say, matter neither to the bank of step 0 nor to the
+        pseudo labels of step 1, and how it predicts to none of its trainings.
         """
         own = key(method)
         return next((name for name in METHODS if key(name) == own), method)
@@ -501,11 +519,24 @@ class Plan:
         del bank["momentum"]  # of later steps
         return self.base_name(method), bank, before
 
+    def _later_bank_key(self, method: str) -> Any:
+        bank, network = self.bank(method), self.bank_network(method)
+        return bank, network, self._model_key(method)
+
     def _label_key(self, method: str) -> Any:
         bank = self._bank_key(method) if self.reads_bank(method) else None
         uses = self.recipe(method).use_pseudo_labels
         rule = self.pseudo_label_rule(method)
         return uses, self.base_name(method), bank, rule
+
+    def _model_key(self, method: str) -> Any:
+        labels: Any = None
+        if self.recipe(method).use_pseudo_labels:
+            reads = self.reads_bank(method)
+            bank = (self.bank(method), self.bank_network(method)) if reads else None
+            labels = self.pseudo_label_rule(method), bank
+        recipe = self.recipe(method).to_dict()
+        return recipe, self.section("increment", method), labels
 
     def _fused_key(self, method: str) -> Any:
         if not self.fuses(method):
@@ -593,16 +624,30 @@ class Plan:
                 f"{'no branches' if recipe.softmax else 'no softmax'}. Set them to 0, "
                 f"or change cross_entropy."
             )
-        if recipe.joint and recipe.prediction == "fused":
+        if recipe.joint and recipe.prediction != "network":
             raise ConfigError(
                 f"{where}.prediction: expected 'network' for a method based on joint, "
-                f"which has no bank, but got 'fused'. Remove it."
+                f"which has no bank, but got '{recipe.prediction}'. Remove it."
             )
         if recipe.scale_by_certainty and recipe.cross_entropy != "ce":
             raise ConfigError(
                 f"{where}.scale_by_certainty: expected the cross-entropy 'ce', which "
                 f"alone is scaled, but got '{recipe.cross_entropy}'. Set it to false."
             )
+
+    def _check_banks(self) -> None:
+        """Refuse pseudo labels and a prediction that want different banks."""
+        for method in dict.fromkeys(run.method for run in self.runs):
+            rule, predicts = self._label_rule(method), self._bank_rule(method)
+            if not self.reads_bank(method) or not self.fuses(method):
+                continue
+            wanted = [self._kind_of_bank(method, name) for name in (rule, predicts)]
+            if wanted[0] != wanted[1]:
+                raise ConfigError(
+                    f"methods.{method}.prediction: expected a rule that reads the same "
+                    f"bank as pseudo_labels.rule '{rule}', but got '{predicts}'. Set "
+                    f"it to 'fused', or change pseudo_labels.rule."
+                )
 
     def _add(self, where: str, experiment: Config) -> None:
         dataset = experiment["dataset"]

@@ -379,9 +379,17 @@ def whole_image_loader(
 
 def equal_sizes(rows: pd.DataFrame, batch_size: int) -> list[list[int]]:
     """Numbers of the rows in batches of images of one size, every row once."""
+    sizes = zip(rows["width"], rows["height"], strict=True)
+    return batches_of_one_size(sizes, batch_size)
+
+
+def batches_of_one_size(
+    sizes: Iterable[tuple[int, int]], batch_size: int
+) -> list[list[int]]:
+    """Numbers of images in batches of one size, every image once."""
     batches: list[list[int]] = []
     open_batch: dict[tuple[int, int], list[int]] = {}
-    for number, size in enumerate(zip(rows["width"], rows["height"], strict=True)):
+    for number, size in enumerate(sizes):
         batch = open_batch.get(size)
         if batch is None or len(batch) == batch_size:
             batch = open_batch[size] = []

@@ -46,11 +46,13 @@ from kproba.prototypes import (
     FeatureBatch,
     PrototypeBank,
     bank_features,
+    bank_of_model,
     build_bank,
     draw_sample,
     sampled_images,
 )
 from kproba.pseudo_labels import PseudoLabelSettings, export
+from kproba.segmenter import SeenClass, describe
 from kproba.splits import IGNORE, UNSURE, Groups, LabelMap, read_index
 from kproba.training import StepSettings, first_network
 
@@ -236,27 +238,13 @@ def pseudo_labels_of_step(
         log.info("targets of %d images written to %s", len(rows), labels)
 
 
-def bank_of_model(bank: str | Path, model: str | Path, device: str) -> PrototypeBank:
-    """Load a bank that was built with this model.
-
-    Raises:
-        ValueError: The bank was built with another model.
-    """
-    made_with = read_json(Path(bank).with_suffix(".json"))["model"]
-    if made_with != fingerprint(Path(model)):
-        raise ValueError(
-            f"Expected {bank} to be built with {model}, but it was built with another "
-            f"model: features would not be comparable. Delete the bank and run again."
-        )
-    return PrototypeBank.load(bank).to(device)
-
-
 def evaluate_step(
     model: str | Path,
     index: str | Path,
     evaluation: str | Path,
     confusion: str | Path,
     examples: str | Path,
+    predictor_file: str | Path,
     *,
     settings: dict[str, Any],
     groups: Classes,
@@ -275,6 +263,7 @@ def evaluate_step(
         evaluation: Output JSON.
         confusion: Output CSV.
         examples: Output folder: predictions of the example images, in output indices.
+        predictor_file: Output JSON: what was tested, for `kproba.load`.
         settings: `EvaluationSettings` as a dictionary, and the number of `examples`.
         groups: Raw labels of the classes of the steps 0..t.
         names: Names of S_t, background first.
@@ -331,6 +320,17 @@ def evaluate_step(
         },
     )
     log.info("tested on %d images, result in %s", len(tested), evaluation)
+    known = zip((0, *LabelMap(seen).seen), names, step_of_class(seen), strict=True)
+    describe(
+        predictor_file,
+        network=model,
+        bank=bank if rule is not None else None,
+        source=source if rule is not None else None,
+        rule=rule,
+        classes=[SeenClass(*entry) for entry in known],
+        channels=order,
+        about=about,
+    )
     shown = example_rows(rows, settings["examples"])
     with atomic_directory(examples) as folder, torch.inference_mode():
         for batch in whole_image_loader(shown, truth, batch_size=1):
@@ -371,7 +371,7 @@ JOBS: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "evaluation": (
         evaluate_step,
-        ("model", "index", "evaluation", "confusion", "examples"),
+        ("model", "index", "evaluation", "confusion", "examples", "predictor_file"),
         ("bank", "source"),
     ),
 }
@@ -388,11 +388,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         job.add_argument(
             "--job", type=json.loads, required=True, help="settings as JSON"
         )
-        for file in needed:
-            job.add_argument(f"--{file}", type=Path, required=True)
-        for file in optional:
+        for file in (*needed, *optional):
             flag = f"--{file.replace('_', '-')}"
-            job.add_argument(flag, type=Path, nargs="?", help="or nothing")
+            if file in needed:
+                job.add_argument(flag, type=Path, required=True)
+            else:
+                job.add_argument(flag, type=Path, nargs="?", help="or nothing")
         job.add_argument("--batch-size", type=int, default=8)
         add_machine_arguments(job)
     return parser.parse_args(argv)

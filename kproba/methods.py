@@ -56,8 +56,10 @@ class Method:
         trains: "all"; "heads": everything but the backbone; or "newest": the newest
             branch alone.
         prediction: How a pixel's class is found in the test: by the "network" alone, or
-            "fused", by network and bank together (`kproba.prediction`), as the rule of
-            the pseudo labels does where it scores all classes, else as `lda`.
+            by network and bank together (`kproba.prediction`), whose evidence is that
+            of "lda", "klda" or "kappa"; "fused" is what the rule of the pseudo labels
+            reads, and "lda" if that reads no bank. No matter of a training: methods
+            that differ in this and in the bank alone share their models.
         start_from_background: New classes start with the background's weights and an
             equal share of its probability, not at random.
         scale_by_certainty: The cross-entropy of an image counts by the share of its
@@ -71,7 +73,7 @@ class Method:
     pseudo_labels: Mapping[str, Any] = field(default_factory=dict)
     keeps_background: Literal["raw", "pseudo"] = "raw"
     trains: Literal["all", "heads", "newest"] = "all"
-    prediction: Literal["network", "fused"] = "network"
+    prediction: Literal["network", "fused", "lda", "klda", "kappa"] = "network"
     start_from_background: bool = False
     scale_by_certainty: bool = False
 
@@ -118,9 +120,10 @@ BARM_LOSSES = LossWeights(bga_ce=1.0, bga_t=5.0, gkd=1.0, bfd=4.0)
 SURE = {"rule": "confidence", "threshold": 0.7}
 
 METHODS = {
-    # Background adaptation guided by prototypes, in the labels and in the prediction.
-    "kproba": Method(losses=BARM_LOSSES, keeps_background="pseudo", prediction="fused"),
-    # Zhang & Gao, ECCV 2024: the same losses, guided by the network's own confidence.
+    # Trained as BARM, if the configuration names no other rule for its pseudo labels;
+    # its prototypes join in the prediction.
+    "kproba": Method(losses=BARM_LOSSES, prediction="fused"),
+    # Zhang & Gao, ECCV 2024.
     "barm": Method(losses=BARM_LOSSES, pseudo_labels=SURE),
     # Cha et al., NeurIPS 2021, without memory and without saliency: what is old stays
     # as it is, the new branch alone learns.

@@ -112,7 +112,7 @@ class PooledBatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, 1, 1) to the same shape."""
-        if x.numel() > x.shape[1]:
+        if not self.training or x.numel() > x.shape[1]:
             return super().forward(x)
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps

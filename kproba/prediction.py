@@ -23,6 +23,23 @@ from kproba.pseudo_labels import (
 )
 
 
+class NetworkPredictor:
+    """The network of a step by itself, with the face of `FusedPredictor`."""
+
+    def __init__(self, network: SegmentationNetwork):
+        self.network = network
+
+    def log_scores(self, images: torch.Tensor) -> torch.Tensor:
+        """Log p̄ over S_t, (B, |S_t|, H, W) float32, of images (B, 3, H, W) uint8."""
+        softmax = self.network.architecture.softmax
+        logits = self.network.predict_logits(images)
+        return log_probabilities(logits, softmax=softmax).log_softmax(dim=1)
+
+    def fit(self, log_s: torch.Tensor) -> torch.Tensor:
+        """The same: a network has no prior of its own."""
+        return log_s
+
+
 class FusedPredictor:
     """Network and bank of one step as one model.
 
@@ -65,7 +82,6 @@ class FusedPredictor:
             metric="euclidean",
         )
 
-    @torch.inference_mode()
     def log_scores(self, images: torch.Tensor) -> torch.Tensor:
         """Log s, (B, |S_t|, H, W) float32, pixel by pixel: no image prior yet."""
         outputs = self.network(images)
@@ -76,13 +92,13 @@ class FusedPredictor:
         log_evidence = upsample(evidence(shown, self.bank, self.settings), size)
         return fuse(log_p, log_evidence, self.settings)
 
-    @torch.inference_mode()
     def fit(self, log_s: torch.Tensor) -> torch.Tensor:
         """Log s of whole images with the prior of each image."""
         if not self.settings.image_prior:
             return log_s
         return fit_to_image(log_s, self.bank.share, self.settings.image_prior)
 
+    @torch.inference_mode()
     def predict_logits(self, images: torch.Tensor) -> torch.Tensor:
         """Log s over S_t, (B, |S_t|, H, W) float32, of images (B, 3, H, W) uint8."""
         return self.fit(self.log_scores(images))

@@ -28,7 +28,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
-from kproba.artifacts import atomic_path, read_json, write_json
+from kproba.artifacts import atomic_path, fingerprint, read_json, write_json
 from kproba.distributed import ALONE, Process
 from kproba.model import Outputs
 from kproba.splits import IGNORE
@@ -458,6 +458,21 @@ class PrototypeBank:
             scatter_count=about["scatter_count"],
             temperature=about["temperature"],
         )
+
+
+def bank_of_model(bank: str | Path, model: str | Path, device: str) -> PrototypeBank:
+    """Load a bank that was built with this model.
+
+    Raises:
+        ValueError: The bank was built with another model.
+    """
+    made_with = read_json(Path(bank).with_suffix(".json"))["model"]
+    if made_with != fingerprint(Path(model)):
+        raise ValueError(
+            f"Expected {bank} to be built with {model}, but it was built with another "
+            f"model: features would not be comparable. Delete the bank and run again."
+        )
+    return PrototypeBank.load(bank).to(device)
 
 
 def make_maps(

@@ -19,8 +19,9 @@ import pandas as pd
 from PIL import Image
 
 from kproba import __version__
-from kproba.artifacts import atomic_path, label_palette, read_json, read_label_image
-from kproba.splits import IGNORE, Groups, LabelMap, read_index
+from kproba.artifacts import atomic_path, read_json, read_label_image
+from kproba.drawing import class_colours
+from kproba.splits import Groups, LabelMap, read_index
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -33,21 +34,6 @@ MEASURES = ["old", "new", "all"]
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 MOST_COLUMNS = 9  # of predictions in the figure of examples
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-# Eleven colours that stay apart in a small picture.
-CLASS_COLOURS = [
-    (0, 0, 0),
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-    (255, 255, 255),
-    (148, 103, 189),
-    (140, 86, 75),
-]
-
 
 # --- tables --------------------------------------------------------------------------
 
@@ -425,19 +411,6 @@ def _example_columns(rows: Sequence[Row]) -> dict[str, Path]:
         kept = ("step 0", f"step {last}")
         columns = {t: f for t, f in columns.items() if t.endswith(kept)}
     return columns
-
-
-def class_colours(classes: int) -> np.ndarray:
-    """Colours of output indices, (256, 3) uint8, for a task of so many classes.
-
-    Up to eleven classes get colours that stay apart, also for colour-blind readers;
-    more get VOC's colour map. 255 is grey.
-    """
-    palette = np.array(label_palette(), np.uint8).reshape(256, 3)
-    if classes <= len(CLASS_COLOURS):
-        palette[: len(CLASS_COLOURS)] = CLASS_COLOURS
-    palette[IGNORE] = 128
-    return palette
 
 
 # --- page ----------------------------------------------------------------------------

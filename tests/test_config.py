@@ -786,26 +786,71 @@ def test_methods_of_one_form_of_output_share_step_0():
         assert settings["architecture"]["softmax"] is (base == "base_softmax")
 
 
-def test_what_follows_from_step_0_alone_is_made_once():
+def test_what_several_methods_would_make_alike_is_made_once():
+    klda = {"pseudo_labels": {"rule": "klda"}}
     methods = {
-        "without_bfd": {"based_on": "kproba", "losses": {"bfd": 0}},
-        "faster": {"based_on": "kproba", "increment": {"epochs": 1}},
-        "klda": {"based_on": "kproba", "pseudo_labels": {"rule": "klda"}},
-        "biased": {"based_on": "kproba", "pseudo_labels": {"foreground": "both"}},
-        "firm": {"based_on": "kproba", "bank": {"ridge": 0.5}},
-        "unread": {"based_on": "kproba", "bank": {"dimension": 64}},
-        "before": {"based_on": "kproba", "bank": {"network": "before"}},
+        # trained otherwise, on the same pseudo labels in step 1
+        "without_bfd": {"losses": {"bfd": 0}},
+        "faster": {"increment": {"epochs": 1}},
+        # trained alike: another bank or another prediction
+        "firm": {"bank": {"ridge": 0.5}},
+        "before": {"bank": {"network": "before"}},
+        "mapped": {"prediction": "klda"},
+        "alone": {"prediction": "network"},
+        "weighted": {"pseudo_labels": {"posterior_weight": 2}},
+        "unread": {"bank": {"dimension": 64}},
+        "slower": {"bank": {"momentum": 0.5}},
+        # trained on labels that the bank gives
+        "klda": klda,
+        "klda_firm": klda | {"bank": {"ridge": 0.5}},
+        "klda_alone": klda | {"prediction": "network"},
     }
-    plan = _plan(methods=methods)
-    banks = {name: plan.bank_home(name) for name in methods}
-    shared = dict.fromkeys(("without_bfd", "faster", "biased", "unread"), "kproba")
-    assert banks == shared | {name: name for name in ("klda", "firm", "before")}
-    labels = {name: plan.label_home(name) for name in methods}
-    shared.pop("biased")
-    own = ("biased", "klda", "firm", "before")
-    assert labels == shared | {name: name for name in own}
-    assert plan.label_home("ssul") == "barm"
-    assert plan.label_home("barm") == "barm"
+    plan = _plan(
+        methods={name: {"based_on": "kproba", **own} for name, own in methods.items()}
+    )
+
+    def made(home, *step):
+        return {name for name in methods if home(name, *step) == "kproba"}
+
+    alike = {"firm", "before", "mapped", "alone", "weighted", "unread", "slower"}
+    assert made(plan.model_home) == alike
+    assert made(plan.label_home, 2) == alike
+    assert made(plan.label_home, 1) == alike | {"without_bfd", "faster"}
+    read_alike = {"alone", "weighted", "unread"}
+    assert made(plan.bank_home, 1) == read_alike
+    assert made(plan.bank_home, 0) == read_alike | {"without_bfd", "faster", "slower"}
+    # Those that are like no built-in method make their own.
+    for home in (plan.model_home, plan.fused_home):
+        assert home("klda_firm") == "klda_firm"
+    # barm is kproba's network alone, and ssul learns from the same labels in step 1.
+    assert plan.model_home("barm") == plan.label_home("barm", 2) == "kproba"
+    assert (plan.model_home("ssul"), plan.label_home("ssul", 1)) == ("ssul", "kproba")
+    plan = _plan(pseudo_labels={"rule": "lda"})
+    assert plan.model_home("barm") == plan.label_home("ssul", 1) == "barm"
+
+
+def test_labels_and_prediction_that_want_different_banks_are_refused():
+    def plan(rule, prediction, **numbers):
+        mine = {
+            "based_on": "kproba",
+            "prediction": prediction,
+            "pseudo_labels": {"rule": rule, **numbers},
+        }
+        experiment = {"dataset": "tiny", "task": "6-2", "methods": ["mine"]}
+        return _plan(methods={"mine": mine}, experiments=[experiment])
+
+    for rule, prediction in (("lda", "klda"), ("klda", "lda"), ("agree", "kappa")):
+        with pytest.raises(ConfigError, match=rf"mine\.prediction: .*'{rule}'"):
+            plan(rule, prediction)
+    for rule, prediction in (
+        ("agree", "klda"),
+        ("klda", "network"),
+        ("argmax", "klda"),
+    ):
+        assert plan(rule, prediction).bank("mine")["map"] == "rff"
+    both = plan("kappa", "klda", metric="mahalanobis")
+    assert both.bank("mine")["scatter"]
+    assert both.prediction_rule("mine")["rule"] == "klda"
 
 
 def test_a_test_by_network_and_bank_of_step_0_is_made_once():
@@ -855,7 +900,8 @@ def test_a_bank_tells_whose_features_it_holds(network):
     assert plan.bank_network("kproba") == "base"
     # At step 0 the network of step 0 is the step's own.
     own = network == "before"
-    assert plan.bank_home("mine") == ("mine" if own else "kproba")
+    assert plan.bank_home("mine", 0) == ("mine" if own else "kproba")
+    assert plan.bank_home("mine", 1) == ("kproba" if network == "base" else "mine")
 
 
 def test_prediction_is_no_setting_of_a_training():
@@ -868,7 +914,7 @@ def test_prediction_is_no_setting_of_a_training():
 
 def test_joint_has_no_bank_to_predict_with():
     with pytest.raises(ConfigError, match=r"mine\.prediction: expected 'network'"):
-        _plan(methods={"mine": {"based_on": "joint", "prediction": "fused"}})
+        _plan(methods={"mine": {"based_on": "joint", "prediction": "lda"}})
 
 
 def test_a_method_brings_its_rule_and_the_configuration_the_others():
@@ -949,15 +995,16 @@ def test_numbers_that_a_rule_does_not_read_change_nothing():
         "probability_weight": 0.5,
         "posterior_weight": 0.25,
     }
-    plain = _plan()
+    lda = {"rule": "lda"}
+    plain = _plan(pseudo_labels=lda)
     for key, value in changes.items():
-        changed = _plan(pseudo_labels={key: value})
+        changed = _plan(pseudo_labels=lda | {key: value})
         for name in ("kproba", "barm", "ssul", "plop"):
             of_kproba = set(RULES["lda"]) - {"foreground_bias"}
             read = of_kproba if name == "kproba" else set()
             same = changed.pseudo_label_rule(name) == plain.pseudo_label_rule(name)
             assert same is (key not in read), (name, key)
-    both = [{"foreground": "both", "foreground_bias": b} for b in (0, 2)]
+    both = [lda | {"foreground": "both", "foreground_bias": b} for b in (0, 2)]
     rules = [_plan(pseudo_labels=keys).pseudo_label_rule("kproba") for keys in both]
     assert rules[0] != rules[1]
     # The map of `lda` is none, whatever the bank's settings of maps.

@@ -122,6 +122,7 @@ def all_jobs(process: Process, step: Path, out: Path, batch_size: int = 2) -> No
         out / "evaluation.json",
         out / "confusion.csv",
         out / "examples",
+        out / "predictor.json",
         settings=TEST,
         groups=GROUPS[:1],
         names=NAMES[:3],
@@ -179,7 +180,7 @@ def test_network_predicts_alone_or_with_its_bank(step, tmp_path):
         evaluate_step(
             folder / "model.safetensors",
             folder / "index.csv",
-            *(tmp_path / name for name in ("e.json", "c.csv", "e")),
+            *(tmp_path / name for name in ("e.json", "c.csv", "e", "p.json")),
             settings=TEST,
             groups=GROUPS[:1],
             names=NAMES[:3],
@@ -222,7 +223,7 @@ def test_bank_of_step_0_serves_a_later_model(step, tmp_path):
         evaluate_step(
             later,
             folder / "index.csv",
-            *(tmp_path / f"{name}{end}" for end in (".json", ".csv", "")),
+            *(tmp_path / f"{name}{end}" for end in (".json", ".csv", "", "_p.json")),
             settings=TEST,
             groups=GROUPS[:1],
             names=NAMES[:3],
@@ -284,6 +285,7 @@ def test_commands_of_two_processes_give_the_results_of_one(step, tmp_path):
             *("--bank", bank),
             *("--index", folder / "index.csv", "--confusion", out / "confusion.csv"),
             *("--evaluation", out / "evaluation.json", "--examples", out / "examples"),
+            *("--predictor-file", out / "predictor.json"),
         ),
     }
     for name, (job, *files) in jobs.items():

@@ -18,6 +18,7 @@ from PIL import Image
 
 from kproba import report
 from kproba.artifacts import label_palette, write_json, write_label_image
+from kproba.drawing import CLASS_COLOURS
 from kproba.indexing import index_dataset
 from kproba.quality import quality_table
 from kproba.report import (
@@ -53,7 +54,7 @@ MEANS = {
     ("joint", 2): (70.0, 65.0, 67.5),
 }
 HOME = {("kproba", 0): ("base", 0), ("finetune", 0): ("base", 0)}
-COLOURS = np.array(report.CLASS_COLOURS)
+COLOURS = np.array(CLASS_COLOURS)
 STEPS = [
     *(("kproba", step) for step in range(3)),
     *(("finetune", step) for step in range(3)),

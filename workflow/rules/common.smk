@@ -101,23 +101,28 @@ def joint_run(run):
 
 
 def model_file(run, step):
-    """Model of a step; step 0 and `joint` are shared between tasks and methods."""
+    """Model of a step, shared between methods that are trained alike.
+
+    Step 0 and `joint` are shared between tasks too.
+    """
     if plan.recipe(run.method).joint and run.method not in BASES:
         return f"{folder(joint_run(run), 0)}/model.safetensors"
     if step == 0:
         return f"{folder(base_run(run), 0)}/model.safetensors"
-    return f"{folder(run, step)}/model.safetensors"
+    home = replace(run, method=plan.model_home(run.method))
+    return f"{folder(home, step)}/model.safetensors"
 
 
 def bank_file(run, step):
-    """Bank of a step; that of step 0 is shared between tasks, and methods like it."""
-    home = base_run(run, plan.bank_home(run.method)) if step == 0 else run
+    """Bank of a step, shared between methods like it; of step 0 between tasks too."""
+    method = plan.bank_home(run.method, step)
+    home = base_run(run, method) if step == 0 else replace(run, method=method)
     return f"{folder(home, step)}/prototypes.safetensors"
 
 
 def label_file(run, step, name="pseudo_labels"):
-    """Pseudo labels of a step; those of step 1 are shared between methods like it."""
-    method = plan.label_home(run.method) if int(step) == 1 else run.method
+    """Pseudo labels of a step, shared between methods like it."""
+    method = plan.label_home(run.method, int(step))
     return f"{folder(replace(run, method=method), step)}/{name}"
 
 

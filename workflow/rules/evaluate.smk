@@ -10,6 +10,7 @@ rule evaluate:
         examples=directory(
             "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/examples"
         ),
+        predictor="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/predictor.json",
     log:
         "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/evaluation.log",
     conda:
@@ -30,5 +31,6 @@ rule evaluate:
         " --bank {input.bank} --source {input.source}"
         " --index {input.index} --evaluation {output.evaluation}"
         " --confusion {output.confusion} --examples {output.examples}"
+        " --predictor-file {output.predictor}"
         " --batch-size {resources.batch_size} --workers {resources.workers}"
         " {resources.deterministic}"
