@@ -28,13 +28,13 @@ from kproba.datasets import (
     Problem,
     find_pairs,
 )
+from kproba.progress import Progress
 from kproba.splits import IGNORE
 
 log = logging.getLogger("kproba")
 
 NAMED = 20  # problems in an error message
 BATCH = 64  # pairs handed to a process at once
-PROGRESS = 2000  # images between two log lines
 # What Pillow raises for files that it cannot read.
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 DEEP = ("I", "F")  # modes of 16 and 32 bits begin so; as RGB they would turn white
@@ -94,13 +94,12 @@ def index_dataset(
     """
     pairs, problems = find_pairs(kind, folder, val_share=val_share)
     rows: list[Row] = []
-    for number, result in enumerate(_read_all(pairs, class_count, workers), start=1):
+    results = _read_all(pairs, class_count, workers)
+    for result in Progress(results, "checking", len(pairs)):
         if isinstance(result, Row):
             rows.append(result)
         else:
             problems.append(result)
-        if number % PROGRESS == 0:
-            log.info("%d of %d images read", number, len(pairs))
     rows.sort(key=lambda row: (row.pair.subset, row.pair.id))
     problems.sort()
     listed = Path(report).with_name("problems.csv")

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader
 
 from kproba.artifacts import (
     atomic_directory,
@@ -41,6 +40,7 @@ from kproba.evaluation import (
 from kproba.job import add_machine_arguments, job_process
 from kproba.model import SegmentationNetwork, load_model
 from kproba.prediction import FusedPredictor
+from kproba.progress import Progress
 from kproba.prototypes import (
     BankSettings,
     FeatureBatch,
@@ -75,14 +75,24 @@ class Reading:
     workers: int = 0
     process: Process = ALONE
 
-    def loader(self, rows: pd.DataFrame, table: np.ndarray) -> DataLoader[Batch]:
-        """This process's part of whole images with mapped masks."""
-        return whole_image_loader(
+    def batches(
+        self, rows: pd.DataFrame, table: np.ndarray, what: str
+    ) -> Progress[Batch]:
+        """This process's part of whole images with mapped masks, and how far it is."""
+        loader = whole_image_loader(
             rows,
             table,
             batch_size=self.batch_size,
             workers=self.workers,
             process=self.process,
+        )
+        own: list[list[int]] = loader.batch_sampler  # type: ignore[assignment]
+        return Progress(
+            loader,
+            what,
+            sum(map(len, own)),
+            size=lambda batch: len(batch.ids),
+            shown=self.process.first,
         )
 
 
@@ -135,8 +145,8 @@ def bank_of_step(
     how = BankSettings(**settings)
 
     @torch.inference_mode()
-    def features(of: pd.DataFrame) -> Iterator[FeatureBatch]:
-        for batch in reading.loader(of, table):
+    def features(of: pd.DataFrame, what: str) -> Iterator[FeatureBatch]:
+        for batch in reading.batches(of, table, what):
             images = batch.images.to(process.device, non_blocking=True)
             targets = batch.targets.to(process.device, non_blocking=True)
             found = bank_features(source(images), how)
@@ -144,11 +154,14 @@ def bank_of_step(
 
     some = rows.iloc[sampled_images(len(rows), how)].reset_index(drop=True)
     sample = draw_sample(
-        features(some), how, images=len(some), seed=seed, process=process
+        *(features(some, "drawing a sample of cells"), how),
+        images=len(some),
+        seed=seed,
+        process=process,
     )
     before = None if previous is None else PrototypeBank.load(previous)
     built = build_bank(
-        features(rows),
+        features(rows, "adding up the bank"),
         sample,
         how,
         classes=label_map.channels,
@@ -224,7 +237,7 @@ def pseudo_labels_of_step(
     export(
         load_model(model, device=process.device),
         loaded,
-        reading.loader(rows, np.arange(256, dtype=np.uint8)),
+        reading.batches(rows, np.arange(256, dtype=np.uint8), "labelling"),
         labels,
         table,
         quality,
@@ -298,7 +311,7 @@ def evaluate_step(
     tested = select_rows(rows, seen, how.policy)
     counts = evaluate(
         predictor,
-        reading.loader(tested, truth),
+        reading.batches(tested, truth, "testing"),
         how,
         channel_order=order,
         process=process,

@@ -3,9 +3,9 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from tqdm import tqdm
 
@@ -15,16 +15,8 @@ T = TypeVar("T")
 SECONDS = 20.0  # between two lines of a log
 
 
-def progress(
-    items: Iterable[T],
-    what: str,
-    total: int,
-    *,
-    unit: str = "images",
-    counts: Iterable[int] | None = None,
-    shown: bool = True,
-) -> Iterator[T]:
-    """Pass items on and tell how many are done.
+class Progress(Generic[T]):
+    """Items passed on, as often as wanted, while it is told how many are done.
 
     Where standard error is a terminal, a bar; else a log line every 20 seconds and one
     at the end of a stage that took longer than that.
@@ -33,36 +25,56 @@ def progress(
         items: What is worked through.
         what: What is done with them, such as "testing".
         total: How many there are, in units.
+        size: Units of an item; None: one.
         unit: What is counted.
-        counts: Units of every item; None: one each.
         shown: False for all but the first of several processes, which tell nothing.
     """
-    each = iter(counts) if counts is not None else None
-    if not shown:
-        yield from items
-    elif sys.stderr.isatty():
-        with tqdm(total=total, desc=what, unit=f" {unit}", dynamic_ncols=True) as bar:
-            for item in items:
+
+    def __init__(
+        self,
+        items: Iterable[T],
+        what: str,
+        total: int,
+        *,
+        size: Callable[[T], int] | None = None,
+        unit: str = "images",
+        shown: bool = True,
+    ):
+        self.items, self.what, self.total = items, what, total
+        self.size, self.unit, self.shown = size, unit, shown
+
+    def __iter__(self) -> Iterator[T]:
+        """One pass over the items."""
+        if not self.shown:
+            return iter(self.items)
+        return self._bar() if sys.stderr.isatty() else self._lines()
+
+    def _units(self, item: T) -> int:
+        return 1 if self.size is None else self.size(item)
+
+    def _bar(self) -> Iterator[T]:
+        unit = f" {self.unit}"
+        with tqdm(total=self.total, desc=self.what, unit=unit, leave=False) as bar:
+            for item in self.items:
+                units = self._units(item)
                 yield item
-                bar.update(next(each) if each is not None else 1)
-    else:
-        yield from _logged(items, what, total, unit, each)
+                bar.update(units)
 
-
-def _logged(
-    items: Iterable[T], what: str, total: int, unit: str, each: Iterator[int] | None
-) -> Iterator[T]:
-    start = last = time.monotonic()
-    done = 0
-    for item in items:
-        yield item
-        done += next(each) if each is not None else 1
-        now = time.monotonic()
-        if now - last >= SECONDS or (done >= total and last > start):
-            rate = done / (now - start)
-            left = timedelta(seconds=round(max(total - done, 0) / rate))
-            log.info(
-                "%s: %d/%d %s, %.1f a second, %s left",
-                *(what, done, total, unit, rate, left),
-            )
-            last = now
+    def _lines(self) -> Iterator[T]:
+        start = last = time.monotonic()
+        done = 0
+        for item in self.items:
+            units = self._units(item)
+            yield item
+            done += units
+            now = time.monotonic()
+            ended = done >= self.total and last > start
+            if now - last >= SECONDS or ended:
+                rate = done / (now - start)
+                seconds = max(self.total - done, 0) / rate
+                log.info(
+                    "%s: %d/%d %s, %.1f a second, %s left",
+                    *(self.what, done, self.total, self.unit, rate),
+                    timedelta(seconds=round(seconds)),
+                )
+                last = now
