@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -22,6 +23,8 @@ import yaml
 from calls import ROOT, command, jobs, snakemake
 from safetensors.torch import load_file
 
+import kproba
+from kproba.artifacts import read_json, read_label_image
 from kproba.locks import lock_of
 
 CHAIN = "results/tiny/6-2-overlap"
@@ -66,7 +69,8 @@ def test_everything_is_built_and_a_second_call_does_nothing(run: Path) -> None:
             for name in ("model.safetensors", "model.json", "metrics.csv"):
                 assert (step_folder / name).is_file()
             assert list((step_folder / "tensorboard").glob("events*"))
-            assert (step_folder / "evaluation.json").is_file()
+            for name in ("evaluation.json", "predictor.json"):
+                assert (step_folder / name).is_file()
     for step in (1, 2):
         step_folder = run / CHAIN / "kproba" / "seed0" / f"step{step}"
         assert (step_folder / "prototypes.safetensors").is_file()
@@ -187,6 +191,38 @@ def test_other_methods_have_their_own_step_0_and_the_same_rules(run: Path) -> No
     quality = pd.read_csv(run / chain / "step1/pseudo_label_quality.csv")
     assert len(quality) == 7 and quality["unsure"].sum() > 0
     assert (run / "results/tiny/6-overlap/base_softmax/seed0/step0").is_dir()
+
+
+def test_methods_trained_alike_share_their_models(run: Path) -> None:
+    def planned(used: list[str], **changes: Any) -> dict[str, int]:
+        experiment = {"dataset": "tiny", "task": "6-2", "methods": used}
+        write_config(run, {"experiments": [experiment], **changes})
+        return jobs(run)
+
+    alone = {"alone": {"based_on": "kproba", "prediction": "network"}}
+    again = planned(["kproba", "alone"], methods=alone)
+    assert again.pop("evaluate") == 2
+    assert set(again) == {"summarise", "draw_figures", "write_report", "all"}
+    chain = f"{CHAIN}/alone/seed0/step2"
+    snakemake(run, f"{chain}/evaluation.json")
+    loaded, fused = (
+        kproba.load(run / CHAIN / method / "seed0/step2")
+        for method in ("alone", "kproba")
+    )
+    assert read_json(run / chain / "predictor.json")["network"] == (
+        "../../../kproba/seed0/step2/model.safetensors"
+    )
+    for path in sorted((run / chain / "examples").glob("*.png")):
+        image = run / f"results/data/tiny/scenes/images/val/{path.name}"
+        found = loaded.predict(image).indices
+        assert np.array_equal(found, read_label_image(path))
+        assert not np.array_equal(found, fused.predict(image).indices)
+    # barm is trained as kproba, unless kproba's labels come by another rule.
+    labels = {"pseudo_labels": {"rule": "confidence"}}
+    both = planned(["kproba", "barm"], **labels)
+    assert (both["train_step"], both["export_pseudo_labels"]) == (2, 2)
+    assert both["build_prototypes"] == 3
+    assert planned(["kproba", "barm"])["train_step"] == 2  # kproba's are there
 
 
 def test_increment_setting_keeps_step_0(run: Path) -> None:
