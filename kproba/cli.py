@@ -308,6 +308,22 @@ def _result_line(result: "Mapping[str, Any]") -> str:
     )
 
 
+# --- export --------------------------------------------------------------------------
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write a model file that runs without this package."""
+    from kproba.export import export as write
+
+    apart = write(load(options.step), options.file)
+    size = options.file.stat().st_size / 2**20
+    log.info(
+        "%s written, %.1f MiB; its probabilities differ from PyTorch's by %.1g at most",
+        *(options.file, size, apart),
+    )
+    return 0
+
+
 # --- command line ------------------------------------------------------------------
 
 
@@ -361,6 +377,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     sub.add_argument("--batch-size", type=int, default=4, help="images at once (4)")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     command("info", info, "Print what is known of a step.")
+    sub = command("export", export, "Write a model file that runs without kproba.")
+    sub.add_argument("file", type=Path, help="ends in .onnx, or .pt for TorchScript")
     return parser.parse_args(argv)
 
 

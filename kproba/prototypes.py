@@ -156,6 +156,9 @@ class FourierFeatures:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """All of φ(x), (n, D) float32."""
+        if torch.jit.is_tracing():  # for any n, so not in strips
+            angle = x @ self._omega + self._beta
+            return self._scale * torch.cat([angle.cos(), angle.sin()], dim=1)
         mapped = x.new_empty(len(x), 2 * len(self._beta))
         for columns, part in self.strips(x):
             mapped[:, columns] = part
