@@ -138,7 +138,8 @@ class Checkpoint:
         Raises:
             RuntimeError: The processes do not see the same file.
         """
-        progress = self._read(process)
+        restored = self._read(process)
+        progress = restored or Progress()
         found = process.gather(progress.iteration)
         if len(set(found)) > 1:
             raise RuntimeError(
@@ -146,15 +147,17 @@ class Checkpoint:
                 f"they stand after {found} iterations: the file system shows them "
                 f"different files. Ask again."
             )
+        if restored:
+            log.info("resumed after %d iterations", progress.iteration)
         return progress
 
-    def _read(self, process: Process) -> Progress:
+    def _read(self, process: Process) -> Progress | None:
         if not self.path.is_file():
-            return Progress()
+            return None
         state = torch.load(self.path, map_location=process.device, weights_only=True)
         if state["mark"] != self.mark:
             log.warning("%s: state of other settings or inputs, not used", self.path)
-            return Progress()
+            return None
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

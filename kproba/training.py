@@ -249,7 +249,7 @@ def train(
     iterations = stream.iterations
     curves = None
     if process.first:
-        log_header(settings, means, process, len(split), iterations, start, precision)
+        log_header(settings, means, process, len(split), iterations, precision)
         curves = Curves(files.tensorboard, start)
     clock = last_log = last_state = time.monotonic()
     seconds_before = progress.seconds
@@ -760,7 +760,6 @@ def log_header(
     process: Process,
     images: int,
     iterations: int,
-    start: int,
     precision: torch.dtype,
 ) -> None:
     """What is trained, where and how."""
@@ -797,8 +796,6 @@ def log_header(
         per_process,
     )
     log.info("batch norm: %s", batch_norm_of(settings, means, process, per_process))
-    if start:
-        log.info("resumed after %d iterations", start)
 
 
 def batch_norm_of(
