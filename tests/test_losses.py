@@ -319,10 +319,10 @@ def test_bfd_is_the_mean_squared_error_on_background_summed_over_branches():
 @pytest.mark.parametrize(
     ("keeps", "held"), [("raw", "background"), ("pseudo", "remaining")]
 )
-@pytest.mark.parametrize("name", ["barm", "kproba"])
-def test_the_terms_have_the_weights_of_the_paper(name, keeps, held):
-    assert METHODS[name].keeps_background == "raw"
-    method = replace(METHODS[name], keeps_background=keeps)
+@pytest.mark.parametrize("known", ["barm", "kproba"])
+def test_the_terms_have_the_weights_of_the_paper(known, keeps, held):
+    assert METHODS[known].keeps_background == "raw"
+    method = replace(METHODS[known], keeps_background=keeps)
     targets = uneven_targets()
     masks, counts = step_setting(targets)
     blocks, logits, teacher = branch_blocks(200), branch_logits(210), teacher_outputs()
