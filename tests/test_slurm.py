@@ -154,7 +154,9 @@ def test_jobs_of_one_gpu_run_at_once_on_different_devices(finished: Path):
 
 def log_of(row: dict[str, str], folder: Path) -> Path:
     """The log of a job that runs a network, told by the comment of its rule."""
-    rule, wildcards = re.fullmatch(r"rule_(.+)_wildcards_(.+)", row["Comment"]).groups()
+    rule, wildcards = re.fullmatch(
+        r"rule_(.+)_wildcards_(\S+)\s*", row["Comment"]
+    ).groups()
     if rule == "train_base":  # which is of no other step
         wildcards += "_0"
     [log] = [
