@@ -30,7 +30,6 @@ from kproba.data import Batch, whole_image_loader
 from kproba.distributed import ALONE, Process
 from kproba.evaluation import (
     EvaluationSettings,
-    Predictor,
     channel_order,
     evaluate,
     ground_truth_table,
@@ -39,7 +38,7 @@ from kproba.evaluation import (
 )
 from kproba.job import add_machine_arguments, job_process
 from kproba.model import SegmentationNetwork, load_model
-from kproba.prediction import FusedPredictor
+from kproba.prediction import load_predictor
 from kproba.progress import Progress
 from kproba.prototypes import (
     BankSettings,
@@ -292,15 +291,9 @@ def evaluate_step(
             bank.
     """
     process = reading.process
-    network = load_model(model, device=process.device)
-    predictor: Predictor = network
-    if rule is not None:
-        if bank is None:
-            raise ValueError("Expected the step's bank to predict with, but got none.")
-        loaded = bank_of_model(bank, source or model, process.device)
-        other = None if source is None else load_model(source, device=process.device)
-        settings_of_rule = PseudoLabelSettings(**rule)
-        predictor = FusedPredictor(network, loaded, settings_of_rule, other)
+    predictor = load_predictor(
+        model, bank=bank, source=source, rule=rule, device=process.device
+    )
     seen = _tuples(groups)
     protocol = {key: value for key, value in settings.items() if key != "examples"}
     how = EvaluationSettings(**protocol)

@@ -10,10 +10,13 @@ network says how likely a pixel is of any class at all, and both say of which; a
 image shows few classes, those count more that it shows much of.
 """
 
+from pathlib import Path
+from typing import Any
+
 import torch
 
-from kproba.model import SegmentationNetwork, compose_logits, upsample
-from kproba.prototypes import PrototypeBank
+from kproba.model import SegmentationNetwork, compose_logits, load_model, upsample
+from kproba.prototypes import PrototypeBank, bank_of_model
 from kproba.pseudo_labels import (
     PseudoLabelSettings,
     evidence,
@@ -38,6 +41,11 @@ class NetworkPredictor:
     def fit(self, log_s: torch.Tensor) -> torch.Tensor:
         """The same: a network has no prior of its own."""
         return log_s
+
+    @torch.inference_mode()
+    def predict_logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits over S_t, (B, |S_t|, H, W) float32, of images (B, 3, H, W) uint8."""
+        return self.network.predict_logits(images)
 
 
 class FusedPredictor:
@@ -106,3 +114,36 @@ class FusedPredictor:
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Labels (B, H, W) uint8 in output indices; 0 is background."""
         return self.predict_logits(images).argmax(dim=1).to(torch.uint8)
+
+
+def load_predictor(
+    network: str | Path,
+    *,
+    bank: str | Path | None,
+    source: str | Path | None,
+    rule: dict[str, Any] | None,
+    device: str,
+) -> NetworkPredictor | FusedPredictor:
+    """What predicts after a step, from its files.
+
+    Args:
+        network: model.safetensors of the step.
+        bank: prototypes.safetensors, where both predict.
+        source: model.safetensors of the bank's features, if not `network`.
+        rule: `PseudoLabelSettings` as a dictionary; None: the network alone.
+        device: Where to put them.
+
+    Raises:
+        ValueError: There is a rule and no bank, or the bank is of another model.
+    """
+    loaded = load_model(network, device=device)
+    if rule is None:
+        return NetworkPredictor(loaded)
+    if bank is None:
+        raise ValueError("Expected the step's bank to predict with, but got none.")
+    return FusedPredictor(
+        loaded,
+        bank_of_model(bank, source or network, device),
+        PseudoLabelSettings(**rule),
+        None if source is None else load_model(source, device=device),
+    )

@@ -25,10 +25,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms.functional import pil_to_tensor
 
 from kproba.artifacts import read_json, write_json
-from kproba.model import load_model
-from kproba.prediction import FusedPredictor, NetworkPredictor
-from kproba.prototypes import bank_of_model
-from kproba.pseudo_labels import PseudoLabelSettings
+from kproba.prediction import load_predictor
 
 PREDICTOR = "predictor.json"
 TILE = 1024  # pixels
@@ -363,16 +360,12 @@ def load(path: str | Path, device: str = "cpu") -> Segmenter:
     """
     found = find_description(path)
     about, here = read_json(found), found.parent
-    network = load_model(here / about["network"], device=device)
-    predictor: PixelPredictor = NetworkPredictor(network)
-    if about["bank"] is not None:
-        with_source = about["source"] is not None
-        model = here / about["source" if with_source else "network"]
-        predictor = FusedPredictor(
-            network,
-            bank_of_model(here / about["bank"], model, device),
-            PseudoLabelSettings(**about["rule"]),
-            load_model(model, device=device) if with_source else None,
-        )
+    files = {
+        name: None if about[name] is None else here / about[name]
+        for name in ("bank", "source")
+    }
+    predictor = load_predictor(
+        here / about["network"], **files, rule=about["rule"], device=device
+    )
     classes = [SeenClass(**entry) for entry in about["classes"]]
     return Segmenter(predictor, classes, about["channels"], device)
