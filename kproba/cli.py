@@ -9,9 +9,9 @@ import argparse
 import csv
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -30,9 +30,6 @@ from kproba.segmenter import (
     load,
     read_picture,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 log = logging.getLogger("kproba")
 
@@ -281,7 +278,7 @@ def described(step: str | Path) -> list[str]:
     return lines
 
 
-def _bank_lines(bank: "Mapping[str, Any]") -> list[str]:
+def _bank_lines(bank: Mapping[str, Any]) -> list[str]:
     settings = bank["settings"]
     kind = (
         "linear (LDA)"
@@ -296,7 +293,7 @@ def _bank_lines(bank: "Mapping[str, Any]") -> list[str]:
     ]
 
 
-def _result_line(result: "Mapping[str, Any]") -> str:
+def _result_line(result: Mapping[str, Any]) -> str:
     means = [
         f"{name} {result[name]:.1f}"
         for name in ("old", "new", "all")

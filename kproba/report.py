@@ -31,8 +31,8 @@ from matplotlib.patches import Patch
 Row = Mapping[str, Any]
 EXPERIMENT = ["dataset", "task", "setting"]
 MEASURES = ["old", "new", "all"]
-# Okabe and Ito's colours, told apart by colour-blind readers too.
 MOST_COLUMNS = 9  # of predictions in the figure of examples
+# Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 # --- tables --------------------------------------------------------------------------
