@@ -3,6 +3,7 @@
 kproba predict STEP photos/ --out found
 kproba info STEP
 kproba export STEP model.onnx
+kproba tensorboard results/digits/6-2-overlap
 """
 
 import argparse
@@ -321,6 +322,16 @@ def export(options: argparse.Namespace) -> int:
     return 0
 
 
+# --- tensorboard ---------------------------------------------------------------------
+
+
+def tensorboard(options: argparse.Namespace) -> int:
+    """Show the curves of all steps below a folder."""
+    from kproba.curves import show_curves
+
+    return show_curves(options.folder, port=options.port, host=options.host)
+
+
 # --- command line ------------------------------------------------------------------
 
 
@@ -335,6 +346,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     def command(name: str, job: Callable[[argparse.Namespace], int], what: str) -> Any:
         sub = commands.add_parser(name, help=what, description=what)
         sub.set_defaults(job=job)
+        return sub
+
+    def of_step(name: str, job: Callable[[argparse.Namespace], int], what: str) -> Any:
+        sub = command(name, job, what)
         sub.add_argument(
             "step",
             help="folder of a tested step, such as results/digits/6-2-overlap/"
@@ -342,7 +357,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         )
         return sub
 
-    sub = command("predict", predict, "Segment images.")
+    sub = of_step("predict", predict, "Segment images.")
     sub.add_argument(
         "files",
         nargs="+",
@@ -373,9 +388,19 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     sub.add_argument("--batch-size", type=int, default=4, help="images at once (4)")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    command("info", info, "Print what is known of a step.")
-    sub = command("export", export, "Write a model file that runs without kproba.")
+    of_step("info", info, "Print what is known of a step.")
+    sub = of_step("export", export, "Write a model file that runs without kproba.")
     sub.add_argument("file", type=Path, help="ends in .onnx, or .pt for TorchScript")
+    sub = command("tensorboard", tensorboard, "Show the curves of all steps in order.")
+    sub.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        default=Path("results"),
+        help="of results, an experiment or a step (%(default)s)",
+    )
+    sub.add_argument("--port", type=int, default=6006, help="(%(default)s)")
+    sub.add_argument("--host", default="localhost", help="(%(default)s)")
     return parser.parse_args(argv)
 
 

@@ -89,7 +89,15 @@ def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
 
 
 def _make_lists(config: Config) -> Config:
-    """Tasks and settings of an experiment may be written as one or as a list."""
+    """What may be written shorter: one task or setting, an addition as its path."""
+    datasets = config.get("datasets")
+    for settings in datasets.values() if isinstance(datasets, dict) else []:
+        additions = settings.get("additions") if isinstance(settings, dict) else None
+        if isinstance(additions, list):
+            settings["additions"] = [
+                {"path": entry} if isinstance(entry, str) else entry
+                for entry in additions
+            ]
     experiments = config.get("experiments")
     for experiment in experiments if isinstance(experiments, list) else []:
         for key in ("task", "setting") if isinstance(experiment, dict) else ():
@@ -282,10 +290,16 @@ class Plan:
         for settings in config["datasets"].values():
             if "path" in settings:
                 settings["path"] = str(Path(settings["path"]).expanduser())
+        self._datasets = _with_additions(config["datasets"])
+        self._names: dict[str, list[str]] = {}
+        self._counts: dict[str, int] = {}  # classes up to and with a part
+        self._added: dict[
+            str, tuple[int, ...]
+        ] = {}  # raw labels that an addition brings
         used = {experiment["dataset"] for experiment in config["experiments"]}
-        self._names = {
-            name: self._class_names(name) for name in config["datasets"] if name in used
-        }
+        for name in config["datasets"]:
+            if name in used:
+                self._names[name] = self._class_names(name)
         self._groups: dict[tuple[str, str], Groups] = {}
         self._recipes = self._methods()
         self.runs: list[Run] = []
@@ -319,9 +333,24 @@ class Plan:
         labels = [label for group in groups for label in group]
         return ["background", *(self._names[dataset][label - 1] for label in labels)]
 
-    def class_count(self, dataset: str) -> int:
-        """Classes of a dataset, background not counted."""
-        return len(self._names[dataset])
+    def class_count(self, part: str) -> int:
+        """Classes of a dataset without its additions, or up to and with an addition.
+
+        Background is not counted.
+        """
+        return self._counts[part]
+
+    def parts(self, dataset: str, groups: Iterable[Iterable[int]]) -> list[str]:
+        """A dataset and those of its additions whose classes `groups` hold.
+
+        An addition is a dataset of its own to the rules that index it, "pets+1" the
+        first of "pets". Steps before its own never see it.
+        """
+        seen = {label for group in groups for label in group}
+        parts = _parts(self.config["datasets"], dataset)
+        return [
+            part for part in parts if part == dataset or seen >= set(self._added[part])
+        ]
 
     def label_names(self, dataset: str) -> dict[int, str]:
         """Name of every raw label of a dataset, background not counted."""
@@ -331,7 +360,7 @@ class Plan:
 
     def folder(self, dataset: str) -> str:
         """Folder of a dataset; below results/ if it is drawn or downloaded."""
-        settings = self.config["datasets"][dataset]
+        settings = self._datasets[dataset]
         if settings["kind"] == "digits":
             return f"results/data/{dataset}/scenes"
         if self._downloads(dataset):
@@ -340,14 +369,14 @@ class Plan:
         return folder
 
     def _downloads(self, dataset: str) -> bool:
-        settings = self.config["datasets"][dataset]
+        settings = self._datasets[dataset]
         if not settings.get("download", False):
             return False
         return not is_there(settings["kind"], settings["path"])
 
     def made_folders(self, dataset: str) -> list[str]:
         """The folder of a dataset if a rule makes it, else nothing."""
-        kind = self.config["datasets"][dataset]["kind"]
+        kind = self._datasets[dataset]["kind"]
         made = kind == "digits" or self._downloads(dataset)
         return [self.folder(dataset)] if made else []
 
@@ -355,12 +384,12 @@ class Plan:
         """Changes when files change that no rule makes."""
         if self.made_folders(dataset):
             return ""
-        settings = self.config["datasets"][dataset]
+        settings = self._datasets[dataset]
         return state_of(settings["kind"], settings["path"])
 
     def archives(self, dataset: str) -> list[Archive]:
         """What `download: true` fetches; empty for kinds that nobody publishes."""
-        settings = self.config["datasets"][dataset]
+        settings = self._datasets[dataset]
         archives = []
         for name, archive in ARCHIVES.get(settings["kind"], {}).items():
             mirrors = settings["mirrors"][name] or archive.mirrors
@@ -370,7 +399,7 @@ class Plan:
 
     def index_settings(self, dataset: str) -> Config:
         """All that determines the index of a dataset, besides its files."""
-        settings = self.config["datasets"][dataset]
+        settings = self._datasets[dataset]
         return {
             "kind": settings["kind"],
             "folder": self.folder(dataset),
@@ -549,6 +578,10 @@ class Plan:
         groups = self.groups(run.dataset, run.task, step)
         model = config["model"]
         optimisation = config["base"] if base else self.section("increment", run.method)
+        part = self.parts(run.dataset, groups)[-1]
+        own = self._datasets[part].get("epochs")
+        if own and not base and set(groups[-1]) == set(self._added.get(part, ())):
+            optimisation = {**optimisation, "epochs": own}
         rates = optimisation["learning_rate"]
         recipe = self.recipe(run.method)
         recipe = replace(
@@ -584,13 +617,27 @@ class Plan:
     # Checks
 
     def _class_names(self, dataset: str) -> list[str]:
-        settings = self.config["datasets"][dataset]
-        try:
-            return class_names(
-                settings["kind"], settings.get("path"), settings.get("classes")
-            )
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"datasets.{dataset}: {error}") from error
+        """Names of a dataset's classes, those of its additions last."""
+        known: list[str] = []
+        for part in _parts(self.config["datasets"], dataset):
+            settings = self._datasets[part]
+            path = settings.get("path")
+            try:
+                names = class_names(settings["kind"], path, settings.get("classes"))
+            except (ValueError, OSError) as error:
+                raise ConfigError(f"datasets.{dataset}: {error}") from error
+            if names[: len(known)] != known or len(names) == len(known):
+                raise ConfigError(
+                    f"datasets.{dataset}.additions: expected {path}/classes.txt to "
+                    f"name the {len(known)} classes known so far, in their order after "
+                    f"'background', and then at least one new class, but got "
+                    f"{', '.join(names)}. Known: {', '.join(known)}. (More pictures of "
+                    f"known classes belong into the dataset's own folder.)"
+                )
+            if known:
+                self._added[part] = tuple(range(len(known) + 1, len(names) + 1))
+            known, self._counts[part] = names, len(names)
+        return known
 
     def _methods(self) -> dict[str, Method]:
         recipes = dict(METHODS)
@@ -663,8 +710,10 @@ class Plan:
                     f"{where}.methods: expected one of {', '.join(self._recipes)}, but "
                     f"got '{method}'{_suggestion(method, self._recipes)}."
                 )
+        parts = _parts(self.config["datasets"], dataset)
         for task in experiment["task"]:
             groups = self._parse(where, dataset, task)
+            groups += tuple(self._added[part] for part in parts[1:])
             self._groups[dataset, task] = groups
             for one_step in (groups[0], _all_classes(groups)):
                 self._groups[dataset, canonical_task(one_step)] = (tuple(one_step),)
@@ -678,7 +727,8 @@ class Plan:
 
     def _parse(self, where: str, dataset: str, task: str) -> Groups:
         if task in self.config["tasks"]:
-            labels = {name: label for label, name in self.label_names(dataset).items()}
+            own = self._names[dataset][: self.class_count(dataset)]
+            labels = {name: label for label, name in enumerate(own, start=1)}
             try:
                 return resolve_groups(
                     self.config["tasks"][task],
@@ -744,6 +794,29 @@ class Plan:
             per_process = max(compute["threads"], compute["workers"])
             return compute["gpus"] // compute["nodes"] * per_process
         return compute["processes"] // compute["nodes"] * compute["threads"]
+
+
+def _parts(datasets: Config, dataset: str) -> list[str]:
+    """The names of a dataset and of its additions."""
+    additions = datasets[dataset].get("additions", [])
+    return [dataset, *(f"{dataset}+{number + 1}" for number in range(len(additions)))]
+
+
+def _with_additions(datasets: Config) -> Config:
+    """The settings of all datasets, and of their additions as folders of their own."""
+    found = {}
+    for name, settings in datasets.items():
+        parts = _parts(datasets, name)[1:]
+        found[name] = settings
+        for part, entry in zip(parts, settings.get("additions", []), strict=True):
+            found[part] = {
+                "kind": "folder",
+                "path": str(Path(entry["path"]).expanduser()),
+                "epochs": entry["epochs"],
+                "on_error": settings.get("on_error", "stop"),
+                "val_share": settings.get("val_share", VAL_SHARE),
+            }
+    return found
 
 
 def _what_is_read(settings: Config) -> Config:

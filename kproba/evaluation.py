@@ -77,6 +77,11 @@ def ground_truth_table(groups: Groups, settings: EvaluationSettings) -> np.ndarr
     )
 
 
+def step_of_class(groups: Groups) -> list[int]:
+    """Per output index the step that introduced it; background belongs to step 0."""
+    return [0, *(step for step, group in enumerate(groups) for _ in group)]
+
+
 def confusion_matrix(
     truth: torch.Tensor, predicted: torch.Tensor, classes: int
 ) -> torch.Tensor:

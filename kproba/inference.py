@@ -34,6 +34,7 @@ from kproba.evaluation import (
     evaluate,
     ground_truth_table,
     select_rows,
+    step_of_class,
     write_results,
 )
 from kproba.job import add_machine_arguments, job_process
@@ -52,7 +53,15 @@ from kproba.prototypes import (
 )
 from kproba.pseudo_labels import PseudoLabelSettings, export
 from kproba.segmenter import SeenClass, describe
-from kproba.splits import IGNORE, UNSURE, Groups, LabelMap, read_index
+from kproba.splits import (
+    IGNORE,
+    UNSURE,
+    Groups,
+    LabelMap,
+    evenly_spaced,
+    read_index,
+    read_indices,
+)
 from kproba.training import StepSettings, first_network
 
 log = logging.getLogger("kproba")
@@ -252,7 +261,7 @@ def pseudo_labels_of_step(
 
 def evaluate_step(
     model: str | Path,
-    index: str | Path,
+    indices: Sequence[str | Path],
     evaluation: str | Path,
     confusion: str | Path,
     examples: str | Path,
@@ -271,7 +280,7 @@ def evaluate_step(
 
     Args:
         model: model.safetensors.
-        index: Index of the dataset.
+        indices: Index of the dataset and of the additions that have come so far.
         evaluation: Output JSON.
         confusion: Output CSV.
         examples: Output folder: predictions of the example images, in output indices.
@@ -298,7 +307,8 @@ def evaluate_step(
     protocol = {key: value for key, value in settings.items() if key != "examples"}
     how = EvaluationSettings(**protocol)
     truth = ground_truth_table(seen, how)
-    rows = read_index(index)
+    parts = read_indices(indices)
+    rows = pd.concat(parts, ignore_index=True)
     described = read_json(Path(model).with_suffix(".json"))["classes"]
     order = channel_order([entry["label"] for entry in described], LabelMap(seen).seen)
     tested = select_rows(rows, seen, how.policy)
@@ -337,7 +347,7 @@ def evaluate_step(
         channels=order,
         about=about,
     )
-    shown = example_rows(rows, settings["examples"])
+    shown = example_rows(parts, settings["examples"])
     with atomic_directory(examples) as folder, torch.inference_mode():
         for batch in whole_image_loader(shown, truth, batch_size=1):
             scores = predictor.predict_logits(batch.images.to(process.device))
@@ -345,16 +355,16 @@ def evaluate_step(
             write_label_image(folder / f"{batch.ids[0]}.png", labels.numpy())
 
 
-def example_rows(index: pd.DataFrame, count: int) -> pd.DataFrame:
-    """Validation images shown in reports: evenly spaced in the order of their ids."""
-    rows = index[index["subset"] == "val"].sort_values("id", ignore_index=True)
-    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
-    return rows.iloc[places].reset_index(drop=True)
+def example_rows(parts: Sequence[pd.DataFrame], count: int) -> pd.DataFrame:
+    """Validation images shown in reports: evenly spaced in the order of their ids.
 
-
-def step_of_class(groups: Groups) -> list[int]:
-    """Per output index the step that introduced it; background belongs to step 0."""
-    return [0, *(step for step, group in enumerate(groups) for _ in group)]
+    Args:
+        parts: Index of the dataset and of its additions so far.
+        count: Images of each.
+    """
+    validation = [index[index["subset"] == "val"] for index in parts]
+    shown = [evenly_spaced(rows, count) for rows in validation]
+    return pd.concat(shown, ignore_index=True)
 
 
 def _tuples(groups: Classes) -> Groups:
@@ -377,7 +387,7 @@ JOBS: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "evaluation": (
         evaluate_step,
-        ("model", "index", "evaluation", "confusion", "examples", "predictor_file"),
+        ("model", "indices", "evaluation", "confusion", "examples", "predictor_file"),
         ("bank", "source"),
     ),
 }
@@ -396,7 +406,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         )
         for file in (*needed, *optional):
             flag = f"--{file.replace('_', '-')}"
-            if file in needed:
+            if file == "indices":
+                job.add_argument(flag, type=Path, nargs="+", required=True)
+            elif file in needed:
                 job.add_argument(flag, type=Path, required=True)
             else:
                 job.add_argument(flag, type=Path, nargs="?", help="or nothing")

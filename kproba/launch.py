@@ -21,6 +21,7 @@ from pathlib import Path
 
 from kproba.devices import hold_devices
 from kproba.locks import own_log
+from kproba.logs import JOB, TERMINAL
 
 # Spinning OpenMP threads make a shared machine several times slower. Without the others
 # glibc gives every large temporary tensor back to the kernel and takes it again, page
@@ -175,7 +176,14 @@ def free_port() -> int:
 
 
 def redirect(log: Path) -> None:
-    """Send standard output and error to a file, replaced."""
+    """Send standard output and error to a file, replaced.
+
+    Where errors went before, a job still tells how far it is: `kproba.logs.Terminal`.
+    """
+    before = os.dup(2)
+    os.set_inheritable(before, True)
+    os.environ[TERMINAL] = f"/proc/{os.getpid()}/fd/{before}"
+    os.environ[JOB] = log.with_suffix("").as_posix().removeprefix("results/")
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -4,9 +4,14 @@ import contextlib
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+
+# Set by `kproba-launch`: where a job's progress is told beside its log, and of whom.
+TERMINAL, JOB = "KPROBA_TERMINAL", "KPROBA_JOB"
+PROGRESS = {"progress": True}  # `extra` of a log line that tells how far a job is
 
 
 @contextlib.contextmanager
@@ -40,6 +45,45 @@ def log_to_stderr(*, first: bool) -> None:
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
+    if first and TERMINAL in os.environ:
+        # Another node, or a terminal that was closed: the log has it all anyway.
+        with contextlib.suppress(OSError):
+            logging.getLogger().addHandler(Terminal(os.environ[TERMINAL]))
+
+
+class Terminal(logging.Handler):
+    """Tells on a terminal how far a job is, with its name before each line.
+
+    Args:
+        path: Of the terminal, or of another stream.
+        seconds: Between two lines at least; later on a twentieth of the time so far, so
+            that a job of many hours tells a hundred times and not thousands.
+
+    Raises:
+        OSError: It cannot be written to.
+    """
+
+    def __init__(self, path: str, seconds: float = 15.0):
+        super().__init__()
+        self.stream = Path(path).open("a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        self.start = self.last = time.monotonic()
+        self.seconds = seconds
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line is of progress and due."""
+        now = time.monotonic()
+        wait = max(self.seconds, (now - self.start) / 20)
+        if not getattr(record, "progress", False) or now - self.last < wait:
+            return False
+        self.last = now
+        return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; once that fails, no more."""
+        try:
+            self.stream.write(f"{os.environ.get(JOB, '')}: {record.getMessage()}\n")
+        except OSError:
+            logging.getLogger().removeHandler(self)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 
 from tqdm import tqdm
 
+from kproba.logs import PROGRESS
+
 log = logging.getLogger("kproba")
 
 T = TypeVar("T")
@@ -76,5 +78,6 @@ class Progress(Generic[T]):
                     "%s: %d/%d %s, %.1f a second, %s left",
                     *(self.what, done, self.total, self.unit, rate),
                     timedelta(seconds=round(seconds)),
+                    extra=PROGRESS,
                 )
                 last = now

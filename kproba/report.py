@@ -1,13 +1,14 @@
-"""Tables, figures and the page that shows them.
+"""The page that shows all results and opens alone: no server, no other file.
 
-python -m kproba.report results/summary.csv               # the short table
-python -m kproba.report --markdown results/summary.csv    # after the last step alone
+Numbers come from the tables (`kproba.tables`), pictures from the folders of the steps.
+Everything that the page shows is chosen by a rule that it states.
 """
 
 import base64
+import io
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,491 +22,612 @@ from PIL import Image
 from kproba import __version__
 from kproba.artifacts import atomic_path, read_json, read_label_image
 from kproba.drawing import class_colours
-from kproba.splits import Groups, LabelMap, read_index
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-
-Row = Mapping[str, Any]
-EXPERIMENT = ["dataset", "task", "setting"]
-MEASURES = ["old", "new", "all"]
-MOST_COLUMNS = 9  # of predictions in the figure of examples
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-
-# --- tables --------------------------------------------------------------------------
-
-
-def summarise(rows: Sequence[Row], summary: str | Path, classes: str | Path) -> None:
-    """Write summary.csv and classes.csv.
-
-    Args:
-        rows: Per run and step: dataset, task, setting, method, seed, step, the path of
-            `evaluation` (JSON) and of its `times` (Snakemake benchmarks).
-        summary: One row each: old, new, all, hiou, avg and forgetting in percent, see
-            `over_steps`, and seconds of the step.
-        classes: One row per run, step and class: IoU and forgetting in percent.
-    """
-    numbers, per_class = [], []
-    for row, result, (average, forgotten) in zip(
-        rows, *_results_over_steps(rows), strict=True
-    ):
-        run = {key: row[key] for key in (*EXPERIMENT, "method", "seed", "step")}
-        scores = {key: result[key] for key in (*MEASURES, "hiou")}
-        seconds = sum(pd.read_csv(path, sep="\t")["s"].sum() for path in row["times"])
-        numbers.append(
-            {
-                **run,
-                **scores,
-                "avg": average,
-                "forgetting": _mean(forgotten.values()),
-                "seconds": round(float(seconds), 1),
-            }
-        )
-        for entry in result["classes"]:
-            per_class.append(
-                {
-                    **run,
-                    "index": entry["index"],
-                    "class": entry["name"],
-                    "introduced": entry["step"],
-                    "iou": entry["iou"],
-                    "forgetting": forgotten.get(entry["index"]),
-                }
-            )
-    for path, table in ((summary, numbers), (classes, per_class)):
-        with atomic_path(path) as temporary:
-            pd.DataFrame(table).to_csv(temporary, index=False, float_format="%.4f")
-
-
-QUALITY = ["precision", "recall", "iou"]
-
-
-def collect_quality(rows: Sequence[Row], path: str | Path) -> None:
-    """Write the quality of all pseudo labels in one table.
-
-    Args:
-        rows: As for `summarise`, with the path of a step's `quality` or "".
-        path: One row per run, step and class: see `kproba.quality.quality_table`.
-    """
-    tables = [_QUALITY_COLUMNS]
-    for row in rows:
-        if row["quality"]:
-            run = {key: row[key] for key in (*EXPERIMENT, "method", "seed", "step")}
-            table = pd.read_csv(row["quality"], keep_default_na=False, dtype=str)
-            tables.append(pd.DataFrame([run] * len(table)).join(table))
-    with atomic_path(path) as temporary:
-        pd.concat(tables).to_csv(temporary, index=False)
-
-
-_QUALITY_COLUMNS = pd.DataFrame(
-    columns=[
-        *(*EXPERIMENT, "method", "seed", "step", "index", "class", "pixels"),
-        *("labelled", "correct", "unsure", "of_background", "of_future", *QUALITY),
-    ]
+from kproba.splits import (
+    UNSURE,
+    Groups,
+    LabelMap,
+    evenly_spaced,
+    read_index,
+    read_indices,
+)
+from kproba.tables import (
+    EXPERIMENT,
+    MEASURES,
+    QUALITY,
+    Row,
+    mean_and_deviation,
+    read_summary,
 )
 
-
-def _results_over_steps(
-    rows: Sequence[Row],
-) -> tuple[list[Any], list[tuple[float, dict[int, float]]]]:
-    """The result of every row, and its numbers over the steps of the row's run."""
-
-    def run(row: Row) -> tuple[Any, ...]:
-        return tuple(row[key] for key in (*EXPERIMENT, "method", "seed"))
-
-    results = [read_json(row["evaluation"]) for row in rows]
-    numbers = []
-    for row, result in zip(rows, results, strict=True):
-        earlier = [
-            before
-            for other, before in zip(rows, results, strict=True)
-            if run(other) == run(row) and other["step"] < row["step"]
-        ]
-        numbers.append(over_steps([*earlier, result]))
-    return results, numbers
+SIDE = 256  # pixels of the longer side of a picture, at most
+LABEL_PICTURES = 2  # training images per step that are shown with their pseudo labels
+MOST_CLASSES = 25  # in a matrix of confusions
+MOST_CONFUSIONS = 12  # in the list of them
+NAMED = 3  # classes in the caption of a picture
+MIB = 2**20
+HEAT = matplotlib.colormaps["cividis"]  # the same for colour-blind readers
+COLUMNS = {
+    "old": "mean IoU of the background and the classes of step 0",
+    "new": "mean IoU of the classes of all later steps",
+    "all": "mean IoU of the background and all classes seen",
+    "hIoU": "harmonic mean of old and new",
+    "avg": "mean of all over the steps so far",
+    "forgetting": "mean over earlier classes of best earlier IoU minus IoU now",
+    "seconds": "of training, pseudo labels and bank",
+}
 
 
-def over_steps(results: Sequence[Row]) -> tuple[float, dict[int, float]]:
-    """Numbers of a run up to a step that need its earlier steps.
+@dataclass(frozen=True)
+class Experiment:
+    """A dataset, a task and a setting, whatever methods and seeds.
 
-    Args:
-        results: Contents of evaluation.json of the steps so far, in order.
-
-    Returns:
-        avg, the mean of `all` over these steps; and by output index the forgetting of
-        every class that an earlier step has tested: max over these of IoU - IoU now.
-        Under the policy `mib`, whose means leave the background out, so does this.
+    Attributes:
+        dataset, task, setting: Their names.
+        kind: Of the dataset.
+        groups: Raw labels of the classes of all steps.
+        names: Class names in output order, "background" first.
+        indices: Index of the dataset and of its additions.
+        figures: Paths of figures by name.
     """
-    *earlier, now = results
-    iou_now = {entry["index"]: entry["iou"] or 0.0 for entry in now["classes"]}
-    best: dict[int, float] = {}
-    for result in earlier:
-        for entry in result["classes"]:
-            index = entry["index"]
-            if index > 0 or now["protocol"]["policy"] != "mib":
-                iou = entry["iou"] or 0.0
-                best[index] = max(iou, best.get(index, iou))
-    forgotten = {index: iou - iou_now[index] for index, iou in best.items()}
-    return _mean([result["all"] for result in results]), forgotten
+
+    dataset: str
+    kind: str
+    task: str
+    setting: str
+    groups: Groups
+    names: Sequence[str]
+    indices: Sequence[str]
+    figures: Mapping[str, str]
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What its rows have in their columns `EXPERIMENT`."""
+        return self.dataset, self.task, self.setting
+
+    @property
+    def title(self) -> str:
+        """As it is called in headings."""
+        return " ".join(self.key)
 
 
-def _mean(values: Iterable[float | None]) -> float:
-    numbers = [math.nan if value is None else value for value in values]
-    return sum(numbers) / len(numbers) if numbers else math.nan
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
 
-
-def read_summary(path: str | Path) -> pd.DataFrame:
-    """Read summary.csv; names stay text."""
-    names = (*EXPERIMENT, "method", "class")
-    measures = (*MEASURES, *QUALITY, "hiou", "avg", "forgetting")
-    numbers = {name: [""] for name in measures}
-    return pd.read_csv(
-        path,
-        dtype=dict.fromkeys(names, str),
-        keep_default_na=False,
-        na_values=numbers,
-    )
-
-
-def short_table(summary: pd.DataFrame) -> str:
-    """MIoU of old, new and all classes after each step, for each method, as text."""
-    blocks = []
-    for key, experiment in summary.groupby(EXPERIMENT, sort=False):
-        steps = sorted(experiment["step"].unique())
-        width = max(len(name) for name in experiment["method"]) + 2
-        head = " " * width + "".join(f"{f'step {step}':^21}" for step in steps)
-        columns = " " * width + "    old    new    all" * len(steps)
-        lines = [f"{key[0]} {key[1]} {key[2]}: mIoU in percent", head, columns]
-        for method, runs in experiment.groupby("method", sort=False):
-            line = f"{method:<{width}}"
-            for step in steps:
-                means = runs[runs["step"] == step][MEASURES].mean()
-                line += "".join(_cell(means[measure]) for measure in MEASURES)
-            seeds = runs["seed"].nunique()
-            lines.append(line + (f"   mean of {seeds} seeds" if seeds > 1 else ""))
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
-
-
-def markdown_table(summary: pd.DataFrame) -> str:
-    """Each method after the last step, mean ± deviation over seeds, as Markdown.
-
-    The seconds are those of all increments of a run, or of its only training.
+    Attributes:
+        text: What is read.
+        sort: A number to sort by; None: the text.
+        style: CSS of its colours.
+        words: Whether its column holds words and no numbers.
     """
-    blocks = []
-    measures = (*MEASURES, "hiou", "forgetting")
-    for key, experiment in summary.groupby(EXPERIMENT, sort=False):
-        columns = ["method", "seeds", *measures, "seconds"]
-        lines = [f"{key[0]} {key[1]} {key[2]}, after the last step:", ""]
-        lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-        last = experiment["step"].max()
-        for method, runs in experiment.groupby("method", sort=False):
-            ended = runs[runs["step"] == last]
-            alone = runs["step"].nunique() == 1
-            trained = runs if alone else runs[runs["step"] > 0]
-            seconds = trained.groupby("seed")["seconds"].sum().mean()
-            cells = [str(method), str(ended["seed"].nunique())]
-            cells += [_mean_and_deviation(ended[measure]) for measure in measures]
-            lines.append(f"| {' | '.join(cells)} | {seconds:.0f} |")
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
+
+    text: str
+    sort: float | None = None
+    style: str = ""
+    words: bool = False
 
 
-def _cell(value: float) -> str:
-    return f"{'-':>7}" if math.isnan(value) else f"{value:7.1f}"
+@dataclass(frozen=True)
+class Table:
+    """A table that can be sorted.
 
-
-# --- figures -------------------------------------------------------------------------
-
-
-def draw_figures(
-    rows: Sequence[Row],
-    index: str | Path,
-    *,
-    groups: Groups,
-    miou: str | Path,
-    classes: str | Path,
-    pseudo_labels: str | Path,
-    examples: str | Path,
-) -> None:
-    """Draw the figures of one experiment.
-
-    Args:
-        rows: As for `summarise`, of one experiment.
-        index: Index of the dataset.
-        groups: Class groups of the task.
-        miou: Output: curves of old, new and all over the steps.
-        classes: Output: IoU of every class after every step, per method.
-        pseudo_labels: Output: IoU of every step's pseudo labels, per class and method.
-        examples: Output: the same validation images through steps and methods.
+    Attributes:
+        caption: What it shows.
+        columns: Headings with an explanation each, or "".
+        rows: Cells; the first of a row is its heading.
     """
-    results = [{**read_json(row["evaluation"]), **row} for row in rows]
-    with plt.rc_context({"font.size": 9, "figure.dpi": 110}):
-        _save(_draw_miou(results), miou)
-        _save(_draw_classes(results), classes)
-        _save(_draw_examples(rows, read_index(index), groups), examples)
-        _save(_draw_quality(rows), pseudo_labels)
+
+    caption: str
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[Sequence[Cell]]
 
 
-def _save(figure: Figure, path: str | Path) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", bbox_inches="tight")
-    plt.close(figure)
+@dataclass(frozen=True)
+class Picture:
+    """An embedded picture with a text for those who do not see it."""
 
-
-def _draw_miou(results: Sequence[Row]) -> Figure:
-    methods = list(dict.fromkeys(row["method"] for row in results))
-    steps = sorted({row["step"] for row in results})
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3), sharey=True)
-    for axis, measure in zip(axes, MEASURES, strict=True):
-        for number, method in enumerate(methods):
-            runs = pd.DataFrame([row for row in results if row["method"] == method])
-            curve = runs.groupby("step")[measure].agg(["mean", "std"]).dropna(how="all")
-            colour = COLOURS[number % len(COLOURS)]
-            if len(curve) == 1 and len(steps) > 1:  # joint: one training, one line
-                level = float(curve["mean"].iloc[0])
-                axis.axhline(level, color=colour, linestyle="--", label=method)
-            else:
-                axis.errorbar(
-                    curve.index,
-                    curve["mean"],
-                    yerr=curve["std"].fillna(0),
-                    marker="os^Dv"[number % 5],
-                    color=colour,
-                    label=method,
-                    capsize=2,
-                )
-        axis.set(title=measure, xlabel="step", xticks=steps, ylim=(0, 100))
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("mIoU in percent")
-    axes[-1].legend(loc="best")
-    return figure
-
-
-def _draw_classes(results: Sequence[Row]) -> Figure:
-    widest = max(results, key=lambda row: len(row["classes"]))
-    table = pd.DataFrame(
-        {**entry, "method": row["method"], "step": row["step"]}
-        for row in results
-        for entry in row["classes"]
-    )
-    names = {entry["index"]: entry["name"] for entry in widest["classes"]}
-    return _heat_maps(table, names)
-
-
-def _draw_quality(rows: Sequence[Row]) -> Figure:
-    tables = [
-        read_summary(row["quality"]).assign(method=row["method"], step=row["step"])
-        for row in rows
-        if row["quality"]
-    ]
-    table = pd.concat(tables) if tables else pd.DataFrame()
-    if table.empty:
-        figure = plt.figure(figsize=(4, 0.5))
-        figure.text(0.5, 0.5, "no pseudo labels here", ha="center")
-        return figure
-    table = table[table["index"] > 0]
-    names = dict(sorted(zip(table["index"], table["class"], strict=True)))
-    return _heat_maps(table, names)
-
-
-def _heat_maps(table: pd.DataFrame, classes: Mapping[int, str]) -> Figure:
-    """IoU by class and step, one map per method, mean over seeds.
-
-    Args:
-        table: Columns method, step, index and iou.
-        classes: Names by index, in the order of the rows.
-    """
-    methods = list(dict.fromkeys(table["method"]))
-    steps = sorted(set(table["step"]))
-    names = list(classes.values())
-    means = table.astype({"iou": float}).groupby(["method", "index", "step"])["iou"]
-    iou = means.apply(lambda values: values.mean(skipna=False))
-    across = min(4, len(methods))
-    down = math.ceil(len(methods) / across)
-    size = (1.5 + 2.2 * across, down * (1.2 + 0.22 * len(names)))
-    figure, axes = plt.subplots(
-        down, across, figsize=size, squeeze=False, layout="constrained"
-    )
-    for axis in axes.ravel()[len(methods) :]:
-        axis.remove()
-    for number, (axis, method) in enumerate(zip(axes.ravel(), methods, strict=False)):
-        grid = iou[method].unstack().reindex(index=list(classes), columns=steps)
-        matrix = grid.to_numpy(dtype=float)
-        axis.imshow(matrix, vmin=0, vmax=100, cmap="viridis", aspect="auto")
-        for (line, column), value in np.ndenumerate(matrix):
-            if not np.isnan(value):
-                ink = "white" if value < 60 else "black"
-                axis.text(
-                    column, line, f"{value:.0f}", ha="center", va="center", color=ink
-                )
-        axis.set(title=method, xlabel="step", xticks=range(len(steps)))
-        axis.set_xticklabels([str(step) for step in steps])
-        axis.set_yticks(range(len(names)), [] if number % across else names)
-    return figure
-
-
-def _draw_examples(rows: Sequence[Row], index: pd.DataFrame, groups: Groups) -> Figure:
-    first_seed = rows[0]["seed"]
-    shown = [row for row in rows if row["seed"] == first_seed]
-    columns = _example_columns(shown)
-    names = sorted(path.stem for path in next(iter(columns.values())).glob("*.png"))
-    table = LabelMap(groups).evaluation_table()
-    last = max(shown, key=lambda row: row["step"])
-    entries = read_json(last["evaluation"])["classes"]
-    palette = class_colours(len(entries))
-    image_of = dict(zip(index["id"], index["image"], strict=True))
-    mask_of = dict(zip(index["id"], index["mask"], strict=True))
-    figure, axes = plt.subplots(
-        max(1, len(names)),
-        2 + len(columns),
-        figsize=(1.25 * (2 + len(columns)), 1.25 * max(1, len(names)) + 0.8),
-        squeeze=False,
-    )
-    for axis in axes.ravel():
-        axis.axis("off")
-    for line, name in enumerate(names):
-        with Image.open(image_of[name]) as image:
-            axes[line][0].imshow(image.convert("RGB"))
-        truth = table[read_label_image(mask_of[name])]
-        axes[line][1].imshow(palette[truth])
-        for axis, folder in zip(axes[line][2:], columns.values(), strict=True):
-            axis.imshow(palette[read_label_image(folder / f"{name}.png")])
-    for axis, title in zip(axes[0], ("image", "truth", *columns), strict=True):
-        axis.set_title(title, fontsize=8)
-    handles = [
-        Patch(
-            facecolor=tuple(colour / 255),
-            edgecolor="grey",
-            label=f"{entry['name']} (step {entry['step']})",
-        )
-        for entry, colour in zip(entries, palette, strict=False)
-    ]
-    if len(handles) <= 24:
-        figure.legend(
-            handles=handles,
-            ncol=6,
-            loc="upper center",
-            bbox_to_anchor=(0.5, 0.06),
-            fontsize=8,
-        )
-    figure.subplots_adjust(wspace=0.04, hspace=0.04)
-    return figure
-
-
-def _example_columns(rows: Sequence[Row]) -> dict[str, Path]:
-    """Folders of predictions by their titles; of many only those of the last step."""
-    last = max(row["step"] for row in rows)
-    folders: dict[Path, str] = {}  # a step 0 that methods share once
-    for row in rows:
-        folder = Path(row["evaluation"]).with_name("examples")
-        own = folder.parts[-4] == row["method"]  # tested with the method's bank
-        first = row["step"] == 0 and not own and "step 0" not in folders.values()
-        title = "step 0" if first else f"{row['method']}\nstep {row['step']}"
-        folders.setdefault(folder, title)
-    columns = {title: folder for folder, title in folders.items()}
-    if len(columns) > MOST_COLUMNS:
-        kept = ("step 0", f"step {last}")
-        columns = {t: f for t, f in columns.items() if t.endswith(kept)}
-    return columns
-
-
-# --- page ----------------------------------------------------------------------------
+    title: str
+    source: str
+    alt: str
+    caption: str = ""
 
 
 def write_report(
-    summary: str | Path,
-    pseudo_labels: str | Path,
-    figures: Sequence[str | Path],
+    rows: Sequence[Row],
+    experiments: Sequence[Experiment],
     page: str | Path,
+    *,
+    summary: str | Path,
+    classes: str | Path,
+    pseudo_labels: str | Path,
 ) -> None:
-    """Write one HTML page that opens alone: tables, and figures as embedded images.
+    """Write the page.
 
     Args:
-        summary: summary.csv.
-        pseudo_labels: pseudo_labels.csv.
-        figures: Paths results/<dataset>/<task>-<setting>/figures/<name>.png.
+        rows: Per run and step where its files are: as for `kproba.tables.summarise`,
+            and `confusion`, `examples`, `split`, `labels` (a folder, or ""), `model`,
+            `bank` (or "") and `usage`.
+        experiments: What is shown, in this order.
         page: Output.
+        summary: summary.csv of all rows.
+        classes: classes.csv.
+        pseudo_labels: pseudo_labels.csv.
     """
-    numbers, judged = read_summary(summary), read_summary(pseudo_labels)
-    experiments = []
-    for labels, rows in numbers.groupby(EXPERIMENT, sort=False):
-        key = [str(label) for label in labels]
-        folder = f"{key[0]}/{key[1]}-{key[2]}"
-        images = {
-            Path(path).stem: base64.b64encode(Path(path).read_bytes()).decode()
-            for path in figures
-            if Path("/", path).parent.parent.as_posix().endswith(f"/{folder}")
-        }
-        seeds = sorted(int(seed) for seed in rows["seed"].unique())
-        experiments.append(
-            {
-                "title": " ".join(key),
-                "seeds": seeds,
-                "rows": _page_rows(rows),
-                "pseudo_labels": _quality_rows(
-                    judged[(judged[EXPERIMENT] == key).all(axis=1)]
-                ),
-                "images": images,
-            }
-        )
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    source = (files("kproba") / "report.html.jinja").read_text(encoding="utf-8")
-    html = template.from_string(source).render(
-        experiments=experiments, version=__version__
+    tables = [read_summary(path) for path in (summary, classes, pseudo_labels)]
+    sections = []
+    for experiment in experiments:
+        own = [row for row in rows if _key(row) == experiment.key]
+        numbers = [table[_is_of(table, experiment)] for table in tables]
+        sections.append(_section(experiment, own, *numbers))
+    template = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    source = (files("kproba") / "report.html.jinja").read_text(encoding="utf-8")
+    html = template.from_string(source).render(sections=sections, version=__version__)
     with atomic_path(page) as temporary:
         temporary.write_text(html, encoding="utf-8")
 
 
-def _page_rows(rows: pd.DataFrame) -> list[dict[str, str]]:
-    """Mean over seeds, with the standard deviation where there are several."""
-    lines = []
-    for (method, step), runs in rows.groupby(["method", "step"], sort=False):
-        line = {"method": str(method), "step": str(step)}
-        for measure in (*MEASURES, "hiou", "avg", "forgetting", "seconds"):
-            line[measure] = _mean_and_deviation(runs[measure])
-        lines.append(line)
-    return lines
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in EXPERIMENT)
 
 
-def _quality_rows(judged: pd.DataFrame) -> list[dict[str, str]]:
+def _is_of(table: pd.DataFrame, experiment: Experiment) -> pd.Series:
+    return (table[EXPERIMENT] == list(experiment.key)).all(axis=1)
+
+
+def _section(
+    experiment: Experiment,
+    rows: Sequence[Row],
+    summary: pd.DataFrame,
+    classes: pd.DataFrame,
+    quality: pd.DataFrame,
+) -> dict[str, Any]:
+    seeds = sorted({int(row["seed"]) for row in rows})
+    judged = quality[quality["index"] > 0]
+    first = [row for row in rows if int(row["seed"]) == seeds[0]]
+    return {
+        "title": experiment.title,
+        "id": "-".join(experiment.key).replace(" ", "-"),
+        "seeds": seeds,
+        "facts": _facts(experiment, rows, seeds),
+        "last": _results(summary[summary["step"] == summary["step"].max()]),
+        "steps": _results(summary, steps=True),
+        "published": _published(experiment, summary),
+        "classes": _class_maps(experiment, classes),
+        "confusions": _confusions(experiment, rows),
+        "quality": _quality(judged),
+        "quality_of_classes": _quality_of_classes(judged),
+        "labels": _label_pictures(experiment, first),
+        "costs": _costs(rows),
+        "figures": {
+            name: _embedded(Path(path).read_bytes(), "image/png")
+            for name, path in experiment.figures.items()
+        },
+        "legend": _legend(experiment.names),
+        "pictures": _pictures(experiment, first),
+    }
+
+
+# --- what was run --------------------------------------------------------------------
+
+
+def _facts(
+    experiment: Experiment, rows: Sequence[Row], seeds: Sequence[int]
+) -> list[tuple[str, str]]:
+    """What was run, as names and values."""
+    results = [read_json(row["evaluation"]) for row in rows]
+    models = [read_json(Path(row["model"]).with_suffix(".json")) for row in rows]
+    protocol, last = results[-1]["protocol"], max(results, key=_step)
+    crop = protocol["crop"]
+    names = iter(experiment.names[1:])
+    steps = [", ".join(next(names) for _ in group) for group in experiment.groups]
+    by = {row["method"]: r["prediction"] for row, r in zip(rows, results, strict=True)}
+    versions = [entry["provenance"] for entry in models]
+
+    def distinct(values: Iterable[object]) -> str:
+        return ", ".join(dict.fromkeys(str(value) for value in values))
+
+    return [
+        ("dataset", f"{experiment.dataset} ({experiment.kind})"),
+        ("task, setting", f"{experiment.task}, {experiment.setting}"),
+        *((f"classes of step {step}", listed) for step, listed in enumerate(steps)),
+        ("seeds", ", ".join(map(str, seeds))),
+        ("backbone", distinct(m["architecture"]["backbone"] for m in models)),
+        ("tested on", f"{last['images']} images, policy {protocol['policy']}"),
+        ("size in the test", "whole images" if crop is None else f"crop of {crop}"),
+        ("checkpoint", str(protocol["checkpoint"])),
+        ("predicts", "; ".join(f"{name}: {how}" for name, how in by.items())),
+        ("kproba", distinct(entry["kproba"] for entry in versions)),
+        ("commit", distinct(entry["commit"] for entry in versions)),
+        ("PyTorch", distinct(entry["torch"] for entry in versions)),
+        ("trained on", distinct(_usage(row).get("device", "unknown") for row in rows)),
+    ]
+
+
+def _step(result: Mapping[str, Any]) -> int:
+    return int(result["step"])
+
+
+def _usage(row: Row) -> dict[str, Any]:
+    """What a training has cost; nothing where it is not known."""
+    path = Path(row["usage"])
+    return read_json(path) if path.is_file() else {}
+
+
+# --- numbers -------------------------------------------------------------------------
+
+
+def _number(values: pd.Series, style: str = "") -> Cell:
+    """Mean of some seeds, with the deviation of several."""
+    mean = float(values.astype(float).mean())
+    return Cell(mean_and_deviation(values), None if math.isnan(mean) else mean, style)
+
+
+def _step_cell(step: Any) -> Cell:
+    return Cell(str(step), int(step))
+
+
+def _results(summary: pd.DataFrame, *, steps: bool = False) -> Table:
+    measures = (*MEASURES, "hiou", "avg", "forgetting", "seconds")
+    keys = ["method", "step"] if steps else ["method"]
+    rows = []
+    for key, runs in summary.groupby(keys, sort=False):
+        method, *step = key
+        heading = [Cell(str(method)), *(_step_cell(s) for s in step)]
+        rows.append([*heading, *(_number(runs[measure]) for measure in measures)])
+    return Table(
+        "mIoU in percent after every step" if steps else "mIoU after the last step",
+        [
+            *((key, "") for key in keys),
+            *((name, "" if steps else text) for name, text in COLUMNS.items()),
+        ],
+        rows,
+    )
+
+
+def _published(experiment: Experiment, summary: pd.DataFrame) -> Table | None:
+    """Published numbers of the same task beside those of this run."""
+    table = pd.read_csv(
+        str(files("kproba") / "lists" / "published.csv"),
+        dtype=str,
+        keep_default_na=False,
+    )
+    wanted = [experiment.kind, experiment.task, experiment.setting]
+    table = table[(table[EXPERIMENT] == wanted).all(axis=1)]
+    if table.empty:
+        return None
+    texts, others = ("backbone", "exemplars"), ("background", "source", "note")
+    last = summary[summary["step"] == summary["step"].max()]
+    rows = [
+        [
+            Cell(f"{method} (here)"),
+            *(Cell("", words=True) for _ in texts),
+            *(_number(runs[measure]) for measure in MEASURES),
+            *(Cell("", words=True) for _ in others),
+        ]
+        for method, runs in last.groupby("method", sort=False)
+    ]
+    for entry in table.to_dict("records"):
+        numbers = [entry[measure] for measure in MEASURES]
+        rows.append(
+            [
+                Cell(entry["method"]),
+                *(Cell(entry[name], words=True) for name in texts),
+                *(Cell(text or "–", float(text) if text else None) for text in numbers),
+                *(Cell(entry[name], words=True) for name in others),
+            ]
+        )
+    explained = {"exemplars": "memory of old images", "background": "counted in"}
+    columns = ["method", *texts, *MEASURES, *others]
+    caption = "Published numbers of this task, and those of this run"
+    return Table(caption, [(name, explained.get(name, "")) for name in columns], rows)
+
+
+def _class_maps(experiment: Experiment, classes: pd.DataFrame) -> dict[str, Table]:
+    """Per method the IoU of every class after every step, and what was forgotten."""
+    steps = range(len(experiment.groups))
+    maps = {}
+    for method, runs in classes.groupby("method", sort=False):
+        rows = []
+        for index, name in enumerate(experiment.names):
+            own = runs[runs["index"] == index]
+            cells = [_heat(own[own["step"] == step]["iou"]) for step in steps]
+            lost = own[own["step"] == steps[-1]]["forgetting"]
+            rows.append([Cell(name), *cells, _number(lost)])
+        columns = [("class", ""), *((f"step {step}", "") for step in steps)]
+        columns.append(("forgotten", "best earlier IoU minus IoU now, in points"))
+        caption = f"{method}: IoU of every class in percent"
+        maps[str(method)] = Table(caption, columns, rows)
+    return maps
+
+
+def _heat(values: pd.Series, most: float = 100.0) -> Cell:
+    """A number on the colour of its size."""
+    mean = float(values.astype(float).mean())
+    if math.isnan(mean):
+        return Cell("")
+    red, green, blue = (round(255 * v) for v in HEAT(min(mean / most, 1.0))[:3])
+    ink = "#000" if 0.3 * red + 0.6 * green + 0.1 * blue > 110 else "#fff"
+    return Cell(
+        f"{mean:.0f}", mean, f"background:rgb({red},{green},{blue});color:{ink}"
+    )
+
+
+def _confusions(experiment: Experiment, rows: Sequence[Row]) -> dict[str, list[Table]]:
+    """Per method what the classes were taken for after the last step, all seeds."""
+    last = len(experiment.groups) - 1
+    found: dict[str, np.ndarray] = {}
+    for row in rows:
+        if row["step"] == last:
+            counts = pd.read_csv(row["confusion"], index_col=0).to_numpy()
+            found[row["method"]] = found.get(row["method"], 0) + counts
+    steps = [0, *(s for s, group in enumerate(experiment.groups) for _ in group)]
+    tables = {}
+    for method, counts in found.items():
+        whole = counts.sum(axis=1, keepdims=True)
+        shares = 100 * np.divide(
+            counts, whole, out=np.zeros(counts.shape), where=whole > 0
+        )
+        tables[method] = [_largest_confusions(method, shares, experiment.names, steps)]
+        if len(shares) <= MOST_CLASSES:
+            tables[method].append(_confusion_matrix(method, shares, experiment.names))
+    return tables
+
+
+def _largest_confusions(
+    method: str, shares: np.ndarray, names: Sequence[str], steps: Sequence[int]
+) -> Table:
+    """The largest confusions of classes that came in different steps."""
+    of_steps = np.array(steps)
+    between = shares * (of_steps[:, None] != of_steps[None])
+    between[0] = between[:, 0] = 0
+    largest = np.argsort(between, axis=None)[::-1][:MOST_CONFUSIONS]
+    places = [np.unravel_index(place, between.shape) for place in largest]
+    rows = [
+        [
+            Cell(names[true]),
+            Cell(str(steps[true]), steps[true]),
+            Cell(names[taken], words=True),
+            Cell(str(steps[taken]), steps[taken]),
+            Cell(f"{between[true, taken]:.1f}", float(between[true, taken])),
+        ]
+        for true, taken in places
+        if between[true, taken] >= 0.05
+    ]
+    columns = [("class", ""), ("of step", ""), ("taken for", ""), ("of step", "")]
+    columns.append(("percent", "of the pixels of the class"))
+    return Table(f"{method}: old and new classes confused", columns, rows)
+
+
+def _confusion_matrix(method: str, shares: np.ndarray, names: Sequence[str]) -> Table:
+    rows = [
+        [Cell(name), *(_heat(pd.Series([share])) for share in line)]
+        for name, line in zip(names, shares, strict=True)
+    ]
+    columns = [("class", ""), *((name, "") for name in names)]
+    caption = f"{method}: classes (rows) and what they are taken for, percent of pixels"
+    return Table(caption, columns, rows)
+
+
+def _quality(judged: pd.DataFrame) -> Table | None:
     """Means over the old classes, then over seeds, of every method and step."""
-    lines = []
-    old = judged[judged["index"] > 0]
-    for (method, step), runs in old.groupby(["method", "step"], sort=False):
-        line = {"method": str(method), "step": str(step)}
+    rows = []
+    for (method, step), runs in judged.groupby(["method", "step"], sort=False):
         by_seed = runs.groupby("seed")
         means = by_seed[QUALITY].mean()
-        counts = by_seed[["labelled", "of_background", "of_future"]].sum()
+        counts = by_seed[
+            ["pixels", "labelled", "correct", "of_background", "of_future"]
+        ]
+        sums = counts.sum()
+        means["found"] = (
+            100 * sums["correct"] / sums["pixels"].where(sums["pixels"] > 0)
+        )
+        labelled = sums["labelled"].where(sums["labelled"] > 0)
         for kind in ("of_background", "of_future"):
-            means[kind] = 100 * counts[kind] / counts["labelled"]
-        for column in means:
-            line[str(column)] = _mean_and_deviation(means[column])
-        lines.append(line)
-    return lines
+            means[kind] = 100 * sums[kind] / labelled
+        order = ["found", *QUALITY, "of_background", "of_future"]
+        cells = [_number(means[column]) for column in order]
+        rows.append([Cell(str(method)), _step_cell(step), *cells])
+    columns = [
+        ("method", ""),
+        ("step", ""),
+        ("recovered", "percent of the hidden pixels of old classes, over all of them"),
+        ("precision", "mean over the classes that were labelled at all"),
+        ("recall", "mean over the old classes"),
+        ("IoU", "mean over the old classes"),
+        ("really background", "percent of the pixels labelled as an old class"),
+        ("really future", "percent of the pixels labelled as an old class"),
+    ]
+    caption = "Pseudo labels against the hidden ground truth"
+    return Table(caption, columns, rows) if rows else None
 
 
-def _mean_and_deviation(values: pd.Series) -> str:
-    mean, deviation = values.mean(), values.std()
-    text = "–" if math.isnan(mean) else f"{mean:.1f}"
-    return text if math.isnan(deviation) else f"{text} ± {deviation:.1f}"
+def _quality_of_classes(judged: pd.DataFrame) -> dict[str, Table]:
+    """Per method, step and class: how much was recovered, how much of it is right."""
+    tables = {}
+    for method, of_method in judged.groupby("method", sort=False):
+        rows = []
+        for (step, _, name), runs in of_method.groupby(["step", "index", "class"]):
+            cells = [_heat(runs[column]) for column in ("recall", "precision", "iou")]
+            rows.append([Cell(str(name)), _step_cell(step), *cells])
+        columns = [("class", ""), ("step", ""), ("recovered", ""), ("precision", "")]
+        caption = f"{method}: pseudo labels of every class, in percent"
+        tables[str(method)] = Table(caption, [*columns, ("IoU", "")], rows)
+    return tables
 
 
-def main() -> int:
-    """Print a table of a summary.csv."""
-    *flags, path = sys.argv[1:] or ["--help"]
-    if path.startswith("-") or flags not in ([], ["--markdown"]):
-        usage = "usage: python -m kproba.report [--markdown] results/summary.csv"
-        print(usage, file=sys.stderr)
-        return 2
-    table = markdown_table if flags else short_table
-    print(table(read_summary(path)))
-    return 0
+def _costs(rows: Sequence[Row]) -> Table:
+    """Time, memory and size of every step, means over seeds."""
+    measured = pd.DataFrame([_cost(row) for row in rows])
+    lines = []
+    for (method, step), runs in measured.groupby(["method", "step"], sort=False):
+        numbers = [_number(runs[column]) for column in measured.columns[2:]]
+        lines.append([Cell(str(method)), _step_cell(step), *numbers])
+    explained = {
+        "training": "seconds of the job, start included",
+        "pseudo labels": "seconds",
+        "bank": "seconds",
+        "images/s": "of training",
+        "memory": "MiB: of the largest process of the training, or on its GPU",
+        "model": "MiB on disk",
+        "bank size": "MiB on disk",
+    }
+    caption = "What the steps cost; what methods share stands with each of them"
+    columns = [(name, explained.get(name, "")) for name in measured.columns]
+    return Table(caption, columns, lines)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+JOBS = {"train": "training", "pseudo_labels": "pseudo labels", "prototypes": "bank"}
+
+
+def _cost(row: Row) -> dict[str, Any]:
+    """Cost of one step of one run; NaN for what it does not have or nobody measured."""
+    seconds, memory = dict.fromkeys(JOBS.values(), math.nan), math.nan
+    for path in row["times"]:
+        table = pd.read_csv(path, sep="\t", na_values="-")
+        name = JOBS[Path(path).name.split(".")[0]]
+        seconds[name] = float(table["s"].sum())
+        if name == "training":
+            memory = float(table["max_rss"].max())
+    usage = _usage(row)
+    peak = usage.get("peak_memory_bytes")
+    return {
+        "method": row["method"],
+        "step": row["step"],
+        **seconds,
+        "images/s": usage.get("images_per_second", math.nan),
+        "memory": memory if peak is None else peak / MIB,
+        "model": Path(row["model"]).stat().st_size / MIB,
+        "bank size": Path(row["bank"]).stat().st_size / MIB
+        if row["bank"]
+        else math.nan,
+    }
+
+
+# --- pictures ------------------------------------------------------------------------
+
+
+def _embedded(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _photograph(path: str | Path, title: str, alt: str) -> Picture:
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+    small.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return Picture(title, _embedded(buffer.getvalue(), "image/jpeg"), alt)
+
+
+def _mask(labels: np.ndarray, names: Sequence[str], title: str) -> Picture:
+    """Output indices in colours, with the largest classes in words."""
+    image = Image.fromarray(labels)
+    image.putpalette(_palette(names).ravel().tolist())
+    scale = SIDE / max(image.size)
+    if scale < 1:
+        size = [max(1, round(scale * extent)) for extent in image.size]
+        image = image.resize(size, Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    counts = np.bincount(labels.ravel(), minlength=256)
+    largest = np.argsort(-counts[1 : len(names)], kind="stable")
+    order = [int(index) + 1 for index in largest]
+    found = [
+        f"{names[index]} {_percent(counts, index)}" for index in order if counts[index]
+    ]
+    if counts[UNSURE]:
+        found.append(f"unsure {_percent(counts, UNSURE)}")
+    more = len(found) - NAMED
+    text = ", ".join(found[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    text = text or "background"
+    source = _embedded(buffer.getvalue(), "image/png")
+    return Picture(title, source, f"{title}: {text}", text)
+
+
+def _percent(counts: np.ndarray, index: int) -> str:
+    share = 100 * counts[index] / counts.sum()
+    return f"{share:.0f} %" if share >= 1 else "< 1 %"
+
+
+def _palette(names: Sequence[str]) -> np.ndarray:
+    palette = class_colours(len(names)).copy()
+    palette[UNSURE] = 190
+    return palette
+
+
+def _legend(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Colour and name of every class."""
+    palette = _palette(names)
+    return [
+        (f"rgb({red},{green},{blue})", name)
+        for name, (red, green, blue) in zip(names, palette[: len(names)], strict=True)
+    ]
+
+
+def _pictures(experiment: Experiment, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The same validation images through the steps of every method, of one seed."""
+    index = pd.concat(read_indices(experiment.indices))
+    image_of = dict(zip(index["id"], index["image"], strict=True))
+    mask_of = dict(zip(index["id"], index["mask"], strict=True))
+    table = LabelMap(experiment.groups).evaluation_table()
+    names = sorted({path.stem for row in rows for path in _examples(row)})
+    shown = []
+    for name in names:
+        lines: dict[str, list[Picture | None]] = {}
+        for row in rows:
+            line = lines.setdefault(row["method"], [None] * len(experiment.groups))
+            path = Path(row["examples"]) / f"{name}.png"
+            if path.is_file():
+                title = f"{row['method']}, step {row['step']}"
+                labels = read_label_image(path)
+                line[row["step"]] = _mask(labels, experiment.names, title)
+        truth = table[read_label_image(mask_of[name])]
+        shown.append(
+            {
+                "name": name,
+                "image": _photograph(image_of[name], "image", f"image {name}"),
+                "truth": _mask(truth, experiment.names, "ground truth"),
+                "lines": lines,
+            }
+        )
+    return shown
+
+
+def _examples(row: Row) -> list[Path]:
+    return sorted(Path(row["examples"]).glob("*.png"))
+
+
+def _label_pictures(
+    experiment: Experiment, rows: Sequence[Row]
+) -> list[tuple[int, list[list[Picture]]]]:
+    """Per step some training images with hidden truth and pseudo labels of one seed."""
+    shown = []
+    for step in range(1, len(experiment.groups)):
+        folders: dict[str, str] = {}  # shared labels once
+        for row in rows:
+            if row["step"] == step and row["labels"]:
+                folders.setdefault(row["labels"], row["method"])
+        if not folders:
+            continue
+        [split] = {
+            row["split"] for row in rows if row["step"] == step and row["labels"]
+        }
+        table = LabelMap(experiment.groups[: step + 1]).evaluation_table()
+        lines = []
+        for image in evenly_spaced(read_index(split), LABEL_PICTURES).itertuples():
+            truth = table[read_label_image(str(image.mask))]
+            line = [
+                _photograph(str(image.image), "image", f"training image {image.id}"),
+                _mask(truth, experiment.names, "truth, hidden from the step"),
+            ]
+            for folder, method in folders.items():
+                labels = read_label_image(Path(folder) / f"{image.id}.png")
+                line.append(_mask(labels, experiment.names, f"targets of {method}"))
+            lines.append(line)
+        shown.append((step, lines))
+    return shown

@@ -180,6 +180,26 @@ def read_index(path: str | Path) -> pd.DataFrame:
     )
 
 
+def read_indices(paths: Sequence[str | Path]) -> list[pd.DataFrame]:
+    """Read the index of a dataset and those of its additions.
+
+    Raises:
+        ValueError: An id is in two of them.
+    """
+    indices = [read_index(path) for path in paths]
+    home: dict[str, str] = {}
+    for path, index in zip(map(str, paths), indices, strict=True):
+        twice = [name for name in index["id"] if name in home]
+        if twice:
+            raise ValueError(
+                f"Expected other names in an addition than in the dataset, but "
+                f"{len(twice)} of {path}, such as '{twice[0]}', are in "
+                f"{home[twice[0]]} too. Rename these images and their masks."
+            )
+        home |= dict.fromkeys(index["id"], path)
+    return indices
+
+
 def select_images(
     index: pd.DataFrame, groups: Groups, setting: str, subset: str = "train"
 ) -> pd.DataFrame:
@@ -204,11 +224,26 @@ def select_images(
     return chosen
 
 
+def evenly_spaced(rows: pd.DataFrame, count: int) -> pd.DataFrame:
+    """At most `count` rows, evenly spaced in the order of their ids."""
+    rows = rows.sort_values("id", ignore_index=True)
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round()
+    return rows.iloc[places.astype(int)].reset_index(drop=True)
+
+
 def write_split(
-    index: str | Path, split: str | Path, *, groups: Groups, setting: str
+    indices: Sequence[str | Path], split: str | Path, *, groups: Groups, setting: str
 ) -> None:
-    """Write the image list of the last step of `groups` as CSV."""
-    chosen = select_images(read_index(index), groups, setting)
+    """Write the image list of the last step of `groups` as CSV.
+
+    Args:
+        indices: index.csv of the dataset and of the additions that have come so far.
+        split: Output.
+        groups: Raw labels of the classes of the steps 0..t.
+        setting: "overlap", "disjoint" or "sequential".
+    """
+    index = pd.concat(read_indices(indices), ignore_index=True)
+    chosen = select_images(index, groups, setting)
     with atomic_path(split) as temporary:
         chosen.to_csv(temporary, index=False)
 

@@ -12,8 +12,8 @@ import json
 import logging
 import math
 import platform
+import resource
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,10 +27,16 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
 
-from kproba.artifacts import atomic_path, fingerprint, provenance, read_json
+from kproba.artifacts import (
+    atomic_path,
+    fingerprint,
+    provenance,
+    read_json,
+    write_json,
+)
 from kproba.batch_norm import synchronise
+from kproba.curves import Curves, Monitor
 from kproba.data import (
     Augmentation,
     Batch,
@@ -40,6 +46,7 @@ from kproba.data import (
 )
 from kproba.distributed import Process
 from kproba.job import add_machine_arguments, job_process
+from kproba.logs import PROGRESS
 from kproba.losses import Counts, Masks, cell_masks, step_losses
 from kproba.methods import Method
 from kproba.model import (
@@ -151,7 +158,9 @@ class Files:
         previous: Model of step t-1; None at step 0.
         pseudo_labels: Folder of targets; None to train on the raw labels.
         weights: Of the backbone at step 0, if they come from a file.
-        model, metrics, tensorboard: Outputs.
+        model, metrics, usage, tensorboard: Outputs.
+        validation: Index of the dataset and of its additions, to look at some of their
+            validation images now and then; empty not to.
         state: Where an unfinished run keeps its state; removed at the end.
     """
 
@@ -161,8 +170,10 @@ class Files:
     weights: Path | None
     model: Path
     metrics: Path
+    usage: Path
     tensorboard: Path
     state: Path
+    validation: tuple[Path, ...] = ()
 
     def inputs(self) -> list[Path]:
         """The files whose content determines the result."""
@@ -184,6 +195,8 @@ class Means:
         cache_gib: Memory per process for decoded images, in GiB.
         state_minutes: Minutes between two saved states.
         log_seconds: Seconds between two log lines.
+        looks: How often the validation images are looked at.
+        look_images: How many of them.
     """
 
     workers: int = 0
@@ -192,6 +205,8 @@ class Means:
     cache_gib: float = 0.0
     state_minutes: float = 5.0
     log_seconds: float = 15.0
+    looks: int = 0
+    look_images: int = 0
 
 
 class Stopped(Exception):
@@ -244,13 +259,15 @@ def train(
     progress = checkpoint.load(process)
     start = progress.iteration
     network = wrap(student, teacher, settings, means, process)
+    descent = Descent(network, teacher, optimizer, scaler, precision, settings, process)
 
     stream, loader = batches_of(split, settings, files, means, process, start)
     iterations = stream.iterations
-    curves = None
+    curves = monitor = None
     if process.first:
         log_header(settings, means, process, len(split), iterations, precision)
         curves = Curves(files.tensorboard, start)
+        monitor = monitor_of(settings, files, means)
     clock = last_log = last_state = time.monotonic()
     seconds_before = progress.seconds
     tally = Tally(progress)
@@ -270,50 +287,74 @@ def train(
             raise Stopped(iteration, iterations, saved=saved)
 
         rates = set_learning_rates(optimizer, optimisation, iteration, iterations)
-        optimizer.zero_grad(set_to_none=True)
-        for number, part in enumerate(prepared):
-            losses = backward(
-                network,
-                teacher,
-                part,
-                counts,
-                settings,
-                process,
-                scaler,
-                precision,
-                synchronise=number == len(prepared) - 1,
-            )
-            tally.add(losses, part.batch.ids)
-        scaler.unscale_(optimizer)
-        if optimisation.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(student.parameters(), optimisation.gradient_clip)
-        scaler.step(optimizer)
-        scaler.update()
-        tally.settle(all_but_newest=True)
+        descent.iterate(prepared, counts, tally)
 
         now = time.monotonic()
         progress.iteration = done = iteration + 1
         progress.seconds = seconds_before + now - clock
+        speed = (done - start) * optimisation.batch_size / (now - clock)
         # A row is due at fixed iterations, whatever the speed: same run, same file.
         if done % max(1, iterations // ROWS) == 0 or done == iterations:
             tally.settle()
             progress.add_row(rates, process)
             if curves is not None:
-                curves.add(progress.rows[-1])
+                curves.add(progress.rows[-1], speed)
         if process.first and (now - last_log > means.log_seconds or done == iterations):
             tally.settle()
             terms = progress.recent(process.world_size)
-            speed = (done - start) * optimisation.batch_size / (now - clock)
             log_progress(progress, terms, rates, optimisation, iterations, speed)
             last_log = now
+        if monitor and curves and monitor.due(done, iterations):
+            monitor.look(student, curves, done, process.device)
+            student.set_training_mode(batch_norm=settings.step == 0)
 
     check_weights(student, tally.ids)
-    process.wait()
+    usage = used(progress, optimisation, process)
     if curves is not None:
         curves.close()
+        write_json(files.usage, usage)
         write_outputs(student, settings, files, progress, len(split))
         checkpoint.remove()
     return student
+
+
+def monitor_of(settings: StepSettings, files: Files, means: Means) -> Monitor | None:
+    """What looks at validation images during the training, if that is wanted."""
+    if not files.validation or not means.looks or not means.look_images:
+        return None
+    return Monitor(
+        files.validation,
+        settings.groups,
+        settings.class_names,
+        images=means.look_images,
+        times=means.looks,
+    )
+
+
+def used(
+    progress: Progress, optimisation: Optimisation, process: Process
+) -> dict[str, Any]:
+    """What a step has cost; all processes call this.
+
+    Returns:
+        device; processes; seconds, over all restarts; images_per_second; and the
+        largest peak_memory_bytes of a process since the last start: of the GPU what
+        PyTorch reserved, on the CPU the resident set.
+    """
+    if process.device == "cpu":
+        device = "CPU"
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    else:
+        device = torch.cuda.get_device_name()
+        peak = torch.cuda.max_memory_reserved()
+    images = progress.iteration * optimisation.batch_size
+    return {
+        "device": device,
+        "processes": process.world_size,
+        "seconds": round(progress.seconds, 1),
+        "images_per_second": round(images / max(progress.seconds, 1e-9), 2),
+        "peak_memory_bytes": max(process.gather(peak)),
+    }
 
 
 def batches_of(
@@ -599,48 +640,86 @@ def global_counts(
     return Counts(*counts), stopped > 0, due > 0
 
 
-def backward(
-    network: nn.Module,
-    teacher: SegmentationNetwork | None,
-    prepared: Prepared,
-    counts: Counts,
-    settings: StepSettings,
-    process: Process,
-    scaler: torch.amp.GradScaler,
-    precision: torch.dtype,
-    *,
-    synchronise: bool,
-) -> dict[str, torch.Tensor]:
-    """Forward and backward of one micro-batch; returns the value of every term."""
-    device = process.device
-    batch, masks, certainty = prepared
-    images = batch.images.to(device, non_blocking=True)
-    targets = batch.targets.to(device, non_blocking=True)
-    if masks is not None:
-        masks = Masks(*(mask.to(device, non_blocking=True) for mask in masks))
-    if certainty is not None:
-        certainty = certainty.to(device, non_blocking=True)
-    # Dropout of an image depends on the seed and its place in the stream alone.
-    unwrap(network).dropout.keys = batch.keys + (settings.seed << 32)
-    alone = contextlib.nullcontext()
-    if not synchronise and isinstance(network, DistributedDataParallel):
-        alone = network.no_sync()  # type: ignore[assignment]
-    with alone:
-        with torch.autocast(
-            device.split(":")[0], precision, enabled=precision != torch.float32
-        ):
-            outputs = network(images)
-            taught = None
-            if teacher is not None:
-                with torch.no_grad():
-                    taught = taught_by(teacher, images, outputs, settings.recipe)
-        losses = step_losses(
-            outputs, taught, targets, masks, counts, settings.recipe, certainty
-        )
-        total = torch.stack(list(losses.values())).sum()
-        # DDP averages gradients over processes; ours are parts of a sum.
-        scaler.scale(total * process.world_size).backward()
-    return {name: value.detach() for name, value in losses.items()}
+@dataclass(frozen=True)
+class Descent:
+    """An iteration of the optimiser.
+
+    Attributes:
+        network: The student as `wrap` returns it.
+        teacher: Frozen; None if the method does not distil.
+        optimizer, scaler: Of the student's parameters.
+        precision: Of autocast; float32 for none.
+        settings: Of the step.
+        process: This one of several.
+    """
+
+    network: nn.Module
+    teacher: SegmentationNetwork | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    precision: torch.dtype
+    settings: StepSettings
+    process: Process
+
+    def iterate(self, prepared: list[Prepared], counts: Counts, tally: "Tally") -> None:
+        """Change the weights by the gradient of a global batch.
+
+        Args:
+            prepared: This process's micro-batches of it.
+            counts: Denominators over the global batch.
+            tally: Notes the terms.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, part in enumerate(prepared):
+            last = number == len(prepared) - 1
+            losses = self._backward(part, counts, synchronise=last)
+            tally.add(losses, part.batch.ids)
+        self.scaler.unscale_(self.optimizer)
+        if self.settings.optimisation.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(
+                self.network.parameters(), self.settings.optimisation.gradient_clip
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        tally.settle(all_but_newest=True)
+
+    def _backward(
+        self, prepared: Prepared, counts: Counts, *, synchronise: bool
+    ) -> dict[str, torch.Tensor]:
+        """Forward and backward of one micro-batch; returns the value of every term."""
+        device = self.process.device
+        batch, masks, certainty = prepared
+        images = batch.images.to(device, non_blocking=True)
+        targets = batch.targets.to(device, non_blocking=True)
+        if masks is not None:
+            masks = Masks(*(mask.to(device, non_blocking=True) for mask in masks))
+        if certainty is not None:
+            certainty = certainty.to(device, non_blocking=True)
+        # Dropout of an image depends on the seed and its place in the stream alone.
+        unwrap(self.network).dropout.keys = batch.keys + (self.settings.seed << 32)
+        alone = contextlib.nullcontext()
+        if not synchronise and isinstance(self.network, DistributedDataParallel):
+            alone = self.network.no_sync()  # type: ignore[assignment]
+        with alone:
+            with torch.autocast(
+                device.split(":")[0],
+                self.precision,
+                enabled=self.precision != torch.float32,
+            ):
+                outputs = self.network(images)
+                taught = None
+                if self.teacher is not None:
+                    with torch.no_grad():
+                        taught = taught_by(
+                            self.teacher, images, outputs, self.settings.recipe
+                        )
+            losses = step_losses(
+                outputs, taught, targets, masks, counts, self.settings.recipe, certainty
+            )
+            total = torch.stack(list(losses.values())).sum()
+            # DDP averages gradients over processes; ours are parts of a sum.
+            self.scaler.scale(total * self.process.world_size).backward()
+        return {name: value.detach() for name, value in losses.items()}
 
 
 def taught_by(
@@ -824,65 +903,17 @@ def log_progress(
     """One line: position, every term, learning rate, images/s, time left."""
     left = (iterations - progress.iteration) * optimisation.batch_size / speed
     log.info(
-        "iteration %d/%d: %s, lr %.2e, %.1f images/s, %s left",
+        "epoch %.1f/%g, iteration %d/%d: %s, lr %.2e, %.1f images/s, %s left",
+        optimisation.epochs * progress.iteration / iterations,
+        optimisation.epochs,
         progress.iteration,
         iterations,
         " ".join(f"{name} {value:.4g}" for name, value in terms.items()),
         rates["lr_branch"],
         speed,
         timedelta(seconds=round(left)),
+        extra=PROGRESS,
     )
-
-
-class Curves:
-    """Rows of metrics.csv as TensorBoard scalars; a full disk ends them, not the run.
-
-    Args:
-        folder: Of the event files.
-        start: Iteration that a resumed run goes on from; what came after is hidden.
-    """
-
-    def __init__(self, folder: Path, start: int):
-        # TensorBoard writes in a thread of its own, whose errors would be tracebacks.
-        threading.excepthook = self._on_error
-        self.writer: SummaryWriter | None = None
-        with self._tolerant():
-            self.writer = SummaryWriter(str(folder), purge_step=start)
-
-    def add(self, row: dict[str, float]) -> None:
-        """Write one row."""
-        if self.writer is None:
-            return
-        with self._tolerant():
-            for name, value in row.items():
-                if name != "iteration":
-                    group = "learning_rate" if name.startswith("lr_") else "loss"
-                    iteration = int(row["iteration"])
-                    self.writer.add_scalar(f"{group}/{name}", value, iteration)
-
-    def close(self) -> None:
-        """Finish the file."""
-        if self.writer is not None:
-            with self._tolerant():
-                self.writer.close()
-
-    @contextlib.contextmanager
-    def _tolerant(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._give_up(error)
-
-    def _on_error(self, given: threading.ExceptHookArgs) -> None:
-        if isinstance(given.exc_value, OSError):
-            self._give_up(given.exc_value)
-        else:
-            threading.__excepthook__(given)
-
-    def _give_up(self, error: OSError) -> None:
-        if self.writer is not None:
-            log.warning("No more TensorBoard curves: %s", error)
-        self.writer = None
 
 
 # --- command line ------------------------------------------------------------------
@@ -899,12 +930,18 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         ("previous", False),
         ("model", True),
         ("metrics", True),
+        ("usage", True),
         ("tensorboard", True),
         ("state", True),
     ):
         parser.add_argument(f"--{name}", type=Path, required=needed)
     parser.add_argument("--pseudo-labels", type=Path, nargs="?", help="or nothing")
     parser.add_argument("--weights", type=Path, nargs="?", help="or nothing")
+    parser.add_argument(
+        "--validation", type=Path, nargs="*", default=[], help="indices, or nothing"
+    )
+    parser.add_argument("--looks", type=int, default=0, help="at validation images")
+    parser.add_argument("--look-images", type=int, default=0, help="at each look")
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--cache-gib", type=float, default=0.0)
@@ -924,6 +961,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights=options.weights,
         model=options.model,
         metrics=options.metrics,
+        usage=options.usage,
+        validation=tuple(options.validation),
         tensorboard=options.tensorboard,
         state=options.state,
     )
@@ -933,6 +972,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         compile=options.compile,
         cache_gib=options.cache_gib,
         state_minutes=options.state_minutes,
+        looks=options.looks,
+        look_images=options.look_images,
     )
     with job_process(options) as process:
         # All crops are of one size: trying cuDNN's algorithms once pays.

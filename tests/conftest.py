@@ -4,10 +4,12 @@ import os
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from experiment import NAMES, write_rows, write_tables
 from PIL import Image
 
 from kproba.artifacts import write_label_image
@@ -111,3 +113,32 @@ def index_of() -> Callable[..., tuple[Path, Path]]:
         return paths
 
     return write
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[dict[str, Any]]:
+    """Rows of a tiny experiment with its result files."""
+    return write_rows(tmp_path)
+
+
+@pytest.fixture
+def tables(rows: list[dict[str, Any]], tmp_path: Path) -> tuple[Path, Path, Path]:
+    """summary.csv, classes.csv and pseudo_labels.csv of the tiny experiment."""
+    return write_tables(rows, tmp_path)
+
+
+@pytest.fixture
+def index(folder_dataset: Callable[..., Path], tmp_path: Path) -> Path:
+    """Index of two validation images that hold all classes."""
+    mask = np.repeat(np.array([0, 1, 2, 3], np.uint8), 12).reshape(6, 8)
+    mask[-1, -1] = 255
+    masks = {"train": {"t": mask}, "val": {"v1": mask, "v2": mask}}
+    path = tmp_path / "index.csv"
+    index_dataset(
+        path,
+        tmp_path / "index.json",
+        kind="folder",
+        folder=folder_dataset(masks, NAMES),
+        class_count=3,
+    )
+    return path

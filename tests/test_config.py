@@ -543,6 +543,67 @@ def test_groups_of_an_unplanned_task_are_refused():
         _plan().groups("tiny", "4-2")
 
 
+def _folder_with(path: Path, names: list[str]) -> str:
+    path.mkdir()
+    (path / "classes.txt").write_text("\n".join(["background", *names]) + "\n")
+    return str(path)
+
+
+def test_additions_are_steps_at_the_end_of_every_task(tmp_path):
+    first = _folder_with(tmp_path / "first", [*CLASS_NAMES, "cross"])
+    second = _folder_with(tmp_path / "second", [*CLASS_NAMES, "cross", "ring", "bar"])
+    plan = _plan(
+        datasets={"tiny": {"kind": "digits", "additions": [first, second]}},
+        tasks={"own": [["nine", 1], ["two"]]},
+        **_experiment(task=["6-2", "own"]),
+    )
+    groups = plan.groups("tiny", "6-2")
+    assert groups[2:] == ((9, 10), (11,), (12, 13))
+    assert plan.groups("tiny", "own")[1:] == ((3,), (11,), (12, 13))
+    assert plan.names("tiny", groups)[-3:] == ["cross", "ring", "bar"]
+    assert plan.base_task("tiny", "6-2") == "6"
+    counts = [plan.class_count(part) for part in ("tiny", "tiny+1", "tiny+2")]
+    assert counts == [10, 11, 13]
+
+
+def test_a_step_sees_the_pictures_that_have_come_by_then(tmp_path):
+    first = _folder_with(tmp_path / "first", [*CLASS_NAMES, "cross"])
+    second = _folder_with(tmp_path / "second", [*CLASS_NAMES, "cross", "ring"])
+    plan = _plan(datasets={"tiny": {"kind": "digits", "additions": [first, second]}})
+    groups = plan.groups("tiny", "6-2")
+    parts = [plan.parts("tiny", groups[: step + 1]) for step in range(len(groups))]
+    assert parts[:3] == [["tiny"]] * 3
+    assert parts[3:] == [["tiny", "tiny+1"], ["tiny", "tiny+1", "tiny+2"]]
+    [all_at_once] = plan.groups("tiny", plan.joint_task("tiny", "6-2"))
+    assert plan.parts("tiny", [all_at_once]) == parts[-1]
+    assert plan.index_settings("tiny+1")["folder"] == first
+
+
+def test_addition_may_have_epochs_of_its_own(tmp_path):
+    first = _folder_with(tmp_path / "first", [*CLASS_NAMES, "cross"])
+    second = _folder_with(tmp_path / "second", [*CLASS_NAMES, "cross", "ring"])
+    additions = [first, {"path": second, "epochs": 50}]
+    plan = _plan(datasets={"tiny": {"kind": "digits", "additions": additions}})
+    epochs = [
+        plan.step_settings(_run(), step)["optimisation"]["epochs"]
+        for step in range(1, 5)
+    ]
+    assert epochs == [20, 20, 20, 50]  # 20 is the default
+    joint = Run("tiny", plan.joint_task("tiny", "6-2"), "overlap", "base", 0)
+    assert plan.step_settings(joint, 0)["optimisation"]["epochs"] == 50  # of base
+
+
+@pytest.mark.parametrize(
+    "names",
+    [CLASS_NAMES, ["cross"], ["cross", *CLASS_NAMES]],
+    ids=["no new class", "known classes missing", "other order"],
+)
+def test_addition_whose_classes_do_not_go_on_is_refused(tmp_path, names):
+    folder = _folder_with(tmp_path / "more", list(names))
+    with pytest.raises(ConfigError, match=r"additions: expected .*more/classes.txt"):
+        _plan(datasets={"tiny": {"kind": "digits", "additions": [folder]}})
+
+
 def test_class_names_of_a_folder_come_from_its_file(folder_dataset):
     folder = folder_dataset({"train": {"a": np.zeros((4, 4), np.uint8)}})
     plan = _plan(

@@ -118,7 +118,7 @@ def all_jobs(process: Process, step: Path, out: Path, batch_size: int = 2) -> No
     )
     evaluate_step(
         model,
-        step / "index.csv",
+        [step / "index.csv"],
         out / "evaluation.json",
         out / "confusion.csv",
         out / "examples",
@@ -179,7 +179,7 @@ def test_network_predicts_alone_or_with_its_bank(step, tmp_path):
     def test(**how):
         evaluate_step(
             folder / "model.safetensors",
-            folder / "index.csv",
+            [folder / "index.csv"],
             *(tmp_path / name for name in ("e.json", "c.csv", "e", "p.json")),
             settings=TEST,
             groups=GROUPS[:1],
@@ -222,7 +222,7 @@ def test_bank_of_step_0_serves_a_later_model(step, tmp_path):
     def test(name, **files):
         evaluate_step(
             later,
-            folder / "index.csv",
+            [folder / "index.csv"],
             *(tmp_path / f"{name}{end}" for end in (".json", ".csv", "", "_p.json")),
             settings=TEST,
             groups=GROUPS[:1],
@@ -283,7 +283,7 @@ def test_commands_of_two_processes_give_the_results_of_one(step, tmp_path):
                 "rule": KLDA,
             },
             *("--bank", bank),
-            *("--index", folder / "index.csv", "--confusion", out / "confusion.csv"),
+            *("--indices", folder / "index.csv", "--confusion", out / "confusion.csv"),
             *("--evaluation", out / "evaluation.json", "--examples", out / "examples"),
             *("--predictor-file", out / "predictor.json"),
         ),

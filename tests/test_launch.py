@@ -60,6 +60,36 @@ def test_threads_are_set_and_the_users_own_environment_wins(monkeypatch, policy)
     assert environment["PATH"] == os.environ["PATH"]
 
 
+TELLS = """
+import logging
+from kproba.logs import PROGRESS, Terminal, log_to_stderr
+Terminal.__init__.__defaults__ = (0.0,)  # seconds
+log_to_stderr(first=True)
+log = logging.getLogger("kproba")
+log.info("a line for the log")
+log.info("half done", extra=PROGRESS)
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_progress_is_told_where_the_job_was_started(tmp_path, processes):
+    (tmp_path / "tells.py").write_text(TELLS)
+    (tmp_path / "results/step1").mkdir(parents=True)
+    words = [sys.executable, "-m", "kproba.launch", "--log", "results/step1/train.log"]
+    done = subprocess.run(
+        [*words, "--processes", str(processes), "tells"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == "step1/train: half done\n" * processes
+    log = (tmp_path / "results/step1/train.log").read_text()
+    assert "a line for the log" in log
+    assert "half done" in log
+
+
 # Several nodes
 
 

@@ -1,11 +1,12 @@
 """What scripts leave in their logs."""
 
 import logging
+import os
 
 import pytest
 
 from kproba.datasets import class_names
-from kproba.logs import log_to
+from kproba.logs import PROGRESS, Terminal, log_to
 
 
 def test_error_of_the_package_is_its_message_alone(tmp_path):
@@ -38,3 +39,36 @@ def test_log_lines_go_to_the_file_and_on_request_to_the_terminal(tmp_path, capfd
             assert ("half done" in capfd.readouterr().err) == terminal
     finally:
         root.handlers, root.level = handlers, level
+
+
+@pytest.fixture
+def told(tmp_path):
+    """A logger that tells a file as if it were a terminal, at most every 15 seconds."""
+    log, handler = logging.getLogger("told"), Terminal(str(tmp_path / "terminal"))
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    yield log, handler, tmp_path / "terminal"
+    log.removeHandler(handler)
+
+
+def test_terminal_is_told_of_progress_alone_and_not_too_often(told, monkeypatch):
+    log, handler, terminal = told
+    log.info("a header")
+    for second in range(1000):
+        monkeypatch.setattr("time.monotonic", lambda s=second: handler.start + s)
+        log.info("at %d", second, extra=PROGRESS)
+    told_at = [int(line.split()[-1]) for line in terminal.read_text().splitlines()]
+    assert told_at[:3] == [15, 30, 45]
+    assert told_at[-1] - told_at[-2] >= 45  # a twentieth of the time so far
+
+
+def test_closed_terminal_is_told_nothing_more(told, capfd):
+    log, handler, _ = told
+    handler.start = handler.last = -1e9
+    logging.getLogger().addHandler(handler)
+    reader, writer = os.pipe()
+    os.close(reader)
+    handler.stream = os.fdopen(writer, "w", buffering=1)
+    log.info("half done", extra=PROGRESS)
+    assert handler not in logging.getLogger().handlers
+    assert capfd.readouterr().err == ""

@@ -479,7 +479,7 @@ def test_index_of_numbers_stays_text(tmp_path):
 
 def test_split_holds_the_rows_of_the_step(tmp_path, index_file):
     split = tmp_path / "step.csv"
-    write_split(index_file, split, groups=((1,), (2,)), setting="overlap")
+    write_split([index_file], split, groups=((1,), (2,)), setting="overlap")
     assert split.read_text() == (
         "id,image,mask,width,height,subset,classes\n"
         "0009,i/0009.png,m/0009.png,4,3,train,1 2 255\n"
@@ -492,7 +492,7 @@ def test_appended_step_leaves_earlier_splits_as_they_are(tmp_path, index_file, s
     def written(name: str, groups: Groups) -> list[bytes]:
         paths = [tmp_path / f"{name}{step}.csv" for step in range(len(groups))]
         for step, path in enumerate(paths):
-            write_split(index_file, path, groups=groups[: step + 1], setting=setting)
+            write_split([index_file], path, groups=groups[: step + 1], setting=setting)
         return [path.read_bytes() for path in paths]
 
     before = written("before", ((1,), (2,)))
@@ -501,10 +501,27 @@ def test_appended_step_leaves_earlier_splits_as_they_are(tmp_path, index_file, s
     assert after[2] not in before
 
 
+def test_split_takes_images_of_additions_too(tmp_path, index_file):
+    more, split = tmp_path / "more.csv", tmp_path / "step.csv"
+    more.write_text(f"{INDEX.splitlines()[0]}\nnew,i/new.png,m/new.png,4,3,train,0 2\n")
+    groups = ((1,), (2,))
+    write_split([index_file, more], split, groups=groups, setting="overlap")
+    assert list(read_index(split)["id"]) == ["0009", "new", "null"]
+
+
+def test_name_in_two_parts_of_a_dataset_is_refused(tmp_path, index_file):
+    more = tmp_path / "more.csv"
+    more.write_text(f"{INDEX.splitlines()[0]}\nnull,i/n.png,m/n.png,4,3,train,2\n")
+    with pytest.raises(ValueError, match=r"1 of .*more.csv, such as 'null', are in"):
+        write_split(
+            [index_file, more], tmp_path / "s.csv", groups=((2,),), setting="overlap"
+        )
+
+
 def test_split_of_a_step_without_images_is_not_written(tmp_path, index_file):
     split = tmp_path / "step.csv"
     with pytest.raises(ValueError, match="at least one train image"):
-        write_split(index_file, split, groups=((7,),), setting="overlap")
+        write_split([index_file], split, groups=((7,),), setting="overlap")
     assert [path.name for path in tmp_path.iterdir()] == ["index.csv"]
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from processes import finished_within, in_processes
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kproba.artifacts import (
     FullDiskError,
@@ -127,6 +128,7 @@ def command(
         ),
         *("--model", str(out / "model.safetensors")),
         *("--metrics", str(out / "metrics.csv")),
+        *("--usage", str(out / "usage.json")),
         *("--tensorboard", str(out / "tensorboard")),
         *("--state", str(out / "training-state.pt")),
         *options,
@@ -175,6 +177,8 @@ def train_with(
         weights=None,
         model=out / "model.safetensors",
         metrics=out / "metrics.csv",
+        usage=out / "usage.json",
+        validation=(data / "index.csv",),
         tensorboard=out / "tensorboard",
         state=out / "state.pt",
     )
@@ -235,6 +239,45 @@ def test_processes_and_micro_batches_give_the_weights_of_one_process(
     assert all(torch.equal(ranks[0][k], rank[k]) for rank in ranks for k in ranks[0])
     start = load_file(base)
     assert any(not torch.equal(ranks[0][key], start[key]) for key in start)
+
+
+def test_looking_at_validation_images_changes_nothing(
+    data: Path, base: Path, alone: Path, tmp_path: Path
+) -> None:
+    out, settings = tmp_path / "1", step_settings(1, **SHARED)
+    trained(data, out, settings, base=base, looks=2, look_images=2)
+    for name in ("model.safetensors", "metrics.csv"):
+        assert (out / name).read_bytes() == (alone / name).read_bytes(), name
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    iterations = pd.read_csv(out / "metrics.csv")["iteration"]
+    for name in ("validation/old", "validation/new", "validation/all"):
+        told = events.Scalars(name)
+        assert len(told) == 2
+        assert told[-1].step == iterations.iloc[-1]
+        assert all(0 <= entry.value <= 100 for entry in told)
+    assert len(tags["images"]) == 2
+    losses = [entry.value for entry in events.Scalars("loss/loss")]
+    np.testing.assert_allclose(
+        losses, pd.read_csv(out / "metrics.csv")["loss"], rtol=1e-6
+    )
+    assert {"learning_rate/lr_branch", "speed/images_per_second"} <= set(
+        tags["scalars"]
+    )
+
+
+def test_usage_tells_what_a_step_has_cost(alone: Path) -> None:
+    usage = read_json(alone / "usage.json")
+    assert usage["device"] == "CPU"
+    assert usage["processes"] == 1
+    assert usage["seconds"] > 0
+    images = (
+        pd.read_csv(alone / "metrics.csv")["iteration"].iloc[-1] * SHARED["batch_size"]
+    )
+    speed = images / usage["seconds"]
+    assert usage["images_per_second"] == pytest.approx(speed, rel=0.2)
+    assert 2**26 < usage["peak_memory_bytes"] < 2**34
 
 
 @pytest.fixture(scope="module")
@@ -335,6 +378,7 @@ def test_two_nodes_give_the_weights_of_one_process(
         "previous": base,
         "model": tmp_path / "model.safetensors",
         "metrics": tmp_path / "metrics.csv",
+        "usage": tmp_path / "usage.json",
         "tensorboard": tmp_path / "tensorboard",
         "state": tmp_path / "training-state.pt",
     }

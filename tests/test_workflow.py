@@ -21,14 +21,17 @@ import pytest
 import torch
 import yaml
 from calls import ROOT, command, jobs, snakemake
+from PIL import Image
 from safetensors.torch import load_file
 
 import kproba
-from kproba.artifacts import read_json, read_label_image
+from kproba.artifacts import read_json, read_label_image, write_label_image
+from kproba.digits import CLASS_NAMES
 from kproba.locks import lock_of
 
 CHAIN = "results/tiny/6-2-overlap"
 BASE = "results/tiny/6-overlap/base/seed0/step0"
+TINY = yaml.safe_load((ROOT / "config" / "test.yaml").read_text())["datasets"]["tiny"]
 LAST = f"{CHAIN}/kproba/seed0/step2/model.safetensors"
 
 pytestmark = pytest.mark.workflow
@@ -256,6 +259,58 @@ def test_added_step_trains_that_step_alone(tmp_path: Path) -> None:
         "train_step": 1,
         "write_settings": 1,
     }
+
+
+def write_addition(folder: Path, names: list[str]) -> None:
+    """Pictures of a cross, the last of `names`, over noise."""
+    rng = np.random.default_rng(0)
+    for subset, count in (("train", 6), ("val", 3)):
+        for kind in ("images", "masks"):
+            (folder / kind / subset).mkdir(parents=True)
+        for number in range(count):
+            mask = np.zeros((64, 64), np.uint8)
+            mask[20:44, 28:36] = mask[28:36, 20:44] = len(names)
+            image = rng.integers(0, 128, (64, 64, 3), dtype=np.uint8)
+            image[mask > 0] = (255, 0, 255)
+            name = f"cross{subset}{number}.png"
+            Image.fromarray(image).save(folder / "images" / subset / name)
+            write_label_image(folder / "masks" / subset / name, mask)
+    listed = "\n".join(["background", *names])
+    (folder / "classes.txt").write_text(f"{listed}\n")
+
+
+def test_class_is_added_with_pictures_and_nothing_before_is_made_again(
+    run: Path,
+) -> None:
+    write_addition(run / "more", [*CLASS_NAMES, "cross"])
+    change = {
+        "datasets": {"tiny": {**TINY, "additions": ["more"]}},
+        "experiments": [{"dataset": "tiny", "task": "6-2", "methods": ["kproba"]}],
+    }
+    write_config(run, change)
+    assert jobs(run) == {
+        "prepare_dataset": 1,
+        "make_split": 1,
+        "list_classes": 1,
+        "write_settings": 1,
+        "export_pseudo_labels": 1,
+        "train_step": 1,
+        "build_prototypes": 1,
+        "evaluate": 1,
+        "summarise": 1,
+        "draw_figures": 1,
+        "write_report": 1,
+        "all": 1,
+    }
+    before = (run / LAST).read_bytes()
+    snakemake(run)
+    assert (run / LAST).read_bytes() == before
+    assert jobs(run) == {}
+    step = run / CHAIN / "kproba" / "seed0" / "step3"
+    segmenter = kproba.load(step)
+    assert segmenter.classes[-1].name == "cross"
+    assert len(list((step / "examples").glob("*.png"))) == 4  # two of each part
+    segmenter.predict(run / "more" / "images" / "val" / "crossval0.png")
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,8 @@ training_resources = {
     "accumulation": compute["accumulation"],
     "state_minutes": str(compute["state_minutes"]),
     "cache_gib": str(compute["cache_gib"]),
+    "looks": compute["looks"],
+    "look_images": compute["look_images"],
     "compile": "--compile" if compute["compile"] else "",
 }
 if nodes > 1:
@@ -168,7 +170,8 @@ def state_of_dataset(wildcards):
 
 def digits_settings(wildcards):
     settings = plan.config["datasets"][wildcards.dataset]
-    return {key: value for key, value in settings.items() if key != "kind"}
+    others = ("kind", "additions")
+    return {key: value for key, value in settings.items() if key not in others}
 
 
 def index_settings(wildcards):
@@ -196,6 +199,28 @@ def mirrors(wildcards):
 
 def checksum(wildcards):
     return archive_of(wildcards).checksum
+
+
+def indices(of, step=None):
+    """Of the dataset and of the additions that have come by a step, or by the last.
+
+    `of`: wildcards, or a run.
+    """
+    groups = plan.groups(of.dataset, of.task, step)
+    parts = plan.parts(of.dataset, groups)
+    return [f"results/data/{part}/index.csv" for part in parts]
+
+
+def indices_of_base(wildcards):
+    return indices(wildcards, 0)
+
+
+def indices_of_step(wildcards):
+    return indices(wildcards, int(wildcards.step))
+
+
+def indices_of_task(wildcards):
+    return indices(wildcards)
 
 
 def class_count(wildcards):
@@ -342,23 +367,28 @@ def evaluation_job(wildcards):
 
 def rows_of(runs):
     """One row of the summary per run and step: where its result and its times are."""
-    rows = []
-    for run in runs:
-        for step in plan.steps(run):
-            rows.append(
-                {
-                    "dataset": run.dataset,
-                    "task": run.task,
-                    "setting": run.setting,
-                    "method": run.method,
-                    "seed": run.seed,
-                    "step": step,
-                    "evaluation": evaluation_file(run, step),
-                    "times": time_files(run, step),
-                    "quality": quality_file(run, step),
-                }
-            )
-    return rows
+    return [row_of(run, step) for run in runs for step in plan.steps(run)]
+
+
+def row_of(run, step):
+    evaluation, model = evaluation_file(run, step), model_file(run, step)
+    labelled = step > 0 and plan.uses_pseudo_labels(run.method, run.setting)
+    split = f"results/splits/{run.dataset}/{run.task}-{run.setting}/step{step}.csv"
+    return {
+        **vars(run),
+        "step": step,
+        "evaluation": evaluation,
+        "confusion": evaluation.replace("evaluation.json", "confusion.csv"),
+        "examples": evaluation.replace("evaluation.json", "examples"),
+        "model": model,
+        "metrics": model.replace("model.safetensors", "metrics.csv"),
+        "usage": model.replace("model.safetensors", "usage.json"),
+        "times": time_files(run, step),
+        "quality": quality_file(run, step),
+        "labels": label_file(run, step) if labelled else "",
+        "split": split if labelled else "",
+        "bank": bank_file(run, step) if plan.fuses(run.method) else "",
+    }
 
 
 def quality_file(run, step):
@@ -398,7 +428,7 @@ def rows_of_experiment(wildcards):
 
 
 def all_evaluations(wildcards):
-    return sorted({row["evaluation"] for row in all_rows(wildcards)})
+    return of_rows("evaluation", all_rows(wildcards))
 
 
 def all_times(wildcards):
@@ -406,20 +436,51 @@ def all_times(wildcards):
 
 
 def all_qualities(wildcards):
-    return sorted({row["quality"] for row in all_rows(wildcards)} - {""})
+    return of_rows("quality", all_rows(wildcards))
 
 
 def qualities_of_experiment(wildcards):
-    return sorted({row["quality"] for row in rows_of_experiment(wildcards)} - {""})
+    return of_rows("quality", rows_of_experiment(wildcards))
 
 
 def evaluations_of_experiment(wildcards):
-    return sorted({row["evaluation"] for row in rows_of_experiment(wildcards)})
+    return of_rows("evaluation", rows_of_experiment(wildcards))
+
+
+def of_rows(name, rows):
+    """All files of one kind that rows name."""
+    return sorted({row[name] for row in rows} - {""})
 
 
 def examples_of_experiment(wildcards):
-    files = evaluations_of_experiment(wildcards)
-    return [path.replace("evaluation.json", "examples") for path in files]
+    return of_rows("examples", rows_of_experiment(wildcards))
+
+
+def metrics_of_experiment(wildcards):
+    return of_rows("metrics", rows_of_experiment(wildcards))
+
+
+def files_of_report(wildcards):
+    """What the page shows beside tables and figures."""
+    rows = all_rows(wildcards)
+    kinds = ("confusion", "examples", "usage", "labels", "split")
+    found = [path for kind in kinds for path in of_rows(kind, rows)]
+    return found + sorted({path for run in experiments() for path in indices(run)})
+
+
+def experiments_of_report(wildcards):
+    return [
+        {
+            "dataset": run.dataset,
+            "kind": plan.config["datasets"][run.dataset]["kind"],
+            "task": run.task,
+            "setting": run.setting,
+            "groups": plan.groups(run.dataset, run.task),
+            "names": plan.names(run.dataset, plan.groups(run.dataset, run.task)),
+            "indices": indices(run),
+        }
+        for run in experiments()
+    ]
 
 
 def last_banks(wildcards):
@@ -450,5 +511,5 @@ def figures_of_experiments(wildcards):
     return [
         f"results/{run.dataset}/{run.task}-{run.setting}/figures/{name}.png"
         for run in experiments()
-        for name in ("miou", "classes", "pseudo_labels", "examples")
+        for name in ("miou", "training", "classes", "pseudo_labels", "examples")
     ]

@@ -73,7 +73,7 @@ rule prepare_dataset:
 
 rule make_split:
     input:
-        index="results/data/{dataset}/index.csv",
+        indices=indices_of_step,
     output:
         split="results/splits/{dataset}/{task}-{setting}/step{step}.csv",
     log:

@@ -3,7 +3,7 @@ rule evaluate:
         model=model_of_step,
         bank=bank_of_test,
         source=source_of_test,
-        index="results/data/{dataset}/index.csv",
+        indices=indices_of_step,
     output:
         evaluation="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/evaluation.json",
         confusion="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/confusion.csv",
@@ -29,7 +29,7 @@ rule evaluate:
         " --cores {threads} --threads {resources.cpu_threads}"
         " kproba.inference evaluation --job {params.job:q} --model {input.model}"
         " --bank {input.bank} --source {input.source}"
-        " --index {input.index} --evaluation {output.evaluation}"
+        " --indices {input.indices} --evaluation {output.evaluation}"
         " --confusion {output.confusion} --examples {output.examples}"
         " --predictor-file {output.predictor}"
         " --batch-size {resources.batch_size} --workers {resources.workers}"

@@ -37,11 +37,17 @@ rule draw_figures:
         evaluations=evaluations_of_experiment,
         qualities=qualities_of_experiment,
         examples=examples_of_experiment,
-        index="results/data/{dataset}/index.csv",
+        metrics=metrics_of_experiment,
+        indices=indices_of_task,
     output:
         miou=report(
             "results/{dataset}/{task}-{setting}/figures/miou.png",
             caption="../report/miou.rst",
+            category="Figures",
+        ),
+        training=report(
+            "results/{dataset}/{task}-{setting}/figures/training.png",
+            caption="../report/training.rst",
             category="Figures",
         ),
         classes=report(
@@ -76,17 +82,26 @@ rule draw_figures:
 rule write_report:
     input:
         summary="results/summary.csv",
+        classes="results/classes.csv",
         pseudo_labels="results/pseudo_labels.csv",
         figures=figures_of_experiments,
+        shown=files_of_report,
         class_lists=class_lists,
         banks=last_banks,
     output:
-        page="results/report.html",
+        page=report(
+            "results/report.html",
+            caption="../report/page.rst",
+            category="Results",
+        ),
     log:
         "results/report.log",
     localrule: True
     conda:
         "../../envs/kproba.yaml"
+    params:
+        rows=all_rows,
+        experiments=experiments_of_report,
     message:
         "Writing the report"
     script:

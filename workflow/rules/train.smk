@@ -37,10 +37,12 @@ rule train_base:
         settings="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/settings.json",
         split="results/splits/{dataset}/{task}-{setting}/step0.csv",
         weights=weights_file,
+        validation=indices_of_base,
     output:
         model="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/model.safetensors",
         description="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/model.json",
         metrics="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/metrics.csv",
+        usage="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/usage.json",
         tensorboard=directory(
             "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/tensorboard"
         ),
@@ -65,8 +67,10 @@ rule train_base:
         " --cores {threads} --threads {resources.cpu_threads} --nodes {resources.nodes}"
         " kproba.training {input.settings} --split {input.split}"
         " --weights {input.weights}"
-        " --model {output.model} --metrics {output.metrics}"
+        " --model {output.model} --metrics {output.metrics} --usage {output.usage}"
         " --tensorboard {output.tensorboard}"
+        " --validation {input.validation}"
+        " --looks {resources.looks} --look-images {resources.look_images}"
         " --state $(dirname {output.model})/training-state.pt"
         " --workers {resources.workers} --accumulation {resources.accumulation}"
         " --state-minutes {resources.state_minutes} --cache-gib {resources.cache_gib}"
@@ -79,10 +83,12 @@ rule train_step:
         split="results/splits/{dataset}/{task}-{setting}/step{step}.csv",
         previous=previous_model,
         pseudo_labels=pseudo_labels_of_step,
+        validation=indices_of_step,
     output:
         model="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/model.safetensors",
         description="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/model.json",
         metrics="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/metrics.csv",
+        usage="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/usage.json",
         tensorboard=directory(
             "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/tensorboard"
         ),
@@ -107,8 +113,10 @@ rule train_step:
         " --cores {threads} --threads {resources.cpu_threads} --nodes {resources.nodes}"
         " kproba.training {input.settings} --split {input.split}"
         " --previous {input.previous} --pseudo-labels {input.pseudo_labels}"
-        " --model {output.model} --metrics {output.metrics}"
+        " --model {output.model} --metrics {output.metrics} --usage {output.usage}"
         " --tensorboard {output.tensorboard}"
+        " --validation {input.validation}"
+        " --looks {resources.looks} --look-images {resources.look_images}"
         " --state $(dirname {output.model})/training-state.pt"
         " --workers {resources.workers} --accumulation {resources.accumulation}"
         " --state-minutes {resources.state_minutes} --cache-gib {resources.cache_gib}"

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from kproba.figures import draw_figures
 from kproba.logs import log_to
-from kproba.report import draw_figures
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 with log_to(snakemake.log[0]):
     draw_figures(
         snakemake.params.rows,
-        snakemake.input.index,
+        snakemake.input.indices,
         groups=snakemake.params.groups,
         miou=snakemake.output.miou,
+        training=snakemake.output.training,
         classes=snakemake.output.classes,
         pseudo_labels=snakemake.output.pseudo_labels,
         examples=snakemake.output.examples,

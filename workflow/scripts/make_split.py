@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 with log_to(snakemake.log[0]):
     write_split(
-        snakemake.input.index,
+        snakemake.input.indices,
         snakemake.output.split,
         groups=snakemake.params.groups,
         setting=snakemake.wildcards.setting,

@@ -8,7 +8,7 @@ from kproba.logs import log_to
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with log_to(snakemake.log[0]):
+with log_to(snakemake.log[0], terminal=True):
     index_dataset(
         snakemake.output.index,
         snakemake.output.integrity,

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from kproba.logs import log_to
-from kproba.report import collect_quality, summarise
+from kproba.tables import collect_quality, summarise
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -1,0 +1,183 @@
+"""Tables of results."""
+
+import sys
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from experiment import (
+    HOME,
+    IOUS,
+    MEANS,
+    NAMES,
+    STEPS,
+    files_of,
+    write_step,
+    write_tables,
+)
+
+from kproba.tables import (
+    main,
+    markdown_table,
+    over_steps,
+    read_summary,
+    short_table,
+    summarise,
+)
+
+
+def test_summary_has_a_row_for_every_run_and_step(tables):
+    summary = read_summary(tables[0])
+    assert list(zip(summary["method"], summary["step"], strict=True)) == STEPS
+    assert set(summary["task"]) == {"1-1"}  # not the task of the shared step 0
+    for (method, step), line in zip(STEPS, summary.to_dict("records"), strict=True):
+        expected = MEANS[HOME.get((method, step), (method, step))]
+        numbers = [np.nan if number is None else number for number in expected]
+        measured = [line["old"], line["new"], line["all"]]
+        assert measured == pytest.approx(numbers, nan_ok=True)
+        assert np.isnan(line["hiou"])
+
+
+def test_seconds_are_summed_over_the_jobs_of_a_step(rows, tmp_path):
+    more = tmp_path / "bank.tsv"
+    more.write_text("s\th:m:s\n1.5\t0:00:01\n2.5\t0:00:02\n")
+    rows[1]["times"].append(str(more))
+    rows[2]["times"] = []
+    summarise(rows, tmp_path / "summary.csv", tmp_path / "classes.csv")
+    assert list(read_summary(tmp_path / "summary.csv")["seconds"][:3]) == [10, 14, 0]
+
+
+def test_class_table_has_a_row_for_every_class_of_every_step(tables):
+    classes = pd.read_csv(tables[1])
+    assert len(classes) == sum(len(IOUS[HOME.get(key, key)]) for key in STEPS)
+    own = classes[(classes["method"] == "kproba") & (classes["step"] == 2)]
+    assert list(own["class"]) == list(NAMES)
+    assert list(own["index"]) == [0, 1, 2, 3]
+    assert list(own["introduced"]) == [0, 0, 1, 2]
+    np.testing.assert_array_equal(own["iou"], [75, 10, 30, np.nan])
+
+
+@pytest.mark.parametrize("name", ["007", "1e3", "null", "None"])
+def test_names_stay_text(rows, tmp_path, name):
+    renamed = [{**row, "dataset": name, "method": name} for row in rows]
+    summarise(renamed, tmp_path / "summary.csv", tmp_path / "classes.csv")
+    summary = read_summary(tmp_path / "summary.csv")
+    assert set(summary["dataset"]) == set(summary["method"]) == {name}
+
+
+def _summary(*lines: tuple) -> pd.DataFrame:
+    names = ["method", "seed", "step", "old", "new", "all"]
+    table = pd.DataFrame(lines, columns=names)
+    return table.assign(dataset="pets", task="1-1", setting="overlap")
+
+
+def test_short_table_by_hand():
+    table = _summary(
+        ("kproba", 0, 0, 60, np.nan, 60),
+        ("kproba", 0, 1, 50, 20.04, 40),
+        ("joint", 0, 1, 70, 65, 100),
+    )
+    lines = [line.rstrip() for line in short_table(table).splitlines()]
+    assert lines == [
+        "pets 1-1 overlap: mIoU in percent",
+        "               step 0               step 1",
+        "            old    new    all    old    new    all",
+        "kproba     60.0      -   60.0   50.0   20.0   40.0",
+        "joint         -      -      -   70.0   65.0  100.0",
+    ]
+
+
+def test_short_table_averages_seeds():
+    table = _summary(
+        ("kproba", 0, 0, 60, 10, 40),
+        ("kproba", 7, 0, 50, 30, 42),
+        ("joint", 0, 0, 1, 2, 3),
+    )
+    *_, several, single = short_table(table).splitlines()
+    assert several.split() == [
+        *("kproba", "55.0", "20.0", "41.0"),
+        *("mean", "of", "2", "seeds"),
+    ]
+    assert single.split() == ["joint", "1.0", "2.0", "3.0"]
+
+
+def test_short_table_has_a_block_for_each_experiment():
+    one = _summary(("kproba", 0, 0, 60, 10, 40))
+    other = one.assign(setting="disjoint", old=20.0)
+    blocks = short_table(pd.concat([one, other])).split("\n\n")
+    assert [block.splitlines()[0] for block in blocks] == [
+        "pets 1-1 overlap: mIoU in percent",
+        "pets 1-1 disjoint: mIoU in percent",
+    ]
+    assert blocks[1].splitlines()[-1].split() == ["kproba", "20.0", "10.0", "40.0"]
+
+
+def test_command_prints_the_short_table(tables, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tables", str(tables[0])])
+    assert main() == 0
+    assert capsys.readouterr().out == short_table(read_summary(tables[0])) + "\n"
+
+
+def test_command_without_a_file_says_how_to_use_it(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tables"])
+    assert main() == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_markdown_has_the_last_step_with_deviations(rows, tmp_path):
+    other = tmp_path / "other"
+    write_step(other, "finetune", 2)
+    again = {**rows[2], "seed": 1, **files_of(other)}
+    summary, *_ = write_tables([*rows, again], tmp_path)
+    lines = markdown_table(read_summary(summary)).splitlines()
+    assert lines[0] == "pets 1-1 overlap, after the last step:"
+    cells = {line.split(" | ")[0][2:]: line.split(" | ") for line in lines[4:]}
+    assert list(cells) == ["kproba", "finetune", "joint"]
+    deviation = np.std([28.75, 25.0], ddof=1)
+    mean = np.mean([28.75, 25.0])
+    assert cells["kproba"][1:3] == ["2", f"33.8 ± {np.std([42.5, 25], ddof=1):.1f}"]
+    assert cells["kproba"][4] == f"{mean:.1f} ± {deviation:.1f}"
+    # Seconds of both increments of seed 0, and of the one of seed 1, averaged.
+    assert cells["kproba"][-1] == "15 |"
+    assert cells["joint"][-1] == "10 |"
+
+
+def test_table_of_pseudo_labels_has_a_row_per_class(tables):
+    table = read_summary(tables[2])
+    assert set(table["method"]) == {"kproba"}
+    assert list(table["class"]) == [*NAMES[:2], *NAMES[:3]]
+    assert table.loc[1, "of_future"] == 5
+
+
+def test_avg_is_the_mean_of_all_over_the_steps_so_far(tables):
+    summary = read_summary(tables[0]).set_index(["method", "step"])["avg"]
+    assert summary["kproba", 0] == pytest.approx(60)
+    assert summary["kproba", 1] == pytest.approx((60 + 40) / 2)
+    assert summary["kproba", 2] == pytest.approx((60 + 40 + 28.75) / 3, abs=1e-4)
+    assert summary["joint", 2] == pytest.approx(67.5)
+
+
+def test_forgetting_by_hand(tables):
+    """Best earlier IoU less the one now, over background, cat and dog; cow is new."""
+    summary = read_summary(tables[0]).set_index(["method", "step"])["forgetting"]
+    assert np.isnan(summary["kproba", 0])
+    assert summary["kproba", 1] == pytest.approx(((80 - 70) + (40 - 30)) / 2)
+    expected = ((80 - 75) + (40 - 10) + (20 - 30)) / 3
+    assert summary["kproba", 2] == pytest.approx(expected, abs=1e-4)
+    expected = ((80 - 50) + (40 - 0) + (40 - 0)) / 3
+    assert summary["finetune", 2] == pytest.approx(expected, abs=1e-4)
+    assert np.isnan(summary["joint", 2])
+    classes = pd.read_csv(tables[1])
+    own = classes[(classes["method"] == "kproba") & (classes["step"] == 2)]
+    np.testing.assert_allclose(own["forgetting"], [5, 30, -10, np.nan])
+
+
+def test_forgetting_leaves_out_a_background_that_is_not_counted():
+    def result(policy: str, *ious: float) -> dict[str, Any]:
+        classes = [{"index": k, "iou": iou} for k, iou in enumerate(ious)]
+        return {"all": 1.0, "protocol": {"policy": policy}, "classes": classes}
+
+    for policy, expected in (("ssul", {0: 40, 1: 5}), ("mib", {1: 5})):
+        steps = [result(policy, 90.0, 40.0), result(policy, 50.0, 35.0, 7.0)]
+        assert over_steps(steps)[1] == expected
