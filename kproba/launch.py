@@ -9,10 +9,12 @@ arguments. Torch is not needed here: a job with one process loads it once.
 
 import argparse
 import contextlib
+import fcntl
 import os
 import shlex
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -182,6 +184,10 @@ def redirect(log: Path) -> None:
     """
     before = os.dup(2)
     os.set_inheritable(before, True)
+    if stat.S_ISREG(os.fstat(before).st_mode):
+        # Others write to this file too, each at the place where it stopped itself.
+        flags = fcntl.fcntl(before, fcntl.F_GETFL)
+        fcntl.fcntl(before, fcntl.F_SETFL, flags | os.O_APPEND)
     os.environ[TERMINAL] = f"/proc/{os.getpid()}/fd/{before}"
     os.environ[JOB] = log.with_suffix("").as_posix().removeprefix("results/")
     with log.open("w") as file:

@@ -90,6 +90,21 @@ def test_progress_is_told_where_the_job_was_started(tmp_path, processes):
     assert "half done" in log
 
 
+def test_progress_and_other_lines_share_a_file(tmp_path):
+    """As with `snakemake > all.log 2>&1`, whose own lines come before and after."""
+    (tmp_path / "tells.py").write_text(TELLS)
+    words = [sys.executable, "-m", "kproba.launch", "--log", "train.log", "tells"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with (tmp_path / "all.log").open("w") as file:
+        for line in ("before", "between"):
+            os.write(file.fileno(), f"{line}\n".encode())
+            subprocess.run(
+                words, env=environment, cwd=tmp_path, stderr=file, check=True
+            )
+    lines = (tmp_path / "all.log").read_text().splitlines()
+    assert lines == ["before", "train: half done", "between", "train: half done"]
+
+
 # Several nodes
 
 
