@@ -8,7 +8,9 @@ from PIL import Image, ImageDraw, ImageFont
 from kproba.artifacts import label_palette
 from kproba.splits import IGNORE
 
-# Eleven colours that stay apart in a small picture.
+# Colours that stay apart in a small picture: those of Okabe and Ito first, and each of
+# the later ones as far as can be from all before it and from grey, in CIELAB, as seen
+# with all cones, without red and without green ones (Machado et al. 2009).
 CLASS_COLOURS = [
     (0, 0, 0),
     (230, 159, 0),
@@ -21,14 +23,35 @@ CLASS_COLOURS = [
     (255, 255, 255),
     (148, 103, 189),
     (140, 86, 75),
+    (0, 0, 255),
+    (0, 0, 136),
+    (0, 255, 153),
+    (170, 85, 255),
+    (51, 0, 68),
+    (0, 51, 0),
+    (119, 17, 68),
+    (187, 170, 85),
+    (170, 255, 119),
+    (136, 68, 0),
+    (17, 68, 170),
+    (136, 0, 119),
+    (85, 0, 204),
+    (0, 238, 255),
+    (136, 153, 255),
+    (153, 119, 68),
+    (136, 204, 153),
+    (136, 0, 34),
+    (255, 255, 0),
+    (204, 238, 204),
+    (119, 85, 119),
 ]
 
 
 def class_colours(classes: int) -> np.ndarray:
     """Colours of output indices, (256, 3) uint8, for a task of so many classes.
 
-    Up to eleven classes get colours that stay apart, also for colour-blind readers;
-    more get VOC's colour map. 255 is grey.
+    Up to 32 classes get colours that stay apart, also for colour-blind readers, and
+    that a further class does not change; more get VOC's colour map. 255 is grey.
     """
     palette = np.array(label_palette(), np.uint8).reshape(256, 3)
     if classes <= len(CLASS_COLOURS):

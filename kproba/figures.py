@@ -21,6 +21,7 @@ from matplotlib.patches import Patch
 
 MOST_COLUMNS = 9  # of predictions in the figure of examples
 MOST_CURVES = 10  # in one panel
+MOST_NAMED = 48  # classes in a legend
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
@@ -242,7 +243,7 @@ def _draw_examples(rows: Sequence[Row], index: pd.DataFrame, groups: Groups) -> 
         )
         for entry, colour in zip(entries, palette, strict=False)
     ]
-    if len(handles) <= 24:
+    if len(handles) <= MOST_NAMED:
         figure.legend(
             handles=handles,
             ncol=6,

@@ -130,11 +130,11 @@ def test_legend_explains_the_colours_of_every_picture(
     folder_dataset, tmp_path, open_figures
 ):
     """More classes than clear colours: all pictures change to VOC's map together."""
-    names = ("background", *(f"class{number}" for number in range(1, 15)))
-    masks = {"v1": np.full((6, 8), 1, np.uint8), "v2": np.full((6, 8), 14, np.uint8)}
+    names = ("background", *(f"class{number}" for number in range(1, 41)))
+    masks = {"v1": np.full((6, 8), 1, np.uint8), "v2": np.full((6, 8), 40, np.uint8)}
     data = folder_dataset({"train": masks, "val": {"v": masks["v1"]}}, names)
     files = tmp_path / "index.csv", tmp_path / "index.json"
-    index_dataset(*files, kind="folder", folder=data, class_count=14)
+    index_dataset(*files, kind="folder", folder=data, class_count=40)
     (tmp_path / "run" / "examples").mkdir(parents=True)
     for name, mask in masks.items():
         write_label_image(tmp_path / "run" / "examples" / f"{name}.png", mask)
@@ -148,14 +148,14 @@ def test_legend_explains_the_colours_of_every_picture(
     metrics = pd.DataFrame({"iteration": [1], "loss": [1.0]})
     metrics.to_csv(tmp_path / "run" / "metrics.csv", index=False)
     row = {"method": "kproba", "seed": 0, "step": 0, **files_of(tmp_path / "run")}
-    _draw([row], tmp_path / "index.csv", tmp_path, groups=(tuple(range(1, 15)),))
+    _draw([row], tmp_path / "index.csv", tmp_path, groups=(tuple(range(1, 41)),))
     figure = open_figures[3]
     patches = figure.legends[0].get_patches()
     legend = [tuple(to_rgba_array(patch.get_facecolor())[0, :3]) for patch in patches]
     np.testing.assert_allclose(
         np.ravel(legend) * 255, label_palette()[: 3 * len(names)], atol=1e-6
     )
-    for line, label in zip(np.reshape(figure.axes, (2, 3)), (1, 14), strict=True):
+    for line, label in zip(np.reshape(figure.axes, (2, 3)), (1, 40), strict=True):
         for axis in line[1:]:
             shown = axis.images[0].get_array()[0, 0] / 255
             np.testing.assert_allclose(shown, legend[label])
