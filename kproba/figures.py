@@ -127,7 +127,9 @@ def _draw_training(rows: Sequence[Row]) -> Figure:
             shared.setdefault(row["metrics"], row["method"])
     steps = sorted(trainings)
     size = (1 + 2.8 * len(steps), 3)
-    figure, axes = plt.subplots(1, len(steps), figsize=size, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(steps), figsize=size, squeeze=False, layout="constrained"
+    )
     for axis, step in zip(axes[0], steps, strict=True):
         for number, (path, method) in enumerate(trainings[step].items()):
             curve = pd.read_csv(path)
