@@ -351,7 +351,7 @@ def used(
     return {
         "device": device,
         "processes": process.world_size,
-        "seconds": round(progress.seconds, 1),
+        "seconds": round(progress.seconds, 3),
         "images_per_second": round(images / max(progress.seconds, 1e-9), 2),
         "peak_memory_bytes": max(process.gather(peak)),
     }
