@@ -22,7 +22,7 @@ from kproba.artifacts import atomic_path, read_json, write_label_image
 from kproba.data import batches_of_one_size
 from kproba.drawing import class_colours, overlay
 from kproba.logs import log_to_stderr, told_errors
-from kproba.progress import Progress
+from kproba.progress import Stage
 from kproba.segmenter import (
     TILE,
     Segmentation,
@@ -76,7 +76,7 @@ def predict(options: argparse.Namespace) -> int:
         table.writerow(AREA_COLUMNS)
         sizes = [(item.width, item.height) for item in items]
         batches = batches_of_one_size(sizes, options.batch_size)
-        for batch in Progress(batches, "predicting", len(items), size=len):
+        for batch in Stage(batches, "predicting", len(items), size=len):
             opened = list(_opened([items[number] for number in batch], faults))
             found = segmenter.predict_batch(
                 [image for _, image in opened],

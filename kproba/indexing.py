@@ -28,7 +28,7 @@ from kproba.datasets import (
     Problem,
     find_pairs,
 )
-from kproba.progress import Progress
+from kproba.progress import Stage
 from kproba.splits import IGNORE
 
 log = logging.getLogger("kproba")
@@ -95,7 +95,7 @@ def index_dataset(
     pairs, problems = find_pairs(kind, folder, val_share=val_share)
     rows: list[Row] = []
     results = _read_all(pairs, class_count, workers)
-    for result in Progress(results, "checking", len(pairs)):
+    for result in Stage(results, "checking", len(pairs)):
         if isinstance(result, Row):
             rows.append(result)
         else:

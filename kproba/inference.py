@@ -40,7 +40,7 @@ from kproba.evaluation import (
 from kproba.job import add_machine_arguments, job_process
 from kproba.model import SegmentationNetwork, load_model
 from kproba.prediction import load_predictor
-from kproba.progress import Progress
+from kproba.progress import Stage
 from kproba.prototypes import (
     BankSettings,
     FeatureBatch,
@@ -83,9 +83,7 @@ class Reading:
     workers: int = 0
     process: Process = ALONE
 
-    def batches(
-        self, rows: pd.DataFrame, table: np.ndarray, what: str
-    ) -> Progress[Batch]:
+    def batches(self, rows: pd.DataFrame, table: np.ndarray, what: str) -> Stage[Batch]:
         """This process's part of whole images with mapped masks, and how far it is."""
         loader = whole_image_loader(
             rows,
@@ -95,7 +93,7 @@ class Reading:
             process=self.process,
         )
         own: list[list[int]] = loader.batch_sampler  # type: ignore[assignment]
-        return Progress(
+        return Stage(
             loader,
             what,
             sum(map(len, own)),

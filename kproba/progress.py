@@ -17,7 +17,7 @@ T = TypeVar("T")
 SECONDS = 20.0  # between two lines of a log
 
 
-class Progress(Generic[T]):
+class Stage(Generic[T]):
     """Items passed on, as often as wanted, while it is told how many are done.
 
     Where standard error is a terminal, a bar; else a log line every 20 seconds and one

@@ -196,6 +196,7 @@ def _section(
         "facts": _facts(experiment, rows, seeds),
         "last": _results(summary[summary["step"] == summary["step"].max()]),
         "steps": _results(summary, steps=True),
+        "of_seeds": _of_seeds(summary) if len(seeds) > 1 else None,
         "published": _published(experiment, summary),
         "classes": _class_maps(experiment, classes),
         "confusions": _confusions(experiment, rows),
@@ -289,6 +290,18 @@ def _results(summary: pd.DataFrame, *, steps: bool = False) -> Table:
     )
 
 
+def _of_seeds(summary: pd.DataFrame) -> Table:
+    """`all` after the last step, seed by seed."""
+    last = summary[summary["step"] == summary["step"].max()]
+    found = last.pivot_table(index="method", columns="seed", values="all", sort=False)
+    rows = [
+        [Cell(str(method)), *(_number(pd.Series([value])) for value in line)]
+        for method, line in zip(found.index, found.to_numpy(), strict=True)
+    ]
+    columns = [("method", ""), *((f"seed {seed}", "") for seed in found.columns)]
+    return Table("mIoU of all classes after the last step, by seed", columns, rows)
+
+
 def _published(experiment: Experiment, summary: pd.DataFrame) -> Table | None:
     """Published numbers of the same task beside those of this run."""
     table = pd.read_csv(
@@ -350,11 +363,19 @@ def _heat(values: pd.Series, most: float = 100.0) -> Cell:
     mean = float(values.astype(float).mean())
     if math.isnan(mean):
         return Cell("")
-    red, green, blue = (round(255 * v) for v in HEAT(min(mean / most, 1.0))[:3])
-    ink = "#000" if 0.3 * red + 0.6 * green + 0.1 * blue > 110 else "#fff"
-    return Cell(
-        f"{mean:.0f}", mean, f"background:rgb({red},{green},{blue});color:{ink}"
-    )
+    colour = HEAT(min(mean / most, 1.0))[:3]
+    red, green, blue = (round(255 * value) for value in colour)
+    # Of black and white the one with more contrast, 4.5 at least (WCAG 2.2, 1.4.3).
+    ink = "#000" if luminance(colour) > 0.179 else "#fff"
+    style = f"background:rgb({red},{green},{blue});color:{ink}"
+    return Cell(f"{mean:.0f}", mean, style)
+
+
+def luminance(colour: Sequence[float]) -> float:
+    """Relative luminance of sRGB in 0..1 (WCAG 2.2)."""
+    srgb = np.array(colour)
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
 def _confusions(experiment: Experiment, rows: Sequence[Row]) -> dict[str, list[Table]]:

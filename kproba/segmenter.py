@@ -351,7 +351,7 @@ def load(path: str | Path, device: str = "cpu") -> Segmenter:
     """Load what a step learned, as it was tested: network, or network and bank.
 
     Args:
-        path: Folder of a step, or its predictor.json.
+        path: Folder of a step, its predictor.json or its model.safetensors.
         device: "cpu", "cuda", "cuda:1", ...
 
     Raises:

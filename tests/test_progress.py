@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from kproba import progress
-from kproba.progress import Progress
+from kproba.progress import Stage
 
 
 class Clock:
@@ -31,7 +31,7 @@ def lines(caplog) -> list[str]:
 def test_a_log_gets_a_line_every_20_seconds_and_one_at_the_end(clock, caplog):
     caplog.set_level(logging.INFO)
     batches = [[1, 2], [3, 4], [5]]
-    told = Progress(batches, "testing", 5, size=len)
+    told = Stage(batches, "testing", 5, size=len)
     taken = []
     for batch in told:
         taken.append(batch)
@@ -48,7 +48,7 @@ def test_a_log_gets_a_line_every_20_seconds_and_one_at_the_end(clock, caplog):
 
 def test_a_thousand_items_do_not_flood_a_log(clock, caplog):
     caplog.set_level(logging.INFO)
-    for _ in Progress(range(1000), "checking", 1000, unit="files"):
+    for _ in Stage(range(1000), "checking", 1000, unit="files"):
         clock.now += 0.5
     assert len(lines(caplog)) == 25
     assert lines(caplog)[0].startswith("checking: 40/1000 files, 2.0 a second, 0:08:00")
@@ -56,7 +56,7 @@ def test_a_thousand_items_do_not_flood_a_log(clock, caplog):
 
 def test_other_processes_tell_nothing(clock, caplog):
     caplog.set_level(logging.INFO)
-    for _ in Progress(range(3), "testing", 3, shown=False):
+    for _ in Stage(range(3), "testing", 3, shown=False):
         clock.now += 60
     assert lines(caplog) == []
 
@@ -67,7 +67,7 @@ def test_a_terminal_gets_a_bar_and_no_lines(monkeypatch, caplog):
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(progress, "tqdm", Bar)
-    assert list(Progress("abc", "testing", 6, size=lambda _: 2)) == list("abc")
+    assert list(Stage("abc", "testing", 6, size=lambda _: 2)) == list("abc")
     assert Bar.made.how["total"] == 6
     assert Bar.made.done == [2, 2, 2]
     assert lines(caplog) == []

@@ -27,7 +27,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from kproba.artifacts import write_label_image
 from kproba.drawing import CLASS_COLOURS
-from kproba.report import Experiment, write_report
+from kproba.report import Experiment, _heat, luminance, write_report
 from kproba.splits import UNSURE
 
 COLOURS = np.array(CLASS_COLOURS)
@@ -172,6 +172,30 @@ def test_page_gives_mean_and_deviation_over_seeds(rows, index, tmp_path):
     )
     assert lines[1][4] == "60.0"  # one seed only has no deviation
     assert "Mean ± standard deviation over the seeds 0, 5." in page.texts
+
+
+def test_seeds_stand_side_by_side(rows, index, tmp_path):
+    write_step(tmp_path / "other", "finetune", 2)
+    again = {**rows[2], "seed": 5, **files_of(tmp_path / "other")}
+    page = read([*rows, again], tmp_path, experiment(tmp_path, index))
+    head, *lines = page.tables["mIoU of all classes after the last step, by seed"]
+    assert head == ["method", "seed 0", "seed 5"]
+    assert lines == [
+        ["kproba", "28.8", "25.0"],
+        ["finetune", "25.0", "–"],
+        ["joint", "67.5", "–"],
+    ]
+
+
+def test_numbers_on_colours_have_contrast():
+    """At least 4.5 to 1 between ink and ground (WCAG 2.2, 1.4.3)."""
+    for value in range(101):
+        cell = _heat(pd.Series([value]))
+        red, green, blue = map(int, re.findall(r"\d+", cell.style)[:3])
+        ground = luminance([red / 255, green / 255, blue / 255])
+        ink = 0.0 if cell.style.endswith("#000") else 1.0
+        light, dark = max(ground, ink), min(ground, ink)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
 def test_classes_by_step_tell_where_what_was_forgotten(page):
