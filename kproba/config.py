@@ -814,7 +814,7 @@ def _with_additions(datasets: Config) -> Config:
                 "path": str(Path(entry["path"]).expanduser()),
                 "epochs": entry["epochs"],
                 "on_error": settings.get("on_error", "stop"),
-                "val_share": settings.get("val_share", VAL_SHARE),
+                "val_share": entry["val_share"] or settings.get("val_share", VAL_SHARE),
             }
     return found
 

@@ -33,6 +33,7 @@ from kproba.evaluation import (
 )
 from kproba.methods import Method, base_of
 from kproba.model import SegmentationNetwork
+from kproba.segmenter import PREDICTOR
 from kproba.splits import (
     IGNORE,
     Groups,
@@ -45,6 +46,7 @@ from kproba.splits import (
 log = logging.getLogger("kproba")
 
 PICTURES = 4  # of the images that are looked at
+SETTINGS, TESTED = "step*/settings.json", f"step*/{PREDICTOR}"
 PROTOCOL = EvaluationSettings(policy="ssul", ignore_background=False, crop=None)
 
 
@@ -54,23 +56,29 @@ class Curves:
     Args:
         folder: Of the event files.
         start: Iteration that a resumed run goes on from; what came after is hidden.
+        rows: Of metrics.csv up to there: written again where nothing is left of them,
+            as Snakemake removes the files of a job that stopped.
     """
 
-    def __init__(self, folder: Path, start: int):
+    def __init__(self, folder: Path, start: int, rows: Sequence[dict[str, float]]):
         # TensorBoard writes in a thread of its own, whose errors would be tracebacks.
         threading.excepthook = self._on_error
         self.writer: SummaryWriter | None = None
+        lost = not any(folder.glob("events*"))
         with self._tolerant():
-            self.writer = SummaryWriter(str(folder), purge_step=start)
+            self.writer = SummaryWriter(str(folder), purge_step=start + 1)
+        for row in rows if lost else ():
+            self.add(row)
 
-    def add(self, row: dict[str, float], speed: float) -> None:
+    def add(self, row: dict[str, float], speed: float | None = None) -> None:
         """Write a row of metrics.csv, and the speed in images a second."""
         iteration = int(row["iteration"])
         for name, value in row.items():
             if name != "iteration":
                 group = "learning_rate" if name.startswith("lr_") else "loss"
                 self.scalar(f"{group}/{name}", value, iteration)
-        self.scalar("speed/images_per_second", speed, iteration)
+        if speed is not None:
+            self.scalar("speed/images_per_second", speed, iteration)
 
     def scalar(self, name: str, value: float, iteration: int) -> None:
         """Write one number."""
@@ -137,9 +145,12 @@ class Monitor:
         self.rows = evenly_spaced(select_rows(index, groups, "plop"), images)
         self.steps, self.names, self.times = step_of_class(groups), names, times
         self.table = LabelMap(groups).evaluation_table()
+        self.failed = False  # once, and nobody looks again
 
     def due(self, done: int, iterations: int) -> bool:
         """Whether to look after `done` of all iterations."""
+        if self.failed:
+            return False
         return done * self.times // iterations > (done - 1) * self.times // iterations
 
     def look(
@@ -147,23 +158,36 @@ class Monitor:
     ) -> None:
         """Test the network and write old, new and all, and the first pictures.
 
-        The network is in evaluation mode afterwards.
+        The network is in evaluation mode afterwards. What fails here (too little
+        memory, an image that cannot be read) ends the looks and not the training.
         """
         network.eval()
+        tuned = torch.backends.cudnn.benchmark
         # Images differ in size: nothing here is worth tuning or compiling for.
-        with (
-            torch.backends.cudnn.flags(benchmark=False),
-            torch.compiler.set_stance("force_eager"),
-        ):
-            confusion = evaluate(
-                network,
-                whole_image_loader(self.rows, self.table, batch_size=1),
-                PROTOCOL,
-                channel_order=range(len(self.names)),
-                process=Process(device=device),
-            )
-            for name, picture in self._pictures(network, device):
-                curves.picture(name, picture, iteration)
+        torch.backends.cudnn.benchmark = False
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                self._look(network, curves, iteration, device)
+        except (OSError, RuntimeError, ValueError) as error:
+            log.warning("No more looks at validation images: %s", error)
+            self.failed = True
+            if device != "cpu":
+                torch.cuda.empty_cache()
+        finally:
+            torch.backends.cudnn.benchmark = tuned
+
+    def _look(
+        self, network: SegmentationNetwork, curves: Curves, iteration: int, device: str
+    ) -> None:
+        confusion = evaluate(
+            network,
+            whole_image_loader(self.rows, self.table, batch_size=1),
+            PROTOCOL,
+            channel_order=range(len(self.names)),
+            process=Process(device=device),
+        )
+        for name, picture in self._pictures(network, device):
+            curves.picture(name, picture, iteration)
         for measure, value in means_of(confusion, self.steps, PROTOCOL.policy).items():
             if measure != "hiou" and not np.isnan(value):
                 curves.scalar(f"validation/{measure}", value, iteration)
@@ -195,6 +219,8 @@ def curves_of(folder: str | Path) -> dict[str, Path]:
 
     The step 0 that a later step started from is among them, wherever it is.
 
+    What `joint` trained, under the name of its classes, is there under its own.
+
     Args:
         folder: results/, or the folder of a dataset, an experiment, a method or a step.
 
@@ -202,11 +228,20 @@ def curves_of(folder: str | Path) -> dict[str, Path]:
         ValueError: There are none.
     """
     found: dict[str, Path] = {}
-    for settings in sorted(Path(folder).absolute().rglob("step*/settings.json")):
+    folder = Path(folder).absolute()
+    for settings in sorted({*folder.glob("settings.json"), *folder.rglob(SETTINGS)}):
         found |= _named(settings.parent, settings)
         told = read_json(settings)
         if told["step"] > 0:
             found |= _named(_base_folder(settings, told), settings)
+    for tested in sorted({*folder.glob(PREDICTOR), *folder.rglob(TESTED)}):
+        network = tested.parent / read_json(tested)["network"]
+        events = network.resolve().parent / "tensorboard"
+        if events.is_dir() and events not in found.values():
+            dataset, experiment, method, seed, step, _ = tested.parts[-6:]
+            number = int(step.removeprefix("step"))
+            name = f"{dataset} {experiment}/{method} {seed} step{number:02d}"
+            found[name] = events
     if not found:
         raise ValueError(
             f"Expected trained steps below {folder}, with a folder tensorboard each, "
@@ -238,6 +273,8 @@ def show_curves(folder: str | Path, *, port: int, host: str) -> int:
     # Slow to import, and nobody needs them to train.
     from tensorboard import default, program  # type: ignore[import-untyped]
 
+    for talkative in ("tensorboard", "werkzeug"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="kproba-curves-") as links:
         for name, events in curves_of(folder).items():
             link = Path(links, name)

@@ -12,7 +12,7 @@ from PIL import Image
 from kproba.artifacts import atomic_path, read_json, read_label_image
 from kproba.drawing import class_colours
 from kproba.splits import Groups, LabelMap, read_indices
-from kproba.tables import MEASURES, Row, read_summary
+from kproba.tables import MEASURES, Row, first_seeds, read_summary
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -119,12 +119,10 @@ def _draw_ranking(results: Sequence[Row], methods: Sequence[str]) -> Figure:
 
 def _draw_training(rows: Sequence[Row]) -> Figure:
     """The sum of the loss terms, a panel per step, a line per training."""
-    first_seed = rows[0]["seed"]
     trainings: dict[int, dict[str, str]] = {}  # what methods share once
-    for row in rows:
-        if row["seed"] == first_seed:
-            shared = trainings.setdefault(row["step"], {})
-            shared.setdefault(row["metrics"], row["method"])
+    for row in first_seeds(rows):
+        shared = trainings.setdefault(row["step"], {})
+        shared.setdefault(row["metrics"], row["method"])
     steps = sorted(trainings)
     size = (1 + 2.8 * len(steps), 3)
     figure, axes = plt.subplots(
@@ -142,7 +140,7 @@ def _draw_training(rows: Sequence[Row]) -> Figure:
         axis.grid(alpha=0.3)
         if len(trainings[step]) <= MOST_CURVES:
             axis.legend(loc="best", fontsize=7)
-    axes[0][0].set_ylabel(f"loss (seed {first_seed})")
+    axes[0][0].set_ylabel("loss (of the first seed)")
     return figure
 
 
@@ -210,10 +208,11 @@ def _heat_maps(table: pd.DataFrame, classes: Mapping[int, str]) -> Figure:
 
 
 def _draw_examples(rows: Sequence[Row], index: pd.DataFrame, groups: Groups) -> Figure:
-    first_seed = rows[0]["seed"]
-    shown = [row for row in rows if row["seed"] == first_seed]
+    shown = first_seeds(rows)
     columns = _example_columns(shown)
-    names = sorted(path.stem for path in next(iter(columns.values())).glob("*.png"))
+    names = sorted(
+        {p.stem for folder in columns.values() for p in folder.glob("*.png")}
+    )
     table = LabelMap(groups).evaluation_table()
     last = max(shown, key=lambda row: row["step"])
     entries = read_json(last["evaluation"])["classes"]
@@ -234,7 +233,8 @@ def _draw_examples(rows: Sequence[Row], index: pd.DataFrame, groups: Groups) -> 
         truth = table[read_label_image(mask_of[name])]
         axes[line][1].imshow(palette[truth])
         for axis, folder in zip(axes[line][2:], columns.values(), strict=True):
-            axis.imshow(palette[read_label_image(folder / f"{name}.png")])
+            if (folder / f"{name}.png").is_file():  # else of an addition, before it
+                axis.imshow(palette[read_label_image(folder / f"{name}.png")])
     for axis, title in zip(axes[0], ("image", "truth", *columns), strict=True):
         axis.set_title(title, fontsize=8)
     handles = [

@@ -2,7 +2,8 @@
 
 The masks of the training images name all classes, which a method must not see; here
 they are the ground truth of the pixels that the step calls background. Where a mask
-does not know the old classes (a folder of one's own), their rows count nothing.
+names no old class at all (pictures that came later), what was found cannot be judged,
+and the columns that judge stay empty.
 """
 
 from collections.abc import Sequence
@@ -54,6 +55,8 @@ def quality_table(confusion: torch.Tensor, names: Sequence[str]) -> pd.DataFrame
     """
     counts = confusion.tolist()
     classes = len(names)
+    # Masks that name no old class at all cannot tell what is right and what is wrong.
+    known = sum(map(sum, counts[1:classes])) > 0
     rows = []
     for index, name in enumerate(names):
         pixels = sum(counts[index])
@@ -67,11 +70,11 @@ def quality_table(confusion: torch.Tensor, names: Sequence[str]) -> pd.DataFrame
                 "labelled": labelled,
                 "correct": correct,
                 "unsure": counts[index][classes],
-                "of_background": counts[0][index] if index else 0,
+                "of_background": (counts[0][index] if index else 0) if known else None,
                 "of_future": counts[classes][index],
-                "precision": _percent(correct, labelled),
-                "recall": _percent(correct, pixels),
-                "iou": _percent(correct, pixels + labelled - correct),
+                "precision": _percent(correct, labelled if known else 0),
+                "recall": _percent(correct, pixels if known else 0),
+                "iou": _percent(correct, pixels + labelled - correct if known else 0),
             }
         )
     return pd.DataFrame(rows)

@@ -22,6 +22,7 @@ from PIL import Image
 from kproba import __version__
 from kproba.artifacts import atomic_path, read_json, read_label_image
 from kproba.drawing import class_colours
+from kproba.figures import MOST_CURVES
 from kproba.splits import (
     UNSURE,
     Groups,
@@ -32,11 +33,15 @@ from kproba.splits import (
 )
 from kproba.tables import (
     EXPERIMENT,
+    JOBS,
     MEASURES,
     QUALITY,
     Row,
+    first_seeds,
     mean_and_deviation,
     read_summary,
+    seconds_of,
+    usage_of,
 )
 
 SIDE = 256  # pixels of the longer side of a picture, at most
@@ -188,7 +193,7 @@ def _section(
 ) -> dict[str, Any]:
     seeds = sorted({int(row["seed"]) for row in rows})
     judged = quality[quality["index"] > 0]
-    first = [row for row in rows if int(row["seed"]) == seeds[0]]
+    first = first_seeds(rows)
     return {
         "title": experiment.title,
         "id": "-".join(experiment.key).replace(" ", "-"),
@@ -208,6 +213,7 @@ def _section(
             name: _embedded(Path(path).read_bytes(), "image/png")
             for name, path in experiment.figures.items()
         },
+        "ranked": len({row["method"] for row in rows}) > MOST_CURVES,
         "legend": _legend(experiment.names),
         "pictures": _pictures(experiment, first),
     }
@@ -221,7 +227,8 @@ def _facts(
 ) -> list[tuple[str, str]]:
     """What was run, as names and values."""
     results = [read_json(row["evaluation"]) for row in rows]
-    models = [read_json(Path(row["model"]).with_suffix(".json")) for row in rows]
+    described = [Path(row["model"]).with_suffix(".json") for row in rows]
+    models = [read_json(path) for path in described if path.is_file()]
     protocol, last = results[-1]["protocol"], max(results, key=_step)
     crop = protocol["crop"]
     names = iter(experiment.names[1:])
@@ -245,18 +252,15 @@ def _facts(
         ("kproba", distinct(entry["kproba"] for entry in versions)),
         ("commit", distinct(entry["commit"] for entry in versions)),
         ("PyTorch", distinct(entry["torch"] for entry in versions)),
-        ("trained on", distinct(_usage(row).get("device", "unknown") for row in rows)),
+        (
+            "trained on",
+            distinct(usage_of(row).get("device", "unknown") for row in rows),
+        ),
     ]
 
 
 def _step(result: Mapping[str, Any]) -> int:
     return int(result["step"])
-
-
-def _usage(row: Row) -> dict[str, Any]:
-    """What a training has cost; nothing where it is not known."""
-    path = Path(row["usage"])
-    return read_json(path) if path.is_file() else {}
 
 
 # --- numbers -------------------------------------------------------------------------
@@ -279,12 +283,15 @@ def _results(summary: pd.DataFrame, *, steps: bool = False) -> Table:
     for key, runs in summary.groupby(keys, sort=False):
         method, *step = key
         heading = [Cell(str(method)), *(_step_cell(s) for s in step)]
-        rows.append([*heading, *(_number(runs[measure]) for measure in measures)])
+        line = [*heading, *(_number(runs[measure]) for measure in measures)]
+        count = runs["seed"].nunique()
+        rows.append(line if steps else [*line, Cell(str(count), count)])
     return Table(
         "mIoU in percent after every step" if steps else "mIoU after the last step",
         [
             *((key, "") for key in keys),
             *((name, "" if steps else text) for name, text in COLUMNS.items()),
+            *([] if steps else [("seeds", "")]),
         ],
         rows,
     )
@@ -311,7 +318,7 @@ def _published(experiment: Experiment, summary: pd.DataFrame) -> Table | None:
     )
     wanted = [experiment.kind, experiment.task, experiment.setting]
     table = table[(table[EXPERIMENT] == wanted).all(axis=1)]
-    if table.empty:
+    if table.empty or len(experiment.indices) > 1:  # with additions it is another task
         return None
     texts, others = ("backbone", "exemplars"), ("background", "source", "note")
     last = summary[summary["step"] == summary["step"].max()]
@@ -443,7 +450,7 @@ def _quality(judged: pd.DataFrame) -> Table | None:
         counts = by_seed[
             ["pixels", "labelled", "correct", "of_background", "of_future"]
         ]
-        sums = counts.sum()
+        sums = counts.sum(min_count=1)  # empty where the masks do not tell
         means["found"] = (
             100 * sums["correct"] / sums["pixels"].where(sums["pixels"] > 0)
         )
@@ -502,30 +509,29 @@ def _costs(rows: Sequence[Row]) -> Table:
     return Table(caption, columns, lines)
 
 
-JOBS = {"train": "training", "pseudo_labels": "pseudo labels", "prototypes": "bank"}
+def _mib(path: str) -> float:
+    """Size of a file; NaN if there is none, or it was removed since."""
+    return Path(path).stat().st_size / MIB if Path(path).is_file() else math.nan
 
 
 def _cost(row: Row) -> dict[str, Any]:
     """Cost of one step of one run; NaN for what it does not have or nobody measured."""
-    seconds, memory = dict.fromkeys(JOBS.values(), math.nan), math.nan
-    for path in row["times"]:
-        table = pd.read_csv(path, sep="\t", na_values="-")
-        name = JOBS[Path(path).name.split(".")[0]]
-        seconds[name] = float(table["s"].sum())
-        if name == "training":
-            memory = float(table["max_rss"].max())
-    usage = _usage(row)
+    memory = math.nan
+    for path in map(Path, row["times"]):
+        if path.name.startswith("train.") and path.is_file():
+            benchmark = pd.read_csv(path, sep="\t", na_values="-")
+            memory = float(benchmark["max_rss"].max())
+    usage = usage_of(row)
     peak = usage.get("peak_memory_bytes")
     return {
         "method": row["method"],
         "step": row["step"],
-        **seconds,
+        **dict.fromkeys(JOBS.values(), math.nan),
+        **seconds_of(row),
         "images/s": usage.get("images_per_second", math.nan),
         "memory": memory if peak is None else peak / MIB,
-        "model": Path(row["model"]).stat().st_size / MIB,
-        "bank size": Path(row["bank"]).stat().st_size / MIB
-        if row["bank"]
-        else math.nan,
+        "model": _mib(row["model"]),
+        "bank size": _mib(row["bank"]),
     }
 
 

@@ -23,8 +23,8 @@ def summarise(rows: Sequence[Row], summary: str | Path, classes: str | Path) -> 
     """Write summary.csv and classes.csv.
 
     Args:
-        rows: Per run and step: dataset, task, setting, method, seed, step, the path of
-            `evaluation` (JSON) and of its `times` (Snakemake benchmarks).
+        rows: Per run and step: dataset, task, setting, method, seed, step, the paths of
+            `evaluation` and `usage` (JSON) and of its `times` (Snakemake benchmarks).
         summary: One row each: old, new, all, hiou, avg and forgetting in percent, see
             `over_steps`, and seconds of the step.
         classes: One row per run, step and class: IoU and forgetting in percent.
@@ -35,7 +35,7 @@ def summarise(rows: Sequence[Row], summary: str | Path, classes: str | Path) -> 
     ):
         run = {key: row[key] for key in (*EXPERIMENT, "method", "seed", "step")}
         scores = {key: result[key] for key in (*MEASURES, "hiou")}
-        seconds = sum(pd.read_csv(path, sep="\t")["s"].sum() for path in row["times"])
+        seconds = sum(seconds_of(row).values())
         numbers.append(
             {
                 **run,
@@ -59,6 +59,39 @@ def summarise(rows: Sequence[Row], summary: str | Path, classes: str | Path) -> 
     for path, table in ((summary, numbers), (classes, per_class)):
         with atomic_path(path) as temporary:
             pd.DataFrame(table).to_csv(temporary, index=False, float_format="%.4f")
+
+
+# What the benchmarks of a step's jobs are called, and what the jobs do.
+JOBS = {"train": "training", "pseudo_labels": "pseudo labels", "prototypes": "bank"}
+
+
+def seconds_of(row: Row) -> dict[str, float]:
+    """Seconds of a step's jobs, by what they do.
+
+    Snakemake knows the last attempt of a training; usage.json knows all of them.
+    """
+    seconds: dict[str, float] = {}
+    for path in filter(Path.is_file, map(Path, row["times"])):
+        job = JOBS[path.name.split(".")[0]]
+        seconds[job] = float(pd.read_csv(path, sep="\t")["s"].sum())
+    if "training" in seconds:
+        trained = usage_of(row).get("seconds", 0.0)
+        seconds["training"] = max(seconds["training"], trained)
+    return seconds
+
+
+def usage_of(row: Row) -> dict[str, Any]:
+    """What a training has cost; nothing where it is not known."""
+    return read_json(row["usage"]) if Path(row["usage"]).is_file() else {}
+
+
+def first_seeds(rows: Sequence[Row]) -> list[Row]:
+    """The rows of every method's smallest seed."""
+    first: dict[str, int] = {}
+    for row in rows:
+        seed = int(row["seed"])
+        first[row["method"]] = min(seed, first.get(row["method"], seed))
+    return [row for row in rows if int(row["seed"]) == first[row["method"]]]
 
 
 QUALITY = ["precision", "recall", "iou"]

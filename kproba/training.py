@@ -266,7 +266,7 @@ def train(
     curves = monitor = None
     if process.first:
         log_header(settings, means, process, len(split), iterations, precision)
-        curves = Curves(files.tensorboard, start)
+        curves = Curves(files.tensorboard, start, progress.rows)
         monitor = monitor_of(settings, files, means)
     clock = last_log = last_state = time.monotonic()
     seconds_before = progress.seconds

@@ -582,13 +582,15 @@ def test_a_step_sees_the_pictures_that_have_come_by_then(tmp_path):
 def test_addition_may_have_epochs_of_its_own(tmp_path):
     first = _folder_with(tmp_path / "first", [*CLASS_NAMES, "cross"])
     second = _folder_with(tmp_path / "second", [*CLASS_NAMES, "cross", "ring"])
-    additions = [first, {"path": second, "epochs": 50}]
+    additions = [{"path": first, "val_share": 0.5}, {"path": second, "epochs": 50}]
     plan = _plan(datasets={"tiny": {"kind": "digits", "additions": additions}})
     epochs = [
         plan.step_settings(_run(), step)["optimisation"]["epochs"]
         for step in range(1, 5)
     ]
     assert epochs == [20, 20, 20, 50]  # 20 is the default
+    shares = [plan.index_settings(part)["val_share"] for part in ("tiny+1", "tiny+2")]
+    assert shares == [0.5, 0.2]
     joint = Run("tiny", plan.joint_task("tiny", "6-2"), "overlap", "base", 0)
     assert plan.step_settings(joint, 0)["optimisation"]["epochs"] == 50  # of base
 

@@ -1,6 +1,7 @@
 """The curves of an experiment in TensorBoard, and what looks at validation images."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +10,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from kproba.curves import Monitor, curves_of
+from kproba import curves
+from kproba.curves import Curves, Monitor, curves_of
 from kproba.launch import free_port
 from kproba.methods import METHODS
 
@@ -38,12 +42,19 @@ def results(tmp_path: Path) -> Path:
     write_step(pets / "2-1-disjoint" / "mib", "mib", 1, groups, "disjoint")
     for base, method in (("base", "kproba"), ("base_softmax", "mib")):
         write_step(pets / "2-disjoint" / base, method, 0, groups[:1], "disjoint")
+    # joint: trained as a step 0 of all classes, tested here.
+    write_step(pets / "3-overlap" / "base", "kproba", 0, [[1, 2, 3]], "overlap")
+    tested = pets / "2-1-disjoint" / "joint" / "seed3" / "step10" / "predictor.json"
+    tested.parent.mkdir(parents=True)
+    network = "../../../../3-overlap/base/seed3/step0/model.safetensors"
+    tested.write_text(json.dumps({"network": network}))
     return tmp_path / "results"
 
 
 NAMES = [
     "pets 2-1-disjoint/base seed3 step00",
     "pets 2-1-disjoint/base_softmax seed3 step00",
+    "pets 2-1-disjoint/joint seed3 step10",
     "pets 2-1-disjoint/kproba seed3 step01",
     "pets 2-1-disjoint/kproba seed3 step02",
     "pets 2-1-disjoint/kproba seed3 step10",
@@ -62,7 +73,32 @@ def test_curves_of_an_experiment_are_all_its_steps_in_order(results):
     "folder", ["pets/2-1-disjoint/kproba", "pets/2-1-disjoint/kproba/seed3"]
 )
 def test_curves_of_a_method_begin_with_its_step_0(results, folder):
-    assert list(curves_of(results / folder)) == [NAMES[0], *NAMES[2:5]]
+    assert list(curves_of(results / folder)) == [NAMES[0], *NAMES[3:6]]
+
+
+def test_curves_of_a_step_are_its_own_and_those_of_step_0(results):
+    step = results / "pets" / "2-1-disjoint" / "kproba" / "seed3" / "step2"
+    assert list(curves_of(step)) == [NAMES[0], NAMES[4]]
+
+
+def test_resumed_curves_begin_with_the_rows_so_far_if_those_are_lost(tmp_path):
+    rows = [{"iteration": 2, "loss": 5.0}, {"iteration": 4, "loss": 3.0}]
+    for name in ("lost", "kept"):
+        first = Curves(tmp_path / name, 0, [])
+        for row in rows if name == "kept" else []:
+            first.add(row, 1.0)
+        first.close()
+        if name == "lost":
+            shutil.rmtree(tmp_path / name)
+        again = Curves(tmp_path / name, 4, rows)
+        again.add({"iteration": 6, "loss": 2.0}, 1.0)
+        again.close()
+        events = EventAccumulator(str(tmp_path / name)).Reload()
+        told = [(entry.step, entry.value) for entry in events.Scalars("loss/loss")]
+        assert told == [(2, 5.0), (4, 3.0), (6, 2.0)]
+        assert len(events.Scalars("speed/images_per_second")) == (
+            1 if name == "lost" else 3
+        )
 
 
 def test_folder_without_steps_is_refused(tmp_path):
@@ -72,11 +108,12 @@ def test_folder_without_steps_is_refused(tmp_path):
 
 def test_command_shows_the_steps_until_it_is_stopped(results):
     port = free_port()
-    words = ["tensorboard", str(results), "--port", str(port)]
+    folder = results / "pets" / "2-1-disjoint"
+    words = ["tensorboard", str(folder), "--port", str(port)]
     with subprocess.Popen([sys.executable, "-m", "kproba.cli", *words]) as command:
         address, deadline = f"http://localhost:{port}/data/runs", time.monotonic() + 60
         runs: list[str] = []
-        while len(runs) < len(NAMES) + 2 and time.monotonic() < deadline:
+        while len(runs) < len(NAMES) and time.monotonic() < deadline:
             time.sleep(0.2)
             try:
                 with urllib.request.urlopen(address, timeout=5) as answer:
@@ -85,11 +122,7 @@ def test_command_shows_the_steps_until_it_is_stopped(results):
                 assert command.poll() is None
         command.send_signal(signal.SIGTERM)
         assert command.wait(timeout=30) in (0, 143, -signal.SIGTERM)
-    own = [
-        "pets 2-disjoint/base seed3 step00",
-        "pets 2-disjoint/base_softmax seed3 step00",
-    ]
-    assert sorted(runs) == sorted([*NAMES, *own])
+    assert sorted(runs) == NAMES
 
 
 @pytest.mark.parametrize(("times", "iterations"), [(4, 372), (3, 3), (5, 3), (1, 10)])
@@ -106,3 +139,22 @@ def test_images_that_are_looked_at_hold_a_seen_class(small_folder, index_of):
     index, _ = index_of(small_folder)
     monitor = Monitor([index], ((1,),), ["background", "cat"], images=5, times=1)
     assert list(monitor.rows["id"]) == ["d"]  # c holds none
+
+
+def test_a_look_that_fails_ends_the_looks_and_not_the_training(
+    index, tmp_path, monkeypatch, caplog
+):
+    monitor = Monitor([index], ((1,),), ["background", "cat"], images=1, times=4)
+    network = torch.nn.Linear(1, 1)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+
+    def fails(*_: object, **__: object) -> None:
+        assert not torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.enabled
+        raise torch.OutOfMemoryError("too little memory")
+
+    monkeypatch.setattr(curves, "evaluate", fails)
+    monitor.look(network, Curves(tmp_path, 0, []), 1, "cpu")
+    assert "No more looks at validation images: too little memory" in caplog.text
+    assert torch.backends.cudnn.benchmark
+    assert not any(monitor.due(done, 4) for done in range(1, 5))

@@ -117,6 +117,23 @@ def test_examples_show_image_truth_and_predictions(rows, index, tmp_path, open_f
             assert (picture == COLOURS[label]).all()
 
 
+def test_pictures_of_an_addition_are_shown_from_its_step_on(
+    rows, index, tmp_path, open_figures
+):
+    added = Path(rows[2]["examples"])
+    (added / "v2.png").rename(added / "w.png")
+    table = pd.read_csv(index, dtype=str)
+    table["id"] = table["id"].replace("v2", "w")
+    table.to_csv(index, index=False)
+    for folder in {row["examples"] for row in rows} - {str(added)}:
+        (Path(folder) / "v2.png").unlink()
+    _draw(rows, index, tmp_path / "figures")
+    axes = np.reshape(open_figures[3].axes, (2, -1))
+    shown = [bool(axis.images) for axis in axes[1]]
+    # image, truth, step 0, kproba's steps 1 and 2, ..
+    assert shown == [True, True, False, False, True, False, False, False]
+
+
 def test_truth_of_the_examples_is_in_output_order(rows, index, tmp_path, open_figures):
     _draw(rows, index, tmp_path / "figures", groups=[[3], [1], [2]])
     truth = open_figures[3].axes[1].images[0].get_array()

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -65,3 +66,13 @@ def test_what_was_never_answered_has_no_precision():
     confusion[1, 0] = 7
     cat = quality_table(confusion, NAMES).set_index("class").loc["cat"]
     assert math.isnan(cat.precision) and cat.recall == 0 and cat.iou == 0
+
+
+def test_masks_that_name_no_old_class_judge_nothing():
+    """Pictures that came later, with their new class labelled alone."""
+    confusion = torch.zeros(len(NAMES) + 1, len(NAMES) + 1, dtype=torch.int64)
+    confusion[0, 0], confusion[0, 1] = 80, 20  # cats that the masks call background
+    cat = quality_table(confusion, NAMES).set_index("class").loc["cat"]
+    assert (cat["labelled"], cat["pixels"]) == (20, 0)
+    for column in ("precision", "recall", "iou", "of_background"):
+        assert pd.isna(cat[column])

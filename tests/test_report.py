@@ -158,7 +158,7 @@ def test_page_shows_every_number(page):
     assert lines[2][5:] == ["–", "42.9", "8.3", "10.0"]
     ended = page.tables["mIoU after the last step"][1:]
     assert [line[0] for line in ended] == ["kproba", "finetune", "joint"]
-    assert ended[0][1:] == lines[2][2:]
+    assert ended[0][1:] == [*lines[2][2:], "1"]  # and the number of seeds
 
 
 def test_page_gives_mean_and_deviation_over_seeds(rows, index, tmp_path):
@@ -263,6 +263,28 @@ def test_page_tells_what_the_steps_cost(rows, index, tmp_path):
     assert head == ["method", "step", *names, "bank size"]
     assert lines[0][2:] == ["10.0", "–", "–", "–", "512.0", "0.5", "–"]
     assert lines[1][2:] == ["10.0", "–", "2.5", "7.5", "1024.0", "0.5", "0.2"]
+
+
+def test_files_that_were_removed_have_no_size(rows, index, tmp_path):
+    for row in rows[:2]:
+        Path(row["model"]).unlink()
+        Path(row["model"]).with_suffix(".json").unlink()
+    page = read(rows, tmp_path, experiment(tmp_path, index))
+    caption = "What the steps cost; what methods share stands with each of them"
+    sizes = [line[7] for line in page.tables[caption][1:]]
+    assert sizes[:3] == ["–", "–", "0.5"]
+
+
+def test_published_numbers_are_not_those_of_a_task_with_additions(
+    rows, index, tmp_path
+):
+    added = tmp_path / "added.csv"
+    pd.read_csv(index)[:0].to_csv(added, index=False)
+    renamed = [{**row, "task": "15-1"} for row in rows]
+    settings = {"kind": "voc", "task": "15-1", "indices": [index, added]}
+    page = read(renamed, tmp_path, experiment(tmp_path, index, **settings))
+    caption = "Published numbers of this task, and those of this run"
+    assert caption not in page.tables
 
 
 def test_published_numbers_stand_beside_those_of_the_same_task(rows, index, tmp_path):

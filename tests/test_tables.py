@@ -17,7 +17,9 @@ from experiment import (
     write_tables,
 )
 
+from kproba.artifacts import write_json
 from kproba.tables import (
+    first_seeds,
     main,
     markdown_table,
     over_steps,
@@ -40,12 +42,33 @@ def test_summary_has_a_row_for_every_run_and_step(tables):
 
 
 def test_seconds_are_summed_over_the_jobs_of_a_step(rows, tmp_path):
-    more = tmp_path / "bank.tsv"
+    more = tmp_path / "prototypes.benchmark.tsv"
     more.write_text("s\th:m:s\n1.5\t0:00:01\n2.5\t0:00:02\n")
     rows[1]["times"].append(str(more))
     rows[2]["times"] = []
     summarise(rows, tmp_path / "summary.csv", tmp_path / "classes.csv")
     assert list(read_summary(tmp_path / "summary.csv")["seconds"][:3]) == [10, 14, 0]
+
+
+def test_seconds_of_a_training_are_those_of_all_its_attempts(rows, tmp_path):
+    write_json(rows[1]["usage"], {"seconds": 500.0})
+    write_json(rows[2]["usage"], {"seconds": 3.0})
+    summarise(rows, tmp_path / "summary.csv", tmp_path / "classes.csv")
+    seconds = read_summary(tmp_path / "summary.csv")["seconds"]
+    assert list(seconds[:3]) == [10, 500, 10]
+
+
+def test_every_method_is_shown_with_its_first_seed():
+    rows = [
+        {"method": method, "seed": seed, "step": step}
+        for method, seeds in (("kproba", (3, 1, 2)), ("joint", (0,)))
+        for seed in seeds
+        for step in (0, 1)
+    ]
+    found = [(row["method"], row["seed"], row["step"]) for row in first_seeds(rows)]
+    assert found == [
+        *(("kproba", 1, 0), ("kproba", 1, 1), ("joint", 0, 0), ("joint", 0, 1))
+    ]
 
 
 def test_class_table_has_a_row_for_every_class_of_every_step(tables):
