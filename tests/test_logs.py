@@ -62,10 +62,11 @@ def test_terminal_is_told_of_progress_alone_and_not_too_often(told, monkeypatch)
     assert told_at[-1] - told_at[-2] >= 45  # a twentieth of the time so far
 
 
-def test_closed_terminal_is_told_nothing_more(told, capfd):
+def test_closed_terminal_is_told_nothing_more(told, capfd, monkeypatch):
     log, handler, _ = told
     handler.start = handler.last = -1e9
-    logging.getLogger().addHandler(handler)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    monkeypatch.setattr(log, "propagate", False)
     reader, writer = os.pipe()
     os.close(reader)
     handler.stream = os.fdopen(writer, "w", buffering=1)
