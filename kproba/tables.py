@@ -174,7 +174,7 @@ def _mean(values: Iterable[float | None]) -> float:
 def read_summary(path: str | Path) -> pd.DataFrame:
     """Read summary.csv; names stay text."""
     names = (*EXPERIMENT, "method", "class")
-    measures = (*MEASURES, *QUALITY, "hiou", "avg", "forgetting")
+    measures = (*MEASURES, *QUALITY, "of_background", "hiou", "avg", "forgetting")
     numbers = {name: [""] for name in measures}
     return pd.read_csv(
         path,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from experiment import (
     GROUPS,
     HOME,
@@ -27,6 +28,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from kproba.artifacts import write_label_image
 from kproba.drawing import CLASS_COLOURS
+from kproba.quality import quality_table
 from kproba.report import Experiment, _heat, luminance, write_report
 from kproba.splits import UNSURE
 
@@ -242,6 +244,17 @@ def test_page_shows_how_good_the_pseudo_labels_are(page):
         ["cat", "2", "40", "44", "27"],
         ["dog", "2", "30", "100", "30"],
     ]
+
+
+def test_pseudo_labels_that_nobody_can_judge_have_no_numbers(rows, index, tmp_path):
+    confusion = torch.zeros(4, 4, dtype=torch.int64)
+    confusion[0, 0], confusion[0, 1] = 80, 20  # the masks of step 2 name no old class
+    path = Path(rows[2]["quality"])
+    quality_table(confusion, NAMES[:3]).to_csv(path, index=False)
+    page = read(rows, tmp_path, experiment(tmp_path, index))
+    lines = page.tables["Pseudo labels against the hidden ground truth"]
+    assert lines[2] == ["kproba", "2", "–", "–", "–", "–", "–", "0.0"]
+    assert lines[1][3] == "50.0"
 
 
 def test_without_pseudo_labels_the_page_does_without(rows, index, tmp_path):
