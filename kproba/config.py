@@ -293,9 +293,7 @@ class Plan:
         self._datasets = _with_additions(config["datasets"])
         self._names: dict[str, list[str]] = {}
         self._counts: dict[str, int] = {}  # classes up to and with a part
-        self._added: dict[
-            str, tuple[int, ...]
-        ] = {}  # raw labels that an addition brings
+        self._added: dict[str, tuple[int, ...]] = {}  # raw labels of an addition
         used = {experiment["dataset"] for experiment in config["experiments"]}
         for name in config["datasets"]:
             if name in used:

@@ -217,9 +217,8 @@ class Monitor:
 def curves_of(folder: str | Path) -> dict[str, Path]:
     """Folders of event files below a folder of results, by names that sort in order.
 
-    The step 0 that a later step started from is among them, wherever it is.
-
-    What `joint` trained, under the name of its classes, is there under its own.
+    The step 0 that a later step started from and what `joint` trained are among them,
+    wherever they are.
 
     Args:
         folder: results/, or the folder of a dataset, an experiment, a method or a step.

@@ -266,10 +266,10 @@ def _step(result: Mapping[str, Any]) -> int:
 # --- numbers -------------------------------------------------------------------------
 
 
-def _number(values: pd.Series, style: str = "") -> Cell:
+def _number(values: pd.Series) -> Cell:
     """Mean of some seeds, with the deviation of several."""
     mean = float(values.astype(float).mean())
-    return Cell(mean_and_deviation(values), None if math.isnan(mean) else mean, style)
+    return Cell(mean_and_deviation(values), None if math.isnan(mean) else mean)
 
 
 def _step_cell(step: Any) -> Cell:
@@ -365,12 +365,12 @@ def _class_maps(experiment: Experiment, classes: pd.DataFrame) -> dict[str, Tabl
     return maps
 
 
-def _heat(values: pd.Series, most: float = 100.0) -> Cell:
-    """A number on the colour of its size."""
+def _heat(values: pd.Series) -> Cell:
+    """A percentage on the colour of its size."""
     mean = float(values.astype(float).mean())
     if math.isnan(mean):
         return Cell("")
-    colour = HEAT(min(mean / most, 1.0))[:3]
+    colour = HEAT(mean / 100)[:3]
     red, green, blue = (round(255 * value) for value in colour)
     # Of black and white the one with more contrast, 4.5 at least (WCAG 2.2, 1.4.3).
     ink = "#000" if luminance(colour) > 0.179 else "#fff"
