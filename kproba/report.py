@@ -202,7 +202,7 @@ def _section(
         "last": _results(summary[summary["step"] == summary["step"].max()]),
         "steps": _results(summary, steps=True),
         "of_seeds": _of_seeds(summary) if len(seeds) > 1 else None,
-        "published": _published(experiment, summary),
+        "published": _published(experiment, rows, summary),
         "classes": _class_maps(experiment, classes),
         "confusions": _confusions(experiment, rows),
         "quality": _quality(judged),
@@ -227,36 +227,41 @@ def _facts(
 ) -> list[tuple[str, str]]:
     """What was run, as names and values."""
     results = [read_json(row["evaluation"]) for row in rows]
-    described = [Path(row["model"]).with_suffix(".json") for row in rows]
-    models = [read_json(path) for path in described if path.is_file()]
+    models = _models(rows)
     protocol, last = results[-1]["protocol"], max(results, key=_step)
     crop = protocol["crop"]
     names = iter(experiment.names[1:])
     steps = [", ".join(next(names) for _ in group) for group in experiment.groups]
     by = {row["method"]: r["prediction"] for row, r in zip(rows, results, strict=True)}
     versions = [entry["provenance"] for entry in models]
-
-    def distinct(values: Iterable[object]) -> str:
-        return ", ".join(dict.fromkeys(str(value) for value in values))
-
     return [
         ("dataset", f"{experiment.dataset} ({experiment.kind})"),
         ("task, setting", f"{experiment.task}, {experiment.setting}"),
         *((f"classes of step {step}", listed) for step, listed in enumerate(steps)),
         ("seeds", ", ".join(map(str, seeds))),
-        ("backbone", distinct(m["architecture"]["backbone"] for m in models)),
+        ("backbone", _distinct(m["architecture"]["backbone"] for m in models)),
         ("tested on", f"{last['images']} images, policy {protocol['policy']}"),
         ("size in the test", "whole images" if crop is None else f"crop of {crop}"),
         ("checkpoint", str(protocol["checkpoint"])),
         ("predicts", "; ".join(f"{name}: {how}" for name, how in by.items())),
-        ("kproba", distinct(entry["kproba"] for entry in versions)),
-        ("commit", distinct(entry["commit"] for entry in versions)),
-        ("PyTorch", distinct(entry["torch"] for entry in versions)),
+        ("kproba", _distinct(entry["kproba"] for entry in versions)),
+        ("commit", _distinct(entry["commit"] for entry in versions)),
+        ("PyTorch", _distinct(entry["torch"] for entry in versions)),
         (
             "trained on",
-            distinct(usage_of(row).get("device", "unknown") for row in rows),
+            _distinct(usage_of(row).get("device", "unknown") for row in rows),
         ),
     ]
+
+
+def _models(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What the models say of themselves; of those that were removed nothing."""
+    described = [Path(row["model"]).with_suffix(".json") for row in rows]
+    return [read_json(path) for path in described if path.is_file()]
+
+
+def _distinct(values: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(str(value) for value in values))
 
 
 def _step(result: Mapping[str, Any]) -> int:
@@ -309,7 +314,9 @@ def _of_seeds(summary: pd.DataFrame) -> Table:
     return Table("mIoU of all classes after the last step, by seed", columns, rows)
 
 
-def _published(experiment: Experiment, summary: pd.DataFrame) -> Table | None:
+def _published(
+    experiment: Experiment, rows: Sequence[Row], summary: pd.DataFrame
+) -> Table | None:
     """Published numbers of the same task beside those of this run."""
     table = pd.read_csv(
         str(files("kproba") / "lists" / "published.csv"),
@@ -322,18 +329,20 @@ def _published(experiment: Experiment, summary: pd.DataFrame) -> Table | None:
         return None
     texts, others = ("backbone", "exemplars"), ("background", "source", "note")
     last = summary[summary["step"] == summary["step"].max()]
-    rows = [
-        [
-            Cell(f"{method} (here)"),
-            *(Cell("", words=True) for _ in texts),
-            *(_number(runs[measure]) for measure in MEASURES),
-            *(Cell("", words=True) for _ in others),
-        ]
-        for method, runs in last.groupby("method", sort=False)
-    ]
+    lines = []
+    for method, runs in last.groupby("method", sort=False):
+        here = _chosen_here([row for row in rows if row["method"] == method])
+        lines.append(
+            [
+                Cell(f"{method} (here)"),
+                *(Cell(here[name], words=True) for name in texts),
+                *(_number(runs[measure]) for measure in MEASURES),
+                *(Cell(here[name], words=True) for name in others),
+            ]
+        )
     for entry in table.to_dict("records"):
         numbers = [entry[measure] for measure in MEASURES]
-        rows.append(
+        lines.append(
             [
                 Cell(entry["method"]),
                 *(Cell(entry[name], words=True) for name in texts),
@@ -344,7 +353,23 @@ def _published(experiment: Experiment, summary: pd.DataFrame) -> Table | None:
     explained = {"exemplars": "memory of old images", "background": "counted in"}
     columns = ["method", *texts, *MEASURES, *others]
     caption = "Published numbers of this task, and those of this run"
-    return Table(caption, [(name, explained.get(name, "")) for name in columns], rows)
+    return Table(caption, [(name, explained.get(name, "")) for name in columns], lines)
+
+
+def _chosen_here(rows: Sequence[Row]) -> dict[str, str]:
+    """What published tables tell of a method's choices, for a method of this run."""
+    protocol = read_json(rows[-1]["evaluation"])["protocol"]
+    policy, crop = protocol["policy"], protocol["crop"]
+    size = "whole images" if crop is None else f"crop of {crop}"
+    return {
+        "backbone": _distinct(
+            model["architecture"]["backbone"] for model in _models(rows)
+        ),
+        "exemplars": "no",
+        "background": "none" if policy == "mib" else "old and all",
+        "source": "this run",
+        "note": f"policy {policy}, {size}, checkpoint {protocol['checkpoint']}",
+    }
 
 
 def _class_maps(experiment: Experiment, classes: pd.DataFrame) -> dict[str, Table]:

@@ -309,6 +309,14 @@ def test_published_numbers_stand_beside_those_of_the_same_task(rows, index, tmp_
     assert [line[0] for line in lines[:3]] == [
         *("kproba (here)", "finetune (here)", "joint (here)")
     ]
+    chosen = {name: lines[0][head.index(name)] for name in head[1:3] + head[6:]}
+    assert chosen == {
+        "backbone": "resnet50",
+        "exemplars": "no",
+        "background": "old and all",
+        "source": "this run",
+        "note": "policy ssul, whole images, checkpoint last",
+    }
     [barm] = [line for line in lines if line[0] == "BARM"]
     assert barm[head.index("all")] == "70.0"
     assert all(line[head.index("source")] for line in lines[3:])
