@@ -58,17 +58,27 @@ class Curves:
         start: Iteration that a resumed run goes on from; what came after is hidden.
         rows: Of metrics.csv up to there: written again where nothing is left of them,
             as Snakemake removes the files of a job that stopped.
+        looks: What was seen of the validation images up to there, likewise.
     """
 
-    def __init__(self, folder: Path, start: int, rows: Sequence[dict[str, float]]):
+    def __init__(
+        self,
+        folder: Path,
+        start: int,
+        rows: Sequence[dict[str, float]],
+        looks: Sequence[dict[str, float]] = (),
+    ):
         # TensorBoard writes in a thread of its own, whose errors would be tracebacks.
         threading.excepthook = self._on_error
         self.writer: SummaryWriter | None = None
         lost = not any(folder.glob("events*"))
         with self._tolerant():
             self.writer = SummaryWriter(str(folder), purge_step=start + 1)
-        for row in rows if lost else ():
-            self.add(row)
+        if lost:
+            for row in rows:
+                self.add(row)
+            for look in looks:
+                self.add_look(look)
 
     def add(self, row: dict[str, float], speed: float | None = None) -> None:
         """Write a row of metrics.csv, and the speed in images a second."""
@@ -79,6 +89,12 @@ class Curves:
                 self.scalar(f"{group}/{name}", value, iteration)
         if speed is not None:
             self.scalar("speed/images_per_second", speed, iteration)
+
+    def add_look(self, look: dict[str, float]) -> None:
+        """Write what a look at the validation images found."""
+        for name, value in look.items():
+            if name != "iteration":
+                self.scalar(f"validation/{name}", value, int(look["iteration"]))
 
     def scalar(self, name: str, value: float, iteration: int) -> None:
         """Write one number."""
@@ -155,11 +171,15 @@ class Monitor:
 
     def look(
         self, network: SegmentationNetwork, curves: Curves, iteration: int, device: str
-    ) -> None:
+    ) -> dict[str, float] | None:
         """Test the network and write old, new and all, and the first pictures.
 
         The network is in evaluation mode afterwards. What fails here (too little
         memory, an image that cannot be read) ends the looks and not the training.
+
+        Returns:
+            The iteration and mIoU of old, new and all, as far as they exist; None if it
+            failed.
         """
         network.eval()
         tuned = torch.backends.cudnn.benchmark
@@ -167,18 +187,19 @@ class Monitor:
         torch.backends.cudnn.benchmark = False
         try:
             with torch.compiler.set_stance("force_eager"):
-                self._look(network, curves, iteration, device)
+                return self._look(network, curves, iteration, device)
         except (OSError, RuntimeError, ValueError) as error:
             log.warning("No more looks at validation images: %s", error)
             self.failed = True
             if device != "cpu":
                 torch.cuda.empty_cache()
+            return None
         finally:
             torch.backends.cudnn.benchmark = tuned
 
     def _look(
         self, network: SegmentationNetwork, curves: Curves, iteration: int, device: str
-    ) -> None:
+    ) -> dict[str, float]:
         confusion = evaluate(
             network,
             whole_image_loader(self.rows, self.table, batch_size=1),
@@ -188,9 +209,12 @@ class Monitor:
         )
         for name, picture in self._pictures(network, device):
             curves.picture(name, picture, iteration)
+        look: dict[str, float] = {"iteration": iteration}
         for measure, value in means_of(confusion, self.steps, PROTOCOL.policy).items():
             if measure != "hiou" and not np.isnan(value):
-                curves.scalar(f"validation/{measure}", value, iteration)
+                look[measure] = float(value)
+        curves.add_look(look)
+        return look
 
     def _pictures(
         self, network: SegmentationNetwork, device: str

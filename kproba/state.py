@@ -25,12 +25,14 @@ class Progress:
         sums: Every loss term of this process, summed over the iterations since the
             last row.
         seconds: Time spent, over all restarts.
+        looks: What the looks at validation images found, for the curves.
     """
 
     iteration: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    looks: list[dict[str, float]] = field(default_factory=list)
 
     def add_row(self, rates: dict[str, float], process: Process) -> None:
         """Close a row: the mean of every term per iteration since the last row."""

@@ -266,7 +266,7 @@ def train(
     curves = monitor = None
     if process.first:
         log_header(settings, means, process, len(split), iterations, precision)
-        curves = Curves(files.tensorboard, start, progress.rows)
+        curves = Curves(files.tensorboard, start, progress.rows, progress.looks)
         monitor = monitor_of(settings, files, means)
     clock = last_log = last_state = time.monotonic()
     seconds_before = progress.seconds
@@ -305,7 +305,9 @@ def train(
             log_progress(progress, terms, rates, optimisation, iterations, speed)
             last_log = now
         if monitor and curves and monitor.due(done, iterations):
-            monitor.look(student, curves, done, process.device)
+            look = monitor.look(student, curves, done, process.device)
+            if look is not None:
+                progress.looks.append(look)
             student.set_training_mode(batch_norm=settings.step == 0)
 
     check_weights(student, tally.ids)

@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from experiment import NAMES, write_rows, write_tables
 from PIL import Image
 
 from kproba.artifacts import write_label_image
 from kproba.indexing import index_dataset
 
-# Tensors are small here: threads of torch would spend their time waiting.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tensors are small here: threads of torch would spend their time waiting. And what runs
+# in this process is compared byte by byte with what runs in others.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 DATA_VARIABLE = "KPROBA_TEST_DATA"
 # Per dataset the raw labels that its masks hold beside the classes.

@@ -81,21 +81,27 @@ def test_curves_of_a_step_are_its_own_and_those_of_step_0(results):
     assert list(curves_of(step)) == [NAMES[0], NAMES[4]]
 
 
-def test_resumed_curves_begin_with_the_rows_so_far_if_those_are_lost(tmp_path):
+def test_resumed_curves_begin_with_what_is_known_if_the_files_are_lost(tmp_path):
     rows = [{"iteration": 2, "loss": 5.0}, {"iteration": 4, "loss": 3.0}]
+    look = {"iteration": 3, "old": 40.0, "all": 30.0}
     for name in ("lost", "kept"):
         first = Curves(tmp_path / name, 0, [])
         for row in rows if name == "kept" else []:
             first.add(row, 1.0)
+        if name == "kept":
+            first.add_look(look)
         first.close()
         if name == "lost":
             shutil.rmtree(tmp_path / name)
-        again = Curves(tmp_path / name, 4, rows)
+        again = Curves(tmp_path / name, 4, rows, [look])
         again.add({"iteration": 6, "loss": 2.0}, 1.0)
         again.close()
         events = EventAccumulator(str(tmp_path / name)).Reload()
         told = [(entry.step, entry.value) for entry in events.Scalars("loss/loss")]
         assert told == [(2, 5.0), (4, 3.0), (6, 2.0)]
+        for measure in ("old", "all"):
+            [seen] = events.Scalars(f"validation/{measure}")
+            assert (seen.step, seen.value) == (3, look[measure])
         assert len(events.Scalars("speed/images_per_second")) == (
             1 if name == "lost" else 3
         )

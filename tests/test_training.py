@@ -26,6 +26,7 @@ from kproba.artifacts import (
     write_label_image,
 )
 from kproba.config import Plan, Run, check
+from kproba.curves import Monitor
 from kproba.digits import DigitScenes, write_digits
 from kproba.distributed import Process
 from kproba.indexing import index_dataset
@@ -265,6 +266,28 @@ def test_looking_at_validation_images_changes_nothing(
     assert {"learning_rate/lr_branch", "speed/images_per_second"} <= set(
         tags["scalars"]
     )
+
+
+def test_looks_before_an_interruption_stay_in_the_curves(
+    data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps(step_settings(1, **SHARED)))
+    flag, look = StopFlag(), Monitor.look
+
+    def look_and_be_stopped(self: Monitor, *args: Any) -> Any:
+        flag.asked = True
+        return look(self, *args)
+
+    means = Means(looks=2, look_images=2)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Monitor, "look", look_and_be_stopped)
+        train_with(Process(), data, tmp_path, base, means, stop=flag)
+    shutil.rmtree(tmp_path / "tensorboard")  # as Snakemake does
+    train_with(Process(), data, tmp_path, base, means)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    last = int(pd.read_csv(tmp_path / "metrics.csv")["iteration"].iloc[-1])
+    steps = [entry.step for entry in events.Scalars("validation/all")]
+    assert steps == [(last + 1) // 2, last]
 
 
 def test_usage_tells_what_a_step_has_cost(alone: Path) -> None:
