@@ -300,6 +300,7 @@ class Plan:
                 self._names[name] = self._class_names(name)
         self._groups: dict[tuple[str, str], Groups] = {}
         self._recipes = self._methods()
+        self._homes: dict[tuple[str, str], str] = {}
         self.runs: list[Run] = []
         for number, experiment in enumerate(config["experiments"]):
             self._add(f"experiments.{number}", experiment)
@@ -533,13 +534,17 @@ class Plan:
         return self._home(method, self._fused_key)
 
     def _home(self, method: str, key: Callable[[str], Any]) -> str:
-        """The first built-in method that would make the same, else the method itself.
+        """The first method that would make the same: built-in ones, then as they stand.
 
         The loss terms of a method, say, matter neither to the bank of step 0 nor to the
-        pseudo labels of step 1, and how it predicts to none of its trainings.
+        pseudo labels of step 1, and how it predicts to none of its trainings. Methods
+        count whether an experiment names them or not, or its files would have to move.
         """
-        own = key(method)
-        return next((name for name in METHODS if key(name) == own), method)
+        asked = key.__name__, method
+        if asked not in self._homes:
+            own, names = key(method), (*self._recipes, method)
+            self._homes[asked] = next(name for name in names if key(name) == own)
+        return self._homes[asked]
 
     def _bank_key(self, method: str) -> Any:
         before, bank = self.bank_network(method) == "before", self.bank(method)

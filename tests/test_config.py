@@ -882,9 +882,12 @@ def test_what_several_methods_would_make_alike_is_made_once():
     read_alike = {"alone", "weighted", "unread"}
     assert made(plan.bank_home, 1) == read_alike
     assert made(plan.bank_home, 0) == read_alike | {"without_bfd", "faster", "slower"}
-    # Those that are like no built-in method make their own.
+    # Those that are like no built-in method make their own, the first of them for all.
     for home in (plan.model_home, plan.fused_home):
         assert home("klda_firm") == "klda_firm"
+    assert plan.model_home("klda_alone") == plan.label_home("klda_alone", 2) == "klda"
+    assert plan.bank_home("klda_alone", 1) == "klda"
+    assert plan.fused_home("klda_alone") == "klda_alone"
     # barm is kproba's network alone, and ssul learns from the same labels in step 1.
     assert plan.model_home("barm") == plan.label_home("barm", 2) == "kproba"
     assert (plan.model_home("ssul"), plan.label_home("ssul", 1)) == ("ssul", "kproba")
