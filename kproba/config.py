@@ -465,6 +465,10 @@ class Plan:
         """Whether the method's test asks network and bank together."""
         return self.recipe(method).prediction != "network"
 
+    def guided(self, method: str) -> bool:
+        """Whether an increment is taught by network and bank together."""
+        return self.recipe(method).guided
+
     def bank(self, method: str) -> Config:
         """`BankSettings` of a method: `lda` wants no map, κ by distance no scatter."""
         settings = self.section("bank", method)
@@ -567,8 +571,12 @@ class Plan:
             reads = self.reads_bank(method)
             bank = (self.bank(method), self.bank_network(method)) if reads else None
             labels = self.pseudo_label_rule(method), bank
+        guide: Any = None
+        if self.guided(method):
+            network, rule = self.bank_network(method), self.prediction_rule(method)
+            guide = self.bank(method), network, rule
         recipe = self.recipe(method).to_dict()
-        return recipe, self.section("increment", method), labels
+        return recipe, self.section("increment", method), labels, guide
 
     def _fused_key(self, method: str) -> Any:
         if not self.fuses(method):
@@ -615,6 +623,7 @@ class Plan:
                 **rates,
             },
             "recipe": recipe.to_dict(),
+            "guide": self.prediction_rule(run.method) if recipe.guided else None,
         }
 
     # Checks
@@ -679,6 +688,11 @@ class Plan:
                 f"{where}.prediction: expected 'network' for a method based on joint, "
                 f"which has no bank, but got '{recipe.prediction}'. Remove it."
             )
+        if recipe.guided and not recipe.losses.gkd:
+            raise ConfigError(
+                f"{where}.teacher: expected 'network' without a weight for gkd, which "
+                f"alone is guided, but got 'fused'. Set losses.gkd, or remove it."
+            )
         if recipe.scale_by_certainty and recipe.cross_entropy != "ce":
             raise ConfigError(
                 f"{where}.scale_by_certainty: expected the cross-entropy 'ce', which "
@@ -689,7 +703,8 @@ class Plan:
         """Refuse pseudo labels and a prediction that want different banks."""
         for method in dict.fromkeys(run.method for run in self.runs):
             rule, predicts = self._label_rule(method), self._bank_rule(method)
-            if not self.reads_bank(method) or not self.fuses(method):
+            other = self.fuses(method) or self.guided(method)
+            if not self.reads_bank(method) or not other:
                 continue
             wanted = [self._kind_of_bank(method, name) for name in (rule, predicts)]
             if wanted[0] != wanted[1]:

@@ -53,6 +53,9 @@ class Method:
         keeps_background: Where `bga_t` keeps the background up: "raw", wherever the
             raw label is 0 (the reference), or "pseudo", only where the pseudo label is
             too, so that background may fall on what was recognised as an old class.
+        teacher: Whose answer `gkd` holds the old branches to: that of the previous
+            "network", or on background that of network and bank, "fused"
+            (`kproba.guidance`).
         trains: "all"; "heads": everything but the backbone; or "newest": the newest
             branch alone.
         prediction: How a pixel's class is found in the test: by the "network" alone, or
@@ -72,6 +75,7 @@ class Method:
     use_pseudo_labels: bool = True
     pseudo_labels: Mapping[str, Any] = field(default_factory=dict)
     keeps_background: Literal["raw", "pseudo"] = "raw"
+    teacher: Literal["network", "fused"] = "network"
     trains: Literal["all", "heads", "newest"] = "all"
     prediction: Literal["network", "fused", "lda", "klda", "kappa"] = "network"
     start_from_background: bool = False
@@ -87,6 +91,11 @@ class Method:
         """Whether an increment asks the previous network."""
         terms = asdict(self.losses)
         return any(terms[name] for name in terms if name not in ("bga_ce", "bga_t"))
+
+    @property
+    def guided(self) -> bool:
+        """Whether the bank has a say in what an increment is taught."""
+        return self.teacher == "fused"
 
     def to_dict(self) -> dict[str, Any]:
         """What determines a training, as plain JSON types."""

@@ -45,6 +45,7 @@ from kproba.data import (
     training_loader,
 )
 from kproba.distributed import Process
+from kproba.guidance import Guide
 from kproba.job import add_machine_arguments, job_process
 from kproba.logs import PROGRESS
 from kproba.losses import Counts, Masks, cell_masks, step_losses
@@ -110,6 +111,8 @@ class StepSettings:
         architecture, weights: Of the network; None from step 1 on, where both come
             with the previous model.
         augmentation, optimisation, recipe: How it trains.
+        guide: `PseudoLabelSettings` as a dictionary: how network and bank teach
+            together; None: the network alone.
     """
 
     dataset: str
@@ -125,6 +128,7 @@ class StepSettings:
     augmentation: Augmentation
     optimisation: Optimisation
     recipe: Method
+    guide: dict[str, Any] | None = None
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "StepSettings":
@@ -158,6 +162,8 @@ class Files:
         previous: Model of step t-1; None at step 0.
         pseudo_labels: Folder of targets; None to train on the raw labels.
         weights: Of the backbone at step 0, if they come from a file.
+        bank: Of step t-1, where it teaches too.
+        source: Model of that bank's features, if not `previous`.
         model, metrics, usage, tensorboard: Outputs.
         validation: Index of the dataset and of its additions, to look at some of their
             validation images now and then; empty not to.
@@ -174,10 +180,12 @@ class Files:
     tensorboard: Path
     state: Path
     validation: tuple[Path, ...] = ()
+    bank: Path | None = None
+    source: Path | None = None
 
     def inputs(self) -> list[Path]:
         """The files whose content determines the result."""
-        maybe = (self.split, self.previous, self.weights)
+        maybe = (self.split, self.previous, self.weights, self.bank, self.source)
         files = [path for path in maybe if path is not None]
         if self.pseudo_labels is not None:
             files += sorted(self.pseudo_labels.glob("*.png"))
@@ -259,7 +267,10 @@ def train(
     progress = checkpoint.load(process)
     start = progress.iteration
     network = wrap(student, teacher, settings, means, process)
-    descent = Descent(network, teacher, optimizer, scaler, precision, settings, process)
+    guide = guide_of(settings, files, process)
+    descent = Descent(
+        *(network, teacher, guide, optimizer, scaler, precision, settings, process)
+    )
 
     stream, loader = batches_of(split, settings, files, means, process, start)
     iterations = stream.iterations
@@ -440,6 +451,30 @@ def build_networks(
     if settings.step > 0 and recipe.trains != "all":
         student.train_only(recipe.trains)
     return student, teacher
+
+
+def guide_of(settings: StepSettings, files: Files, process: Process) -> Guide | None:
+    """What teaches beside the network of step t-1, if anything does.
+
+    Raises:
+        ValueError: The settings want a bank and there is none, or it was built with
+            another model.
+    """
+    if settings.guide is None:
+        return None
+    if files.bank is None or files.previous is None:
+        raise ValueError(
+            "Expected the bank and the model of the previous step for a step that both "
+            "teach (teacher: fused), but got none. Name them with --bank and "
+            "--previous."
+        )
+    return Guide.load(
+        files.bank,
+        settings.guide,
+        network=files.previous,
+        source=files.source,
+        device=process.device,
+    )
 
 
 def first_network(
@@ -649,6 +684,7 @@ class Descent:
     Attributes:
         network: The student as `wrap` returns it.
         teacher: Frozen; None if the method does not distil.
+        guide: What teaches beside it; None: nothing does.
         optimizer, scaler: Of the student's parameters.
         precision: Of autocast; float32 for none.
         settings: Of the step.
@@ -657,6 +693,7 @@ class Descent:
 
     network: nn.Module
     teacher: SegmentationNetwork | None
+    guide: Guide | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     precision: torch.dtype
@@ -709,12 +746,7 @@ class Descent:
                 enabled=self.precision != torch.float32,
             ):
                 outputs = self.network(images)
-                taught = None
-                if self.teacher is not None:
-                    with torch.no_grad():
-                        taught = taught_by(
-                            self.teacher, images, outputs, self.settings.recipe
-                        )
+                taught = self._taught(images, outputs, masks)
             losses = step_losses(
                 outputs, taught, targets, masks, counts, self.settings.recipe, certainty
             )
@@ -722,6 +754,20 @@ class Descent:
             # DDP averages gradients over processes; ours are parts of a sum.
             self.scaler.scale(total * self.process.world_size).backward()
         return {name: value.detach() for name, value in losses.items()}
+
+    @torch.no_grad()
+    def _taught(
+        self, images: torch.Tensor, outputs: Outputs, masks: Masks | None
+    ) -> Outputs | None:
+        """What the teachers say of a micro-batch; None if nobody teaches."""
+        if self.teacher is None:
+            return None
+        taught = taught_by(self.teacher, images, outputs, self.settings.recipe)
+        if self.guide is None or masks is None:
+            return taught
+        shown = self.guide.look(taught, images)
+        with torch.autocast(self.process.device.split(":")[0], enabled=False):
+            return self.guide.correct(taught, shown, masks.background)
 
 
 def taught_by(
@@ -937,8 +983,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         ("state", True),
     ):
         parser.add_argument(f"--{name}", type=Path, required=needed)
-    parser.add_argument("--pseudo-labels", type=Path, nargs="?", help="or nothing")
-    parser.add_argument("--weights", type=Path, nargs="?", help="or nothing")
+    for name in ("pseudo-labels", "weights", "bank", "source"):
+        parser.add_argument(f"--{name}", type=Path, nargs="?", help="or nothing")
     parser.add_argument(
         "--validation", type=Path, nargs="*", default=[], help="indices, or nothing"
     )
@@ -967,6 +1013,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         validation=tuple(options.validation),
         tensorboard=options.tensorboard,
         state=options.state,
+        bank=options.bank,
+        source=options.source,
     )
     means = Means(
         workers=options.workers,

@@ -867,6 +867,14 @@ def test_what_several_methods_would_make_alike_is_made_once():
         "klda": klda,
         "klda_firm": klda | {"bank": {"ridge": 0.5}},
         "klda_alone": klda | {"prediction": "network"},
+        # taught by the bank, too
+        "guided": {"teacher": "fused"},
+        "guided_alone": {"teacher": "fused", "prediction": "network"},
+        "guided_firm": {"teacher": "fused", "bank": {"ridge": 0.5}},
+        "guided_weighted": {
+            "teacher": "fused",
+            "pseudo_labels": {"posterior_weight": 2},
+        },
     }
     plan = _plan(
         methods={name: {"based_on": "kproba", **own} for name, own in methods.items()}
@@ -878,10 +886,14 @@ def test_what_several_methods_would_make_alike_is_made_once():
     alike = {"firm", "before", "mapped", "alone", "weighted", "unread", "slower"}
     assert made(plan.model_home) == alike
     assert made(plan.label_home, 2) == alike
-    assert made(plan.label_home, 1) == alike | {"without_bfd", "faster"}
+    guided = {name for name in methods if name.startswith("guided")}
+    assert made(plan.label_home, 1) == alike | guided | {"without_bfd", "faster"}
     read_alike = {"alone", "weighted", "unread"}
     assert made(plan.bank_home, 1) == read_alike
-    assert made(plan.bank_home, 0) == read_alike | {"without_bfd", "faster", "slower"}
+    others = {"without_bfd", "faster", "slower"} | guided - {"guided_firm"}
+    assert made(plan.bank_home, 0) == read_alike | others
+    homes = {name: plan.model_home(name) for name in guided}
+    assert homes == {name: name for name in guided} | {"guided_alone": "guided"}
     # Those that are like no built-in method make their own, the first of them for all.
     for home in (plan.model_home, plan.fused_home):
         assert home("klda_firm") == "klda_firm"
@@ -893,6 +905,26 @@ def test_what_several_methods_would_make_alike_is_made_once():
     assert (plan.model_home("ssul"), plan.label_home("ssul", 1)) == ("ssul", "kproba")
     plan = _plan(pseudo_labels={"rule": "lda"})
     assert plan.model_home("barm") == plan.label_home("ssul", 1) == "barm"
+
+
+def test_a_step_is_told_how_network_and_bank_teach():
+    guided = {"based_on": "barm", "teacher": "fused"}
+    experiment = {"dataset": "tiny", "task": "6-2", "methods": ["barm", "guided"]}
+    plan = _plan(methods={"guided": guided}, experiments=[experiment])
+    guides = [
+        plan.step_settings(Run("tiny", "6-2", "overlap", name, 0), 1)["guide"]
+        for name in ("barm", "guided")
+    ]
+    assert guides == [None, plan.prediction_rule("guided")]
+    assert guides[1]["rule"] == "lda"
+
+
+def test_a_bank_that_teaches_without_distillation_is_refused():
+    changes = {"teacher": "fused", "losses": {"gkd": 0}}
+    with pytest.raises(
+        ConfigError, match=r"mine\.teacher: expected 'network'"
+    ):
+        _plan(**_method(**changes))
 
 
 def test_labels_and_prediction_that_want_different_banks_are_refused():

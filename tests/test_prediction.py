@@ -1,42 +1,17 @@
 """Prediction by network and bank against the formula in float64."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from banks import CLASSES, bank_of, scores_of_lda, settings
 
 from kproba.model import Architecture, SegmentationNetwork, compose_logits
 from kproba.prediction import FusedPredictor
-from kproba.prototypes import (
-    BankSettings,
-    FeatureBatch,
-    PrototypeBank,
-    bank_features,
-    build_bank,
-    draw_sample,
-)
 from kproba.pseudo_labels import (
-    PseudoLabelSettings,
     evidence,
     log_probabilities,
     pseudo_label,
 )
-
-CLASSES = 3
-
-
-def settings(rule: str, **changes: float) -> PseudoLabelSettings:
-    numbers = {
-        "threshold": 0.0,
-        "score_threshold": 0.0,
-        "foreground": "network",
-        "probability_weight": 1.0,
-        "posterior_weight": 1.0,
-        "foreground_bias": 0.0,
-        "image_prior": 0,
-        "temperature": 1.0,
-    }
-    return PseudoLabelSettings(rule=rule, metric="euclidean", **(numbers | changes))
 
 
 @pytest.fixture(scope="module")
@@ -52,42 +27,6 @@ def network(request: pytest.FixtureRequest) -> SegmentationNetwork:
     )
     network = SegmentationNetwork(architecture, [1, 1], weights="imagenet", seed=3)
     return network.eval().requires_grad_(False)
-
-
-def bank_of(network: SegmentationNetwork, images: torch.Tensor, map_: str):
-    how = BankSettings(
-        feature="backbone",
-        map=map_,
-        dimension=64,
-        maps=1 if map_ == "identity" else 2,
-        gamma="median",
-        scatter=True,
-        momentum=0.9,
-        ridge=0.1,
-        calibration_cells=100,
-    )
-    generator = torch.Generator().manual_seed(1)
-    size = (2, *images.shape[-2:])
-    targets = torch.randint(0, CLASSES, size, dtype=torch.uint8, generator=generator)
-    batch = FeatureBatch(bank_features(network(images), how), targets, [0, 1])
-    sample = draw_sample([batch], how, images=2, seed=0)
-    return build_bank([batch], sample, how, classes=CLASSES, seed=0)
-
-
-def scores_of_lda(bank: PrototypeBank, features: torch.Tensor) -> torch.Tensor:
-    """Log q of features (d, h, w), (C, h, w) float64, as Gaussian densities."""
-    x = ((features.double().flatten(1).T - bank.centre) / bank.spread).numpy()
-    covariance = (bank.scatter[0] / bank.scatter_count).numpy()
-    ridge = bank.settings.ridge * covariance.diagonal().mean()
-    precision = np.linalg.inv(covariance + ridge * np.eye(len(covariance)))
-    means, share = bank.means[0].numpy(), bank.share.numpy()
-    columns = []
-    for mean, part in zip(means, share, strict=True):
-        apart = x - mean
-        square = np.einsum("ni,ij,nj->n", apart, precision, apart)
-        columns.append(np.log(part) - square / 2)
-    scores = torch.from_numpy(np.stack(columns)) / bank.temperature
-    return scores.log_softmax(0).view(-1, *features.shape[1:])
 
 
 @pytest.mark.parametrize(("w", "a", "b"), [(1, 1, 0), (0, 1, 0), (0.5, 2, 0.3)])

@@ -30,6 +30,7 @@ from kproba.curves import Monitor
 from kproba.digits import DigitScenes, write_digits
 from kproba.distributed import Process
 from kproba.indexing import index_dataset
+from kproba.inference import bank_of_step
 from kproba.launch import free_port
 from kproba.splits import UNSURE, LabelMap, parse_task, read_index, select_images
 from kproba.state import StopFlag
@@ -167,6 +168,7 @@ def train_with(
     base: Path | None,
     means: Means,
     labels: Path | None = None,
+    guides: tuple[Path | None, Path | None] = (None, None),
     **more: Any,
 ) -> None:
     """Train the step of `out`/settings.json; every process writes its weights."""
@@ -182,6 +184,8 @@ def train_with(
         validation=(data / "index.csv",),
         tensorboard=out / "tensorboard",
         state=out / "state.pt",
+        bank=guides[0],
+        source=guides[1],
     )
     network = train(settings, files, means, process, **more)
     weights = {key: value.contiguous() for key, value in network.state_dict().items()}
@@ -196,11 +200,13 @@ def trained(
     base: Path | None = None,
     processes: int = 1,
     labels: Path | None = None,
+    guides: tuple[Path | None, Path | None] = (None, None),
     **means: Any,
 ) -> Path:
     out.mkdir()
     (out / "settings.json").write_text(json.dumps(settings))
-    in_processes(processes, train_with, data, out, base, Means(**means), labels)
+    job = (train_with, data, out, base, Means(**means), labels, guides)
+    in_processes(processes, *job)
     return out
 
 
@@ -319,7 +325,12 @@ def targets(data: Path) -> Path:
 
 
 def trained_twice(
-    data: Path, out: Path, settings: dict, base: Path, labels: Path | None
+    data: Path,
+    out: Path,
+    settings: dict,
+    base: Path,
+    labels: Path | None,
+    guides: tuple[Path | None, Path | None] = (None, None),
 ) -> Path:
     """Step 1 by one process; two with three micro-batches give the same weights."""
     one, two = (
@@ -330,6 +341,7 @@ def trained_twice(
             base=base,
             processes=processes,
             labels=labels,
+            guides=guides,
             accumulation=accumulation,
         )
         for processes, accumulation in ((1, 1), (2, 3))
@@ -388,6 +400,41 @@ def test_backbone_stays_and_serves_the_teacher_if_the_heads_train_alone(
     settings["optimisation"]["backbone"] = settings["optimisation"]["floor"] = 0.0
     slow = trained(data, tmp_path / "slow", settings, base=base, labels=targets)
     assert largest_relative_difference(one, slow) < 1e-5
+
+
+def test_a_bank_teaches_an_increment(
+    data: Path, base: Path, alone: Path, tmp_path: Path
+) -> None:
+    bank, groups = tmp_path / "prototypes.safetensors", parse_task("6-2", 10)[:1]
+    plan_of_bank = {
+        **{"feature": "backbone", "map": "identity", "dimension": 2, "maps": 1},
+        **{"gamma": 1.0, "scatter": True, "momentum": 0.9, "ridge": 0.01},
+        "calibration_cells": 500,
+    }
+    step = step_settings(1, **SHARED)
+    names = step["class_names"][:7]
+    more = {"groups": groups, "names": names, "setting": "overlap", "seed": 0}
+    bank_of_step(base, data / "step0.csv", bank, settings=plan_of_bank, **more)
+    guided = step_settings(1, **SHARED)
+    guided["recipe"]["teacher"] = "fused"
+    guided["guide"] = {
+        **{"rule": "lda", "threshold": 0.0, "score_threshold": 0.0},
+        **{"foreground": "network", "probability_weight": 1.0, "image_prior": 1},
+        **{"posterior_weight": 0.5, "foreground_bias": 0.0, "temperature": 0.0},
+        "metric": "euclidean",
+    }
+    one = trained_twice(data, tmp_path, guided, base, None, (bank, None))
+    assert largest_relative_difference(one, alone) > 1e-4
+    terms = [pd.read_csv(path / "metrics.csv").iloc[0] for path in (one, alone)]
+    for name in ("bce", "bfd"):  # of the first iteration: the same network
+        assert terms[0][name] == pytest.approx(terms[1][name], rel=1e-5)
+    assert terms[0]["gkd"] != pytest.approx(terms[1]["gkd"], rel=1e-3)
+    # Features of another network, here the same one, come from a pass of their own.
+    job = {"base": base, "guides": (bank, base)}
+    again = trained(data, tmp_path / "source", guided, **job)
+    assert largest_relative_difference(one, again) < 1e-5
+    with pytest.raises(ValueError, match="Expected the bank and the model of the prev"):
+        train_with(Process(), data, again, base, Means())
 
 
 def test_two_nodes_give_the_weights_of_one_process(

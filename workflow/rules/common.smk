@@ -253,6 +253,17 @@ def pseudo_labels_of_step(wildcards):
     return label_file(run_of(wildcards), wildcards.step)
 
 
+def bank_of_teacher(wildcards):
+    """Bank of the previous step, where it teaches the next one too."""
+    return previous_bank(wildcards) if plan.guided(wildcards.method) else []
+
+
+def source_of_teacher(wildcards):
+    if not plan.guided(wildcards.method):
+        return []
+    return source_of_bank(wildcards, int(wildcards.step) - 1)
+
+
 # --- Prototype banks -----------------------------------------------------------------
 
 

@@ -83,6 +83,8 @@ rule train_step:
         split="results/splits/{dataset}/{task}-{setting}/step{step}.csv",
         previous=previous_model,
         pseudo_labels=pseudo_labels_of_step,
+        bank=bank_of_teacher,
+        source=source_of_teacher,
         validation=indices_of_step,
     output:
         model="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/model.safetensors",
@@ -113,6 +115,7 @@ rule train_step:
         " --cores {threads} --threads {resources.cpu_threads} --nodes {resources.nodes}"
         " kproba.training {input.settings} --split {input.split}"
         " --previous {input.previous} --pseudo-labels {input.pseudo_labels}"
+        " --bank {input.bank} --source {input.source}"
         " --model {output.model} --metrics {output.metrics} --usage {output.usage}"
         " --tensorboard {output.tensorboard}"
         " --validation {input.validation}"
