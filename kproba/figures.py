@@ -24,6 +24,7 @@ MOST_CURVES = 10  # in one panel
 MOST_NAMED = 48  # classes in a legend
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+LEVEL = "#767676"  # of what is one line through all steps
 
 
 def draw_figures(
@@ -77,7 +78,7 @@ def _draw_miou(results: Sequence[Row]) -> Figure:
             colour = COLOURS[number % len(COLOURS)]
             if len(curve) == 1 and len(steps) > 1:  # joint: one training, one line
                 level = float(curve["mean"].iloc[0])
-                axis.axhline(level, color=colour, linestyle="--", label=method)
+                axis.axhline(level, color=LEVEL, linestyle="--", label=method)
             else:
                 axis.errorbar(
                     curve.index,
@@ -92,7 +93,11 @@ def _draw_miou(results: Sequence[Row]) -> Figure:
         axis.set(title=title, xlabel="step", xticks=steps, ylim=(0, 100))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("mIoU in percent")
-    axes[2].legend(loc="best")
+    handles, labels = axes[2].get_legend_handles_labels()
+    shown = dict(zip(labels, handles, strict=True))
+    handles = [shown[method] for method in methods if method in shown]
+    figure.legend(handles=handles, loc="upper center", ncol=MOST_CURVES)
+    figure.subplots_adjust(top=0.8)
     return figure
 
 

@@ -921,9 +921,7 @@ def test_a_step_is_told_how_network_and_bank_teach():
 
 def test_a_bank_that_teaches_without_distillation_is_refused():
     changes = {"teacher": "fused", "losses": {"gkd": 0}}
-    with pytest.raises(
-        ConfigError, match=r"mine\.teacher: expected 'network'"
-    ):
+    with pytest.raises(ConfigError, match=r"mine\.teacher: expected 'network'"):
         _plan(**_method(**changes))
 
 
