@@ -228,6 +228,35 @@ def test_methods_trained_alike_share_their_models(run: Path) -> None:
     assert planned(["kproba", "barm"])["train_step"] == 2  # kproba's are there
 
 
+def test_banks_of_earlier_steps_teach_the_next_one(run: Path) -> None:
+    methods = {
+        "taught": {"based_on": "kproba", "teacher": "fused"},
+        "taught_alone": {
+            **{"based_on": "kproba", "teacher": "fused"},
+            "prediction": "network",
+        },
+    }
+    used = [*methods, "kproba"]
+    experiment = {"dataset": "tiny", "task": "6-2", "methods": used}
+    write_config(run, {"experiments": [experiment], "methods": methods})
+    planned = jobs(run)
+    assert planned["train_step"] == 2
+    assert planned["build_prototypes"] == 2  # that of step 0 is kproba's
+    chain = f"{CHAIN}/taught/seed0"
+    told = snakemake(run, "--printshellcmds", f"{chain}/step2/model.safetensors")
+    settings = f"kproba.training {chain}/step2/settings.json"
+    [call] = [line for line in told.splitlines() if settings in line]
+    assert f"--bank {chain}/step1/prototypes.safetensors" in call
+    assert f"--source {BASE}/model.safetensors" in call
+    assert read_json(run / chain / "step2/settings.json")["guide"]["rule"] == "klda"
+    models = [
+        load_file(run / CHAIN / f"{method}/seed0/step2/model.safetensors")
+        for method in ("kproba", "taught")
+    ]
+    assert models[0].keys() == models[1].keys()
+    assert any(not torch.equal(models[0][key], models[1][key]) for key in models[0])
+
+
 def test_increment_setting_keeps_step_0(run: Path) -> None:
     write_config(run, {"increment": {"epochs": 2, "batch_size": 4}})
     again = jobs(run)
