@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from kproba.model import SegmentationNetwork
+from kproba.model import Architecture, SegmentationNetwork
 from kproba.prototypes import (
     BankSettings,
     FeatureBatch,
@@ -29,6 +29,21 @@ def settings(rule: str, **changes: float) -> PseudoLabelSettings:
         "temperature": 1.0,
     }
     return PseudoLabelSettings(rule=rule, metric="euclidean", **(numbers | changes))
+
+
+def images_of(height: int, width: int) -> torch.Tensor:
+    """Two images of noise, (2, 3, height, width) uint8."""
+    size, generator = (2, 3, height, width), torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+
+
+def network_of(seed: int, *, softmax: bool = False) -> SegmentationNetwork:
+    """A small network of two steps of one class each."""
+    architecture = Architecture(
+        "efficientnet_lite0", 16, (1, 2), 8, 0.1, 0.01, softmax=softmax
+    )
+    network = SegmentationNetwork(architecture, [1, 1], weights="imagenet", seed=seed)
+    return network.eval().requires_grad_(False)
 
 
 def bank_of(network: SegmentationNetwork, images: torch.Tensor, map_: str):

@@ -4,12 +4,18 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from banks import CLASSES, bank_of, scores_of_lda, settings
+from banks import (
+    CLASSES,
+    bank_of,
+    images_of,
+    network_of,
+    scores_of_lda,
+    settings,
+)
 
 from kproba.artifacts import fingerprint
 from kproba.guidance import Guide
 from kproba.model import (
-    Architecture,
     Outputs,
     SegmentationNetwork,
     compose_logits,
@@ -20,14 +26,7 @@ from kproba.pseudo_labels import LEAST_EVIDENCE
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=generator)
-
-
-def network_of(seed: int) -> SegmentationNetwork:
-    architecture = Architecture("efficientnet_lite0", 16, (1, 2), 8, 0.1, 0.01)
-    network = SegmentationNetwork(architecture, [1, 1], weights="imagenet", seed=seed)
-    return network.eval().requires_grad_(False)
+    return images_of(64, 96)
 
 
 @pytest.fixture(scope="module")

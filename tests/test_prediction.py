@@ -3,9 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from banks import CLASSES, bank_of, scores_of_lda, settings
+from banks import (
+    CLASSES,
+    bank_of,
+    images_of,
+    network_of,
+    scores_of_lda,
+    settings,
+)
 
-from kproba.model import Architecture, SegmentationNetwork, compose_logits
+from kproba.model import SegmentationNetwork, compose_logits
 from kproba.prediction import FusedPredictor
 from kproba.pseudo_labels import (
     evidence,
@@ -16,17 +23,12 @@ from kproba.pseudo_labels import (
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (2, 3, 64, 48), dtype=torch.uint8, generator=generator)
+    return images_of(64, 48)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["sigmoids", "softmax"])
 def network(request: pytest.FixtureRequest) -> SegmentationNetwork:
-    architecture = Architecture(
-        "efficientnet_lite0", 16, (1, 2), 8, 0.1, 0.01, softmax=request.param
-    )
-    network = SegmentationNetwork(architecture, [1, 1], weights="imagenet", seed=3)
-    return network.eval().requires_grad_(False)
+    return network_of(3, softmax=request.param)
 
 
 @pytest.mark.parametrize(("w", "a", "b"), [(1, 1, 0), (0, 1, 0), (0.5, 2, 0.3)])
