@@ -399,23 +399,26 @@ def step_memory() -> list[Result]:
 # --- loading -------------------------------------------------------------------------
 
 
+def photographs(folder: Path, count: int) -> pd.DataFrame:
+    """A split of JPEGs of VOC's size, 375 × 500, of about 60 kB, with masks."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(count):
+        coarse = generator.integers(0, 256, (47, 63, 3), dtype=np.uint8)  # smooth noise
+        image = Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)
+        mask = generator.integers(0, 21, (375, 500)).astype(np.uint8) // 20
+        paths = folder / f"{number}.jpg", folder / f"{number}.png"
+        image.save(paths[0], quality=92)
+        write_label_image(paths[1], mask)
+        files = {"image": str(paths[0]), "mask": str(paths[1])}
+        rows.append({"id": str(number), **files})
+    return pd.DataFrame(rows)
+
+
 def loading() -> list[Result]:
     """The training loader alone against the iteration that consumes its batch."""
-    generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
-        rows = []
-        for number in range(32):
-            # Smooth noise: JPEGs of VOC's size, 375 × 500, of about 60 kB.
-            coarse = generator.integers(0, 256, (47, 63, 3), dtype=np.uint8)
-            image = Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)
-            mask = generator.integers(0, 21, (375, 500)).astype(np.uint8) // 20
-            paths = Path(name) / f"{number}.jpg", Path(name) / f"{number}.png"
-            image.save(paths[0], quality=92)
-            write_label_image(paths[1], mask)
-            rows.append(
-                {"id": str(number), "image": str(paths[0]), "mask": str(paths[1])}
-            )
-        split = pd.DataFrame(rows)
+        split = photographs(Path(name), 32)
         augmentation = Augmentation(CROP, (0.5, 2.0), 0.5)
         identity = np.arange(256, dtype=np.uint8)
 

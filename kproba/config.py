@@ -30,6 +30,7 @@ from kproba.datasets import (
 )
 from kproba.methods import (
     BASES,
+    FIRST_GUIDED,
     METHODS,
     OF_BRANCHES,
     OF_SOFTMAX,
@@ -300,7 +301,7 @@ class Plan:
                 self._names[name] = self._class_names(name)
         self._groups: dict[tuple[str, str], Groups] = {}
         self._recipes = self._methods()
-        self._homes: dict[tuple[str, str], str] = {}
+        self._homes: dict[tuple[str, str, int], str] = {}
         self.runs: list[Run] = []
         for number, experiment in enumerate(config["experiments"]):
             self._add(f"experiments.{number}", experiment)
@@ -465,9 +466,9 @@ class Plan:
         """Whether the method's test asks network and bank together."""
         return self.recipe(method).prediction != "network"
 
-    def guided(self, method: str) -> bool:
-        """Whether an increment is taught by network and bank together."""
-        return self.recipe(method).guided
+    def guided(self, method: str, step: int) -> bool:
+        """Whether a step is taught by network and bank together."""
+        return self.recipe(method).guided and step >= FIRST_GUIDED
 
     def bank(self, method: str) -> Config:
         """`BankSettings` of a method: `lda` wants no map, κ by distance no scatter."""
@@ -521,67 +522,72 @@ class Plan:
 
     # Where what several methods would make alike is made, once
 
-    def model_home(self, method: str) -> str:
-        """The method in whose folder the models of increments are: see `_home`."""
-        return self._home(method, self._model_key)
+    def model_home(self, method: str, step: int) -> str:
+        """The method in whose folder the model of an increment is: see `_home`."""
+        return self._home(method, self._model_key, step)
 
     def bank_home(self, method: str, step: int) -> str:
         """The method in whose folder the bank of a step is: see `_home`."""
-        return self._home(method, self._later_bank_key if step else self._bank_key)
+        return self._home(method, self._bank_key, step)
 
     def label_home(self, method: str, step: int) -> str:
         """The method in whose folder the pseudo labels of a step are: see `_home`."""
-        return self._home(method, self._label_key if step == 1 else self._model_key)
+        return self._home(method, self._label_key, step)
 
     def fused_home(self, method: str) -> str:
         """The method in whose folder the fused test of step 0 is: see `_home`."""
-        return self._home(method, self._fused_key)
+        return self._home(method, self._fused_key, 0)
 
-    def _home(self, method: str, key: Callable[[str], Any]) -> str:
+    def _home(self, method: str, key: Callable[[str, int], Any], step: int) -> str:
         """The first method that would make the same: built-in ones, then as they stand.
 
         The loss terms of a method, say, matter neither to the bank of step 0 nor to the
         pseudo labels of step 1, and how it predicts to none of its trainings. Methods
         count whether an experiment names them or not, or its files would have to move.
         """
-        asked = key.__name__, method
+        step = min(step, FIRST_GUIDED + 1)  # of what is shared, later ones are alike
+        asked = key.__name__, method, step
         if asked not in self._homes:
-            own, names = key(method), (*self._recipes, method)
-            self._homes[asked] = next(name for name in names if key(name) == own)
+            own, names = key(method, step), (*self._recipes, method)
+            self._homes[asked] = next(name for name in names if key(name, step) == own)
         return self._homes[asked]
 
-    def _bank_key(self, method: str) -> Any:
-        before, bank = self.bank_network(method) == "before", self.bank(method)
-        del bank["momentum"]  # of later steps
-        return self.base_name(method), bank, before
+    def _bank_key(self, method: str, step: int) -> Any:
+        network, bank = self.bank_network(method), self.bank(method)
+        if step == 0:
+            del bank["momentum"]  # of later steps
+            return self.base_name(method), bank, network == "before"
+        return bank, network, self._model_key(method, step)
 
-    def _later_bank_key(self, method: str) -> Any:
-        bank, network = self.bank(method), self.bank_network(method)
-        return bank, network, self._model_key(method)
-
-    def _label_key(self, method: str) -> Any:
-        bank = self._bank_key(method) if self.reads_bank(method) else None
+    def _label_key(self, method: str, step: int) -> Any:
+        if step > 1:
+            return self._model_key(method, step - 1)
+        bank = self._bank_key(method, 0) if self.reads_bank(method) else None
         uses = self.recipe(method).use_pseudo_labels
         rule = self.pseudo_label_rule(method)
         return uses, self.base_name(method), bank, rule
 
-    def _model_key(self, method: str) -> Any:
+    def _model_key(self, method: str, step: int) -> Any:
         labels: Any = None
         if self.recipe(method).use_pseudo_labels:
             reads = self.reads_bank(method)
             bank = (self.bank(method), self.bank_network(method)) if reads else None
             labels = self.pseudo_label_rule(method), bank
         guide: Any = None
-        if self.guided(method):
+        if self.guided(method, step):
             network, rule = self.bank_network(method), self.prediction_rule(method)
             guide = self.bank(method), network, rule
-        recipe = self.recipe(method).to_dict()
+        recipe = self._recipe_of_step(method, step).to_dict()
         return recipe, self.section("increment", method), labels, guide
 
-    def _fused_key(self, method: str) -> Any:
+    def _fused_key(self, method: str, step: int) -> Any:
         if not self.fuses(method):
             return method
-        return self._bank_key(method), self.prediction_rule(method)
+        return self._bank_key(method, step), self.prediction_rule(method)
+
+    def _recipe_of_step(self, method: str, step: int) -> Method:
+        teacher: Any = "fused" if self.guided(method, step) else "network"
+        return replace(self.recipe(method), teacher=teacher)
 
     def step_settings(self, run: Run, step: int) -> Config:
         """Content of settings.json: all that determines the training of a step."""
@@ -594,10 +600,9 @@ class Plan:
         if own and not base and set(groups[-1]) == set(self._added.get(part, ())):
             optimisation = {**optimisation, "epochs": own}
         rates = optimisation["learning_rate"]
-        recipe = self.recipe(run.method)
-        recipe = replace(
-            recipe, use_pseudo_labels=self.uses_pseudo_labels(run.method, run.setting)
-        )
+        labelled = self.uses_pseudo_labels(run.method, run.setting)
+        recipe = self._recipe_of_step(run.method, step)
+        recipe = replace(recipe, use_pseudo_labels=labelled)
         return {
             **asdict(run),
             "step": step,
@@ -669,6 +674,12 @@ class Plan:
             switches = {key: changes[key] for key in SWITCHES if key in changes}
             recipe = replace(recipe, losses=LossWeights(**weights), **switches)
             self._check_terms(where, recipe)
+            if switches.get("teacher") == "fused" and not recipe.guided:
+                raise ConfigError(
+                    f"{where}.teacher: expected 'network' without a weight for gkd, "
+                    f"which alone is guided, but got 'fused'. Set losses.gkd, or leave "
+                    f"the teacher out."
+                )
             recipes[name] = recipe
         return recipes
 
@@ -688,11 +699,6 @@ class Plan:
                 f"{where}.prediction: expected 'network' for a method based on joint, "
                 f"which has no bank, but got '{recipe.prediction}'. Remove it."
             )
-        if recipe.guided and not recipe.losses.gkd:
-            raise ConfigError(
-                f"{where}.teacher: expected 'network' without a weight for gkd, which "
-                f"alone is guided, but got 'fused'. Set losses.gkd, or remove it."
-            )
         if recipe.scale_by_certainty and recipe.cross_entropy != "ce":
             raise ConfigError(
                 f"{where}.scale_by_certainty: expected the cross-entropy 'ce', which "
@@ -703,7 +709,7 @@ class Plan:
         """Refuse pseudo labels and a prediction that want different banks."""
         for method in dict.fromkeys(run.method for run in self.runs):
             rule, predicts = self._label_rule(method), self._bank_rule(method)
-            other = self.fuses(method) or self.guided(method)
+            other = self.fuses(method) or self.recipe(method).guided
             if not self.reads_bank(method) or not other:
                 continue
             wanted = [self._kind_of_bank(method, name) for name in (rule, predicts)]

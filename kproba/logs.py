@@ -86,20 +86,32 @@ class Terminal(logging.Handler):
             logging.getLogger().removeHandler(self)
 
 
+FULL_GPU = (
+    "Expected this job to fit into the memory of the GPU, but it did not. In training "
+    "raise compute.accumulation (2: half the images at a time) or compute.gpus; in "
+    "bank, pseudo labels and test lower compute.batch_size (of predict: --batch-size); "
+    "or lower augmentation.crop_size or evaluation.crop, which changes results. "
+    "PyTorch says:"
+)
+
+
 @contextlib.contextmanager
 def told_errors() -> Iterator[None]:
     """End the process with status 1 on an error of a block, told on standard error.
 
-    One that this package raises on purpose speaks for itself; others come with a
-    traceback. Of several processes each says which it is: the first to fail makes
-    the others fail.
+    One that this package raises on purpose speaks for itself, and a full GPU tells the
+    mend; others come with a traceback. Of several processes each says which it is: the
+    first to fail makes the others fail.
     """
     try:
         yield
     except Exception as error:
-        told = (
-            f"Error: {error}" if _on_purpose(error) else traceback.format_exc().rstrip()
-        )
+        if _on_purpose(error):
+            told = f"Error: {error}"
+        elif type(error).__name__ == "OutOfMemoryError":  # PyTorch's: not imported here
+            told = f"Error: {FULL_GPU}\n{error}"
+        else:
+            told = traceback.format_exc().rstrip()
         if "WORLD_SIZE" in os.environ:
             rank, count = os.environ["RANK"], os.environ["WORLD_SIZE"]
             told = f"Process {rank} of {count} failed:\n{told}"

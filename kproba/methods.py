@@ -54,8 +54,8 @@ class Method:
             raw label is 0 (the reference), or "pseudo", only where the pseudo label is
             too, so that background may fall on what was recognised as an old class.
         teacher: Whose answer `gkd` holds the old branches to: that of the previous
-            "network", or on background that of network and bank, "fused"
-            (`kproba.guidance`).
+            "network", or on background that of network and bank, "fused", from step
+            `FIRST_GUIDED` on (`kproba.guidance`).
         trains: "all"; "heads": everything but the backbone; or "newest": the newest
             branch alone.
         prediction: How a pixel's class is found in the test: by the "network" alone, or
@@ -94,8 +94,8 @@ class Method:
 
     @property
     def guided(self) -> bool:
-        """Whether the bank has a say in what an increment is taught."""
-        return self.teacher == "fused"
+        """Whether the bank has a say in what increments are taught."""
+        return self.teacher == "fused" and self.losses.gkd > 0
 
     def to_dict(self) -> dict[str, Any]:
         """What determines a training, as plain JSON types."""
@@ -108,6 +108,10 @@ class Method:
         """What `to_dict` gave."""
         return cls(**{**content, "losses": LossWeights(**content["losses"])})
 
+
+# Step 1 is taught by step 0's network, which has learned its classes side by side and
+# has mistaken none for one of a later step: the bank has nothing to correct.
+FIRST_GUIDED = 2
 
 # The rules of `kproba.pseudo_labels` with the settings that each reads, those among
 # them that read the bank, and those that score every class by network and bank.
@@ -129,9 +133,9 @@ BARM_LOSSES = LossWeights(bga_ce=1.0, bga_t=5.0, gkd=1.0, bfd=4.0)
 SURE = {"rule": "confidence", "threshold": 0.7}
 
 METHODS = {
-    # Trained as BARM, if the configuration names no other rule for its pseudo labels;
-    # its prototypes join in the prediction.
-    "kproba": Method(losses=BARM_LOSSES, prediction="fused"),
+    # BARM with prototypes, which join in the prediction and from step 2 on in what the
+    # old branches are taught. The configuration may name another rule for its labels.
+    "kproba": Method(losses=BARM_LOSSES, teacher="fused", prediction="fused"),
     # Zhang & Gao, ECCV 2024.
     "barm": Method(losses=BARM_LOSSES, pseudo_labels=SURE),
     # Cha et al., NeurIPS 2021, without memory and without saliency: what is old stays

@@ -855,7 +855,7 @@ def test_what_several_methods_would_make_alike_is_made_once():
         # trained otherwise, on the same pseudo labels in step 1
         "without_bfd": {"losses": {"bfd": 0}},
         "faster": {"increment": {"epochs": 1}},
-        # trained alike: another bank or another prediction
+        # trained alike until a bank teaches: another bank or another prediction
         "firm": {"bank": {"ridge": 0.5}},
         "before": {"bank": {"network": "before"}},
         "mapped": {"prediction": "klda"},
@@ -867,59 +867,73 @@ def test_what_several_methods_would_make_alike_is_made_once():
         "klda": klda,
         "klda_firm": klda | {"bank": {"ridge": 0.5}},
         "klda_alone": klda | {"prediction": "network"},
-        # taught by the bank, too
-        "guided": {"teacher": "fused"},
-        "guided_alone": {"teacher": "fused", "prediction": "network"},
-        "guided_firm": {"teacher": "fused", "bank": {"ridge": 0.5}},
-        "guided_weighted": {
-            "teacher": "fused",
-            "pseudo_labels": {"posterior_weight": 2},
-        },
     }
     plan = _plan(
-        methods={name: {"based_on": "kproba", **own} for name, own in methods.items()}
+        methods={
+            name + end: {"based_on": "kproba", **own, **more}
+            for end, more in (("", {}), ("_untaught", {"teacher": "network"}))
+            for name, own in methods.items()
+        }
     )
 
-    def made(home, *step):
-        return {name for name in methods if home(name, *step) == "kproba"}
+    def made(home, step, end="", by="kproba"):
+        return {name for name in methods if home(name + end, step) == by}
 
     alike = {"firm", "before", "mapped", "alone", "weighted", "unread", "slower"}
-    assert made(plan.model_home) == alike
-    assert made(plan.label_home, 2) == alike
-    guided = {name for name in methods if name.startswith("guided")}
-    assert made(plan.label_home, 1) == alike | guided | {"without_bfd", "faster"}
+    assert made(plan.model_home, 1) == made(plan.label_home, 2) == alike
+    assert made(plan.label_home, 1) == alike | {"without_bfd", "faster"}
+    # From step 2 on a bank teaches: what it says of a pixel is a training's matter.
+    for step in (2, 3, 7):
+        assert made(plan.model_home, step) == {"alone", "unread"}
+        assert made(plan.label_home, step + 1) == {"alone", "unread"}
+        assert made(plan.model_home, step, "_untaught", "barm") == alike
+        assert made(plan.label_home, step + 1, "_untaught", "barm") == alike
+        assert made(plan.bank_home, step) == {"alone", "unread"}
     read_alike = {"alone", "weighted", "unread"}
-    assert made(plan.bank_home, 1) == read_alike
-    others = {"without_bfd", "faster", "slower"} | guided - {"guided_firm"}
+    assert made(plan.bank_home, 1) == made(plan.bank_home, 1, "_untaught") == read_alike
+    others = {"without_bfd", "faster", "slower"}
     assert made(plan.bank_home, 0) == read_alike | others
-    homes = {name: plan.model_home(name) for name in guided}
-    assert homes == {name: name for name in guided} | {"guided_alone": "guided"}
     # Those that are like no built-in method make their own, the first of them for all.
-    for home in (plan.model_home, plan.fused_home):
-        assert home("klda_firm") == "klda_firm"
-    assert plan.model_home("klda_alone") == plan.label_home("klda_alone", 2) == "klda"
-    assert plan.bank_home("klda_alone", 1) == "klda"
+    assert plan.fused_home("klda_firm") == "klda_firm"
+    for step in (1, 2):
+        assert plan.model_home("klda_firm", step) == "klda_firm"
+        assert plan.model_home("klda_alone", step) == "klda"
+        assert plan.label_home("klda_alone", step + 1) == "klda"
+        assert plan.bank_home("klda_alone", step) == "klda"
     assert plan.fused_home("klda_alone") == "klda_alone"
-    # barm is kproba's network alone, and ssul learns from the same labels in step 1.
-    assert plan.model_home("barm") == plan.label_home("barm", 2) == "kproba"
-    assert (plan.model_home("ssul"), plan.label_home("ssul", 1)) == ("ssul", "kproba")
+    # barm is trained as kproba in step 1, and ssul learns from the same labels then.
+    assert plan.model_home("barm", 1) == plan.label_home("barm", 2) == "kproba"
+    assert plan.model_home("barm", 2) == plan.label_home("barm", 3) == "barm"
+    assert plan.model_home("ssul", 1) == "ssul"
+    assert plan.label_home("ssul", 1) == "kproba"
     plan = _plan(pseudo_labels={"rule": "lda"})
-    assert plan.model_home("barm") == plan.label_home("ssul", 1) == "barm"
+    assert plan.model_home("barm", 1) == plan.label_home("ssul", 1) == "barm"
 
 
 def test_a_step_is_told_how_network_and_bank_teach():
     guided = {"based_on": "barm", "teacher": "fused"}
-    experiment = {"dataset": "tiny", "task": "6-2", "methods": ["barm", "guided"]}
+    used = ["barm", "guided", "kproba"]
+    experiment = {"dataset": "tiny", "task": "6-2", "methods": used}
     plan = _plan(methods={"guided": guided}, experiments=[experiment])
-    guides = [
-        plan.step_settings(Run("tiny", "6-2", "overlap", name, 0), 1)["guide"]
-        for name in ("barm", "guided")
-    ]
-    assert guides == [None, plan.prediction_rule("guided")]
-    assert guides[1]["rule"] == "lda"
+
+    def told(name, step):
+        run = Run("tiny", "6-2", "overlap", name, 0)
+        settings = plan.step_settings(run, step)
+        return settings["recipe"]["teacher"], settings["guide"]
+
+    for name in used:  # step 0's network has mistaken nothing yet
+        assert told(name, 1) == ("network", None)
+    assert told("barm", 2) == ("network", None)
+    for name in ("guided", "kproba"):
+        assert told(name, 2) == ("fused", plan.prediction_rule(name))
+        assert told(name, 2)[1]["rule"] == "lda"
 
 
-def test_a_bank_that_teaches_without_distillation_is_refused():
+def test_a_bank_teaches_nothing_without_distillation():
+    plan = _plan(**_method(losses={"gkd": 0}))
+    assert not plan.guided("mine", 2)
+    run = Run("tiny", "6-2", "overlap", "mine", 0)
+    assert plan.step_settings(run, 2)["recipe"]["teacher"] == "network"
     changes = {"teacher": "fused", "losses": {"gkd": 0}}
     with pytest.raises(ConfigError, match=r"mine\.teacher: expected 'network'"):
         _plan(**_method(**changes))

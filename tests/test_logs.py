@@ -4,6 +4,7 @@ import logging
 import os
 
 import pytest
+import torch
 
 from kproba.datasets import class_names
 from kproba.logs import PROGRESS, Terminal, log_to
@@ -26,6 +27,15 @@ def test_other_errors_come_with_their_traceback(tmp_path):
     assert (
         log.read_text().rstrip().endswith("invalid literal for int() with base 10: 'x'")
     )
+
+
+def test_a_full_gpu_tells_the_mend(tmp_path):
+    log = tmp_path / "a.log"
+    with pytest.raises(SystemExit), log_to(log):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+    first, last = log.read_text().splitlines()
+    assert "raise compute.accumulation" in first
+    assert last == "CUDA out of memory. Tried to allocate 9 GiB"
 
 
 def test_log_lines_go_to_the_file_and_on_request_to_the_terminal(tmp_path, capfd):

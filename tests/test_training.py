@@ -6,8 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,15 @@ import pytest
 import torch
 from processes import finished_within, in_processes
 from safetensors.torch import load_file, save_file
+from steps import (
+    RATES,
+    command,
+    interrupt,
+    largest_relative_difference,
+    launch,
+    step_settings,
+    write_data,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kproba.artifacts import (
@@ -25,14 +32,11 @@ from kproba.artifacts import (
     read_label_image,
     write_label_image,
 )
-from kproba.config import Plan, Run, check
 from kproba.curves import Monitor
-from kproba.digits import DigitScenes, write_digits
 from kproba.distributed import Process
-from kproba.indexing import index_dataset
 from kproba.inference import bank_of_step
 from kproba.launch import free_port
-from kproba.splits import UNSURE, LabelMap, parse_task, read_index, select_images
+from kproba.splits import UNSURE, LabelMap, parse_task, read_index
 from kproba.state import StopFlag
 from kproba.training import (
     Files,
@@ -44,121 +48,18 @@ from kproba.training import (
     train,
 )
 
-ROOT = Path(__file__).parents[1]
-SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 SMALL_RATES = {"backbone": 1e-4, "aspp": 1e-3, "branch": 1e-3}
-RATES = {"backbone": 1e-3, "aspp": 3e-3, "branch": 3e-3, "old_branches": 1e-3}
-
-
-def step_settings(
-    step: int, method: str = "kproba", *, weights: str = "none", **optimisation: Any
-) -> dict:
-    shared = {
-        "batch_size": 4,
-        "epochs": 1,
-        "optimizer": "sgd",
-        "learning_rate": RATES,
-        **optimisation,
-    }
-    config = {
-        "datasets": {"tiny": {"kind": "digits"}},
-        "experiments": [{"dataset": "tiny", "task": "6-2"}],
-        "model": {"aspp_channels": 16, "atrous_rates": [1, 2], "weights": weights},
-        "base": shared,
-        "increment": shared,
-        "augmentation": {"crop_size": 48, "horizontal_flip": 0},
-    }
-    plan = Plan(check(config, SCHEMA))
-    if step == 0:
-        name = plan.base_name(method)
-        return plan.step_settings(Run("tiny", "6", "overlap", name, 0), 0)
-    settings = plan.step_settings(Run("tiny", "6-2", "overlap", method, 0), step)
-    settings["recipe"]["use_pseudo_labels"] = False  # the raw labels serve here
-    return settings
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    scenes = DigitScenes(
-        train=20,
-        val=10,
-        size=48,
-        digits=(2, 3),
-        height=(0.4, 0.6),
-        rotation=10,
-        seed=0,
-    )
-    write_digits(folder / "scenes", scenes)
-    index_dataset(
-        folder / "index.csv",
-        folder / "i.json",
-        kind="digits",
-        folder=folder / "scenes",
-        class_count=10,
-    )
-    for step in (0, 1):
-        groups = parse_task("6-2", 10)[: step + 1]
-        chosen = select_images(read_index(folder / "index.csv"), groups, "overlap")
-        chosen.to_csv(folder / f"step{step}.csv", index=False)
-    return folder
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def base(data: Path) -> Path:
     """A trained step 0."""
     return launch(data, data / "base", step_settings(0)) / "model.safetensors"
-
-
-def command(
-    data: Path,
-    out: Path,
-    settings: dict,
-    *options: str,
-    previous: Path | None = None,
-    processes: int = 1,
-) -> list[str]:
-    out.mkdir(exist_ok=True)
-    (out / "settings.json").write_text(json.dumps(settings))
-    words = [
-        *(sys.executable, "-m", "kproba.launch", f"--processes={processes}"),
-        "kproba.training",
-        *(
-            str(out / "settings.json"),
-            "--split",
-            str(data / f"step{settings['step']}.csv"),
-        ),
-        *("--model", str(out / "model.safetensors")),
-        *("--metrics", str(out / "metrics.csv")),
-        *("--usage", str(out / "usage.json")),
-        *("--tensorboard", str(out / "tensorboard")),
-        *("--state", str(out / "training-state.pt")),
-        *options,
-    ]
-    return words if previous is None else [*words, "--previous", str(previous)]
-
-
-def launch(data: Path, out: Path, settings: dict, *options: str, **more: Any) -> Path:
-    done = subprocess.run(
-        command(data, out, settings, *options, **more),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    (out / "train.log").write_text(done.stderr)
-    return out
-
-
-def largest_relative_difference(one: Path, other: Path) -> float:
-    """Largest ‖w - w'‖ / ‖w‖ of any tensor of two models."""
-    first, second = (load_file(path / "model.safetensors") for path in (one, other))
-    assert first.keys() == second.keys()
-    return max(
-        float((first[key] - second[key]).norm() / first[key].norm().clamp(1e-6))
-        for key in first
-        if first[key].is_floating_point()
-    )
 
 
 def train_with(
@@ -526,22 +427,6 @@ def test_loader_workers_do_not_change_a_byte(
     )
     for name in ("model.safetensors", "metrics.csv"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
-
-
-def interrupt(
-    words: list[str], number: int, when: Callable[[], bool]
-) -> tuple[int, str]:
-    """Send a signal at a moment; exit status and output."""
-    process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    for _ in range(1200):
-        if when() or process.poll() is not None:
-            break
-        time.sleep(0.05)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
-    return process.returncode, output
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -111,7 +111,7 @@ def model_file(run, step):
         return f"{folder(joint_run(run), 0)}/model.safetensors"
     if step == 0:
         return f"{folder(base_run(run), 0)}/model.safetensors"
-    home = replace(run, method=plan.model_home(run.method))
+    home = replace(run, method=plan.model_home(run.method, step))
     return f"{folder(home, step)}/model.safetensors"
 
 
@@ -255,11 +255,12 @@ def pseudo_labels_of_step(wildcards):
 
 def bank_of_teacher(wildcards):
     """Bank of the previous step, where it teaches the next one too."""
-    return previous_bank(wildcards) if plan.guided(wildcards.method) else []
+    guided = plan.guided(wildcards.method, int(wildcards.step))
+    return previous_bank(wildcards) if guided else []
 
 
 def source_of_teacher(wildcards):
-    if not plan.guided(wildcards.method):
+    if not plan.guided(wildcards.method, int(wildcards.step)):
         return []
     return source_of_bank(wildcards, int(wildcards.step) - 1)
 

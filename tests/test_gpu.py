@@ -1,0 +1,311 @@
+"""On a real GPU: all methods, mixed precision, restarts, bank, test, a whole chain."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from calls import ROOT, jobs, snakemake
+from safetensors.torch import load_file
+from steps import (
+    RATES,
+    command,
+    interrupt,
+    largest_relative_difference,
+    launch,
+    step_settings,
+    write_data,
+)
+
+from kproba.artifacts import read_json, read_label_image
+from kproba.distributed import Process
+from kproba.splits import read_index
+from kproba.state import Progress, StopFlag
+from kproba.training import (
+    Descent,
+    Files,
+    Means,
+    StepSettings,
+    Tally,
+    autocast_type,
+    batches_of,
+    build_networks,
+    build_optimizer,
+    global_counts,
+    prepare,
+)
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+METHODS = ["kproba", "ssul", "plop", "mib", "lwf", "finetune"]
+BANK = {
+    **{"feature": "backbone", "map": "rff", "dimension": 64, "maps": 2},
+    **{"gamma": "median", "scatter": True, "momentum": 0.9, "ridge": 0.01},
+    "calibration_cells": 200,
+}
+RULE = {
+    **{"rule": "klda", "threshold": 0.7, "score_threshold": 0.0},
+    **{"foreground": "network", "probability_weight": 1.0, "image_prior": 1},
+    **{"posterior_weight": 0.5, "foreground_bias": 0.0, "temperature": 1.0},
+    "metric": "euclidean",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def bases(data: Path) -> dict[bool, Path]:
+    """Step 0 with sigmoids (False) and with a softmax (True), trained on the CPU."""
+    return {
+        softmax: launch(data, data / f"base{softmax}", base_settings(method))
+        / "model.safetensors"
+        for softmax, method in ((False, "kproba"), (True, "plop"))
+    }
+
+
+def base_settings(method: str = "kproba", **more: Any) -> dict:
+    """Of step 0 without dropout: each kind of device draws masks of its own."""
+    return step_settings(0, method, dropout=0.0, **more)
+
+
+def increment(method: str, precision: str = "auto") -> dict:
+    """Six iterations so small that rounding does not grow."""
+    rates = {part: rate / 10 for part, rate in RATES.items()}
+    more = {"precision": precision, "learning_rate": rates}
+    return step_settings(1, method, epochs=3, **more)
+
+
+def losses(out: Path) -> np.ndarray:
+    return pd.read_csv(out / "metrics.csv")["loss"].to_numpy()
+
+
+def gradients(
+    data: Path, settings: dict, base: Path | None, device: str
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """The terms of the first iteration of a step, and its gradient part by part."""
+    step, process = StepSettings.from_dict(settings), Process(device=device)
+    nowhere = data / "nowhere"
+    files = Files(
+        split=data / f"step{step.step}.csv",
+        previous=base,
+        **dict.fromkeys(("pseudo_labels", "weights"), None),
+        **dict.fromkeys(("model", "metrics", "usage", "tensorboard", "state"), nowhere),
+    )
+    student, teacher = build_networks(step, files, process)
+    precision = autocast_type(step.optimisation.precision, device)
+    scaler = torch.amp.GradScaler(enabled=False)
+    optimizer = build_optimizer(student, step.optimisation)
+    descent = Descent(
+        *(student, teacher, None, optimizer, scaler, precision, step, process)
+    )
+    split = read_index(files.split)
+    _, loader = batches_of(split, step, files, Means(), process, 0)
+    prepared = [prepare(next(loader), student, step)]
+    counts, *_ = global_counts(prepared, StopFlag(), False, process)
+    tally = Tally(Progress())
+    descent.iterate(prepared, counts, tally)
+    tally.settle()
+    parts: dict[str, list[torch.Tensor]] = {}
+    for name, parameter in student.named_parameters():
+        if parameter.grad is not None:
+            part = ".".join(name.split(".")[: 2 if name.startswith("branches") else 1])
+            parts.setdefault(part, []).append(parameter.grad.double().cpu().flatten())
+    return tally.progress.sums, {part: torch.cat(g) for part, g in parts.items()}
+
+
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [
+        *((method, "float32") for method in (*METHODS, "step 0")),
+        *((method, "bfloat16") for method in METHODS),
+    ],
+)
+def test_losses_and_gradients_are_those_of_the_cpu(
+    data: Path,
+    bases: dict[bool, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    precision: str,
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    exact, mixed = (
+        base_settings(precision=kind)
+        if method == "step 0"
+        else step_settings(1, method, precision=kind)
+        for kind in ("float32", precision)
+    )
+    base = None if method == "step 0" else bases[method in ("plop", "mib", "lwf")]
+    terms, expected = gradients(data, exact, base, "cpu")
+    found, got = gradients(data, mixed, base, "cuda:0")
+    tolerance = 1e-4 if precision == "float32" else 0.05
+    assert found == pytest.approx(terms, rel=tolerance, abs=1e-4)
+    assert got.keys() == expected.keys()
+    for part, gradient in expected.items():
+        away = float((got[part] - gradient).norm())
+        share = 2e-3 if precision == "float32" else 0.4
+        assert away < share * float(gradient.norm()) + 1e-4, part
+
+
+@pytest.mark.parametrize("precision", ["auto", "float16"])
+def test_a_launched_step_learns_what_it_learns_on_the_cpu(
+    data: Path, bases: dict[bool, Path], tmp_path: Path, precision: str
+) -> None:
+    more = {"previous": bases[False]}
+    one = launch(data, tmp_path / "cpu", increment("kproba", "float32"), **more)
+    settings = increment("kproba", precision)
+    two = launch(data, tmp_path / "gpu", settings, **more, gpus=1)
+    # With float16 the first iterations only find the scale of the loss.
+    tolerance = 0.1 if precision == "float16" else 0.02
+    np.testing.assert_allclose(losses(two), losses(one), rtol=tolerance)
+    usage = read_json(two / "usage.json")
+    assert usage["device"] == torch.cuda.get_device_name(0)
+    assert 0 < usage["peak_memory_bytes"] < 2**33
+
+
+def test_step_0_trains_with_batch_norm(data: Path, tmp_path: Path) -> None:
+    settings = base_settings(epochs=2, batch_size=8)
+    one = launch(data, tmp_path / "cpu", settings)
+    two = launch(data, tmp_path / "gpu", settings, gpus=1)
+    np.testing.assert_allclose(losses(two), losses(one), rtol=0.1)
+
+
+def test_a_compiled_step_learns_the_same(
+    data: Path, bases: dict[bool, Path], tmp_path: Path
+) -> None:
+    settings = increment("kproba")
+    one = launch(data, tmp_path / "as it is", settings, previous=bases[False], gpus=1)
+    two = launch(
+        *(data, tmp_path / "compiled", settings, "--compile"),
+        previous=bases[False],
+        gpus=1,
+    )
+    np.testing.assert_allclose(losses(two), losses(one), rtol=0.02)
+
+
+def test_a_stopped_step_ends_with_the_same_bytes_if_deterministic(
+    data: Path, bases: dict[bool, Path], tmp_path: Path
+) -> None:
+    settings = step_settings(1, epochs=40)
+    more: dict[str, Any] = {"previous": bases[False], "gpus": 1}
+    whole = launch(data, tmp_path / "whole", settings, "--deterministic", **more)
+    out = tmp_path / "out"
+    words = command(data, out, settings, "--deterministic", **more)
+    status, output = interrupt(
+        words, signal.SIGTERM, lambda: any((out / "tensorboard").glob("events*"))
+    )
+    assert status == 143, output
+    assert (out / "training-state.pt").is_file()
+    launch(data, out, settings, "--deterministic", **more)
+    assert "resumed after" in (out / "train.log").read_text()
+    for name in ("model.safetensors", "metrics.csv"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_give_the_weights_of_one(
+    data: Path, bases: dict[bool, Path], tmp_path: Path
+) -> None:
+    settings = increment("kproba", "float32")
+    one, two = (
+        launch(data, tmp_path / f"{n}", settings, previous=bases[False], gpus=n)
+        for n in (1, 2)
+    )
+    assert largest_relative_difference(one, two) < 1e-3
+
+
+def infer(data: Path, base: Path, out: Path, gpus: int) -> None:
+    """Bank of step 0, pseudo labels of step 1 and test of step 0."""
+    settings = step_settings(1)
+    groups, names = settings["groups"], settings["class_names"]
+    of_base = {"groups": groups[:1], "names": names[:7]}
+    bank = out / "prototypes.safetensors"
+    test = {"policy": "ssul", "ignore_background": False, "crop": None, "examples": 2}
+    todo = {
+        "bank": (
+            {"settings": BANK, "setting": "overlap", "seed": 0, **of_base},
+            *("--split", data / "step0.csv", "--bank", bank),
+            *("--previous", "--pseudo-labels"),
+        ),
+        "pseudo-labels": (
+            {"settings": RULE, "setting": "overlap", "groups": groups, "names": names},
+            *("--split", data / "step1.csv", "--bank", bank),
+            *("--labels", out / "labels", "--table", out / "labels.csv"),
+            *("--quality", out / "quality.csv"),
+        ),
+        "evaluation": (
+            {"settings": test, "about": {"seed": 0}, "rule": RULE, **of_base},
+            *("--bank", bank, "--indices", data / "index.csv"),
+            *("--confusion", out / "confusion.csv", "--examples", out / "examples"),
+            *("--evaluation", out / "evaluation.json"),
+            *("--predictor-file", out / "predictor.json"),
+        ),
+    }
+    for name, (job, *files) in todo.items():
+        words = [sys.executable, "-m", "kproba.launch"]
+        words += [f"--gpus={gpus}"] if gpus else []
+        words += ["kproba.inference", name, "--job", json.dumps(job)]
+        words += ["--model", base, "--batch-size", "4", *files]
+        done = subprocess.run(
+            list(map(str, words)), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_bank_labels_and_test_are_those_of_the_cpu(
+    data: Path, bases: dict[bool, Path], tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("cpu", "gpu")]
+    for gpus, folder in enumerate(folders):
+        folder.mkdir()
+        infer(data, bases[False], folder, gpus)
+    banks = [load_file(folder / "prototypes.safetensors") for folder in folders]
+    for key, tensor in banks[0].items():
+        torch.testing.assert_close(banks[1][key], tensor, rtol=0.02, atol=0.02)
+    assert torch.equal(banks[0]["count"], banks[1]["count"])
+    for kind in ("labels", "examples"):
+        images = sorted((folders[0] / kind).glob("*.png"))
+        assert images
+        same = [
+            (read_label_image(i) == read_label_image(folders[1] / kind / i.name)).mean()
+            for i in images
+        ]
+        assert np.mean(same) > 0.99, kind
+    tests = [read_json(folder / "evaluation.json")["all"] for folder in folders]
+    assert tests[0] == pytest.approx(tests[1], abs=0.5)
+
+
+@pytest.mark.workflow
+def test_the_whole_chain_on_a_gpu(tmp_path: Path) -> None:
+    config = (ROOT / "config" / "test.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(f"{config}  gpus: 1\n")  # of compute
+    snakemake(tmp_path, "--resources", "gpu=1")
+    chain = tmp_path / "results/tiny/6-2-overlap"
+    for method in ("kproba", "finetune"):
+        step = chain / method / "seed0" / "step2"
+        device = read_json(step / "usage.json")["device"]
+        assert device == torch.cuda.get_device_name(0)
+        assert read_json(step / "evaluation.json")["all"] > 0
+    assert jobs(tmp_path) == {}
+    found = []
+    for device in ("cpu", "cuda"):
+        out = tmp_path / device
+        words = [sys.executable, "-m", "kproba.cli", "predict"]
+        words += [chain / "kproba" / "seed0" / "step2"]
+        words += [tmp_path / "results/data/tiny/scenes/images"]
+        words += ["--out", out, "--device", device]
+        subprocess.run(list(map(str, words)), check=True, capture_output=True)
+        paths = sorted(out.rglob("*.png"))
+        found.append(np.stack([read_label_image(path) for path in paths[:20]]))
+    assert (found[0] == found[1]).mean() > 0.98
