@@ -622,8 +622,8 @@ def write(results: list[Result]) -> None:
         "sharing their frequency. EfficientNet-Lite0 is so light that this product "
         "alone is a quarter of its forward pass. The scatter that `klda` reads is "
         "about 90 GFLOP more for each image, and solving with it is a fixed cost that "
-        "weighs much beside so few images; at the default D = 1024 both are small. No "
-        "figure here is from a GPU.",
+        "weighs much beside so few images; at the default D = 1024 both are small. "
+        "Figures of a GPU: [gpu.md](gpu.md).",
         "",
     ]
     with atomic_path(HERE / "README.md") as temporary:

@@ -57,7 +57,7 @@ from kproba.training import (
 REPEATS = 5
 BATCH, OLD, NEW = 8, 100, 5
 DEVICE = "cuda:0"
-METHODS = ("finetune", "lwf", "mib", "plop", "ssul", "barm", "fused")
+METHODS = ("finetune", "lwf", "mib", "plop", "ssul", "barm", "kproba")
 
 
 def waited(work: Callable[[], object]) -> float:
@@ -99,6 +99,9 @@ class Step:
         run = Run("ade20k", "100-5", "overlap", method, 0)
         settings = plan.step_settings(run, 1)
         settings["optimisation"] |= {"precision": precision, "gradient_clip": 1.0}
+        if plan.recipe(method).guided:  # as from step 2 on
+            settings["recipe"]["teacher"] = "fused"
+            settings["guide"] = plan.prediction_rule(method)
         self.settings = StepSettings.from_dict(settings)
         self.process = Process(device=DEVICE)
         base = plan.step_settings(
@@ -123,7 +126,8 @@ class Step:
         guide = None
         if recipe.guided:
             bank = some_bank(self.teacher, identity=True)
-            rule = PseudoLabelSettings(**plan.prediction_rule(method))
+            assert self.settings.guide is not None
+            rule = PseudoLabelSettings(**self.settings.guide)
             guide = Guide(bank, rule, _to_device(_network(first)))
         network = wrap(
             *(self.student, None, self.settings),
@@ -179,14 +183,13 @@ def _network(first: StepSettings) -> SegmentationNetwork:
     return network.eval().requires_grad_(False)
 
 
-def ade20k(**methods: Any) -> Plan:
+def ade20k() -> Plan:
     """The published settings of ADE20K, step by step of five classes."""
     path = HERE.parent / "config" / "ade20k.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     config["experiments"] = [
         {"dataset": "ade20k", "task": "100-5", "methods": list(METHODS)}
     ]
-    config["methods"] = methods
     schema = HERE.parent / "workflow" / "schemas" / "config.schema.yaml"
     return Plan(check(config, schema))
 
@@ -366,7 +369,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.backends.cudnn.benchmark = True  # as in a training
     print(f"{torch.cuda.get_device_name(0)}, PyTorch {torch.__version__}")
-    plan = ade20k(fused={"based_on": "kproba", "teacher": "fused"})
+    plan = ade20k()
     jobs: dict[str, Callable[[], None]] = {
         "iterations": lambda: iterations(plan),
         "methods": lambda: methods(plan),

@@ -1,8 +1,9 @@
 """python -m benchmarks.methods: what an increment costs, method by method.
 
 Step 1 of the embedded example on one thread, from untrained networks (time does not
-depend on what they know) and with the true labels as pseudo labels. All methods take
-turns for `ROUNDS` rounds; the figures are medians. Prints a Markdown table.
+depend on what they know) and with the true labels as pseudo labels; of `kproba` with
+a bank that teaches too, as from step 2 on. All methods take turns for `ROUNDS` rounds;
+the figures are medians. Prints a Markdown table.
 """
 
 import os
@@ -36,6 +37,7 @@ METHODS = ("finetune", "lwf", "mib", "plop", "ssul", "barm", "kproba")
 ROUNDS = 5
 ITERATIONS = 12
 SCENES, TESTED = 60, 20
+BANK = "bank.safetensors"
 
 
 def prepare(folder: Path) -> tuple[Plan, dict[str, Path]]:
@@ -80,11 +82,14 @@ def prepare(folder: Path) -> tuple[Plan, dict[str, Path]]:
 
 
 def train_one(plan: Plan, folder: Path, base: Path, method: str, out: Path) -> float:
-    """Seconds of an iteration of step 1."""
+    """Seconds of an iteration of step 1, taught as later steps are."""
     content = plan.step_settings(Run("digits", "6-2", "overlap", method, 0), 1)
     images = len(read_index(folder / "step1.csv"))
     batch = content["optimisation"]["batch_size"]
     content["optimisation"]["epochs"] = ITERATIONS * batch / images
+    if guided := plan.recipe(method).guided:
+        content["recipe"]["teacher"] = "fused"
+        content["guide"] = plan.prediction_rule(method)
     settings = StepSettings.from_dict(content)
     labels = folder / "labels" if settings.recipe.use_pseudo_labels else None
     files = Files(
@@ -97,6 +102,8 @@ def train_one(plan: Plan, folder: Path, base: Path, method: str, out: Path) -> f
         usage=out / "usage.json",
         tensorboard=out / "tensorboard",
         state=out / "state.pt",
+        bank=folder / BANK if guided else None,
+        source=base if guided else None,
     )
     train(settings, files, Means(), Process())
     seconds: float = read_json(out / "usage.json")["seconds"]
@@ -114,7 +121,7 @@ def passes(plan: Plan, folder: Path, base: Path) -> dict[str, Callable[[], objec
     """What `kproba` does beside the training: a call per name, and a test."""
     groups = plan.groups("digits", "6-2", 1)
     names = plan.names("digits", groups)
-    bank = folder / "bank.safetensors"
+    bank = folder / BANK
     old: dict[str, Any] = {"groups": groups[:1], "names": names[:7]}
     both: dict[str, Any] = {"groups": groups, "names": names}
     build = partial(
@@ -127,7 +134,6 @@ def passes(plan: Plan, folder: Path, base: Path) -> dict[str, Callable[[], objec
         seed=0,
         **old,
     )
-    build()
     label = partial(
         pseudo_labels_of_step,
         base,
@@ -161,6 +167,8 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         plan, bases = prepare(folder)
+        beside = passes(plan, folder, bases["base"])
+        beside["bank"]()
         iterations: dict[str, list[float]] = {method: [] for method in METHODS}
         for number in range(ROUNDS + 1):
             for method in METHODS:
@@ -172,7 +180,7 @@ def main() -> None:
                     iterations[method].append(seconds)
         others = {
             name: [seconds_of(work) for _ in range(ROUNDS)]
-            for name, work in passes(plan, folder, bases["base"]).items()
+            for name, work in beside.items()
         }
         images = {
             "bank": len(read_index(folder / "step0.csv")),

@@ -4,7 +4,8 @@ BARM's `gkd` holds the old branches to what the network of step t-1 thinks of th
 images. Where that network has begun to mistake one class for another, each further step
 learns the mistake again. The bank has not moved, so here both say which old class a
 cell of background is of (`kproba.pseudo_labels.fuse`), and `gkd` holds the branches to
-that.
+that. From step `kproba.methods.FIRST_GUIDED` on: step 0's network has mistaken nothing
+for a class that it has not met.
 """
 
 from dataclasses import dataclass

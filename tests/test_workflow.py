@@ -220,19 +220,19 @@ def test_methods_trained_alike_share_their_models(run: Path) -> None:
         found = loaded.predict(image).indices
         assert np.array_equal(found, read_label_image(path))
         assert not np.array_equal(found, fused.predict(image).indices)
-    # barm is trained as kproba, unless kproba's labels come by another rule.
+    # barm is trained as kproba in step 1, unless kproba's labels come by another rule.
     labels = {"pseudo_labels": {"rule": "confidence"}}
     both = planned(["kproba", "barm"], **labels)
-    assert (both["train_step"], both["export_pseudo_labels"]) == (2, 2)
+    assert (both["train_step"], both["export_pseudo_labels"]) == (3, 2)
     assert both["build_prototypes"] == 3
     assert planned(["kproba", "barm"])["train_step"] == 2  # kproba's are there
 
 
 def test_banks_of_earlier_steps_teach_the_next_one(run: Path) -> None:
     methods = {
-        "taught": {"based_on": "kproba", "teacher": "fused"},
-        "taught_alone": {
-            **{"based_on": "kproba", "teacher": "fused"},
+        "untaught": {"based_on": "kproba", "teacher": "network"},
+        "alone": {
+            **{"based_on": "kproba", "teacher": "network"},
             "prediction": "network",
         },
     }
@@ -240,18 +240,31 @@ def test_banks_of_earlier_steps_teach_the_next_one(run: Path) -> None:
     experiment = {"dataset": "tiny", "task": "6-2", "methods": used}
     write_config(run, {"experiments": [experiment], "methods": methods})
     planned = jobs(run)
-    assert planned["train_step"] == 2
-    assert planned["build_prototypes"] == 2  # that of step 0 is kproba's
-    chain = f"{CHAIN}/taught/seed0"
-    told = snakemake(run, "--printshellcmds", f"{chain}/step2/model.safetensors")
-    settings = f"kproba.training {chain}/step2/settings.json"
-    [call] = [line for line in told.splitlines() if settings in line]
-    assert f"--bank {chain}/step1/prototypes.safetensors" in call
-    assert f"--source {BASE}/model.safetensors" in call
-    assert read_json(run / chain / "step2/settings.json")["guide"]["rule"] == "klda"
+    assert planned["train_step"] == 1  # step 2: no bank teaches in step 1
+    assert planned["build_prototypes"] == 1
+    assert "export_pseudo_labels" not in planned
+    snakemake(run, f"{CHAIN}/untaught/seed0/step2/model.safetensors")
+    chain = f"{CHAIN}/kproba/seed0"
+    for step in (1, 2):
+        (run / chain / f"step{step}/model.safetensors").unlink()
+    told = snakemake(run, "--printshellcmds", "--", f"{chain}/step2/model.safetensors")
+    calls = {
+        step: line
+        for step in (1, 2)
+        for line in told.splitlines()
+        if f"kproba.training {chain}/step{step}/settings.json" in line
+    }
+    assert "--bank  --source  --model" in calls[1]
+    assert f"--bank {chain}/step1/prototypes.safetensors" in calls[2]
+    assert f"--source {BASE}/model.safetensors" in calls[2]
+    guides = [
+        read_json(run / chain / f"step{step}/settings.json")["guide"] for step in (1, 2)
+    ]
+    assert guides[0] is None
+    assert guides[1]["rule"] == "klda"
     models = [
         load_file(run / CHAIN / f"{method}/seed0/step2/model.safetensors")
-        for method in ("kproba", "taught")
+        for method in ("kproba", "untaught")
     ]
     assert models[0].keys() == models[1].keys()
     assert any(not torch.equal(models[0][key], models[1][key]) for key in models[0])
