@@ -98,7 +98,7 @@ class Step:
     ):
         run = Run("ade20k", "100-5", "overlap", method, 0)
         settings = plan.step_settings(run, 1)
-        settings["optimisation"] |= {"precision": precision, "gradient_clip": 1.0}
+        settings["optimisation"]["precision"] = precision
         if plan.recipe(method).guided:  # as from step 2 on
             settings["recipe"]["teacher"] = "fused"
             settings["guide"] = plan.prediction_rule(method)
@@ -130,7 +130,9 @@ class Step:
             rule = PseudoLabelSettings(**self.settings.guide)
             guide = Guide(bank, rule, _to_device(_network(first)))
         network = wrap(
-            *(self.student, None, self.settings),
+            self.student,
+            [self.teacher if recipe.distils else None, guide.source if guide else None],
+            self.settings,
             Means(compile=compiled),
             self.process,
         )

@@ -542,8 +542,9 @@ class Plan:
         """The first method that would make the same: built-in ones, then as they stand.
 
         The loss terms of a method, say, matter neither to the bank of step 0 nor to the
-        pseudo labels of step 1, and how it predicts to none of its trainings. Methods
-        count whether an experiment names them or not, or its files would have to move.
+        pseudo labels of step 1, and how it predicts to no training before a bank
+        teaches. Methods count whether an experiment names them or not, or its files
+        would have to move.
         """
         step = min(step, FIRST_GUIDED + 1)  # of what is shared, later ones are alike
         asked = key.__name__, method, step
@@ -569,7 +570,9 @@ class Plan:
 
     def _model_key(self, method: str, step: int) -> Any:
         labels: Any = None
-        if self.recipe(method).use_pseudo_labels:
+        if self.recipe(method).use_pseudo_labels and step == 1:
+            labels = self._label_key(method, 1)
+        elif self.recipe(method).use_pseudo_labels:
             reads = self.reads_bank(method)
             bank = (self.bank(method), self.bank_network(method)) if reads else None
             labels = self.pseudo_label_rule(method), bank

@@ -90,8 +90,8 @@ FULL_GPU = (
     "Expected this job to fit into the memory of the GPU, but it did not. In training "
     "raise compute.accumulation (2: half the images at a time) or compute.gpus; in "
     "bank, pseudo labels and test lower compute.batch_size (of predict: --batch-size); "
-    "or lower augmentation.crop_size or evaluation.crop, which changes results. "
-    "PyTorch says:"
+    "or lower augmentation.crop_size or evaluation.crop, which changes results, as "
+    "accumulation does at step 0. PyTorch says:"
 )
 
 
@@ -106,10 +106,10 @@ def told_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _on_purpose(error):
-            told = f"Error: {error}"
-        elif type(error).__name__ == "OutOfMemoryError":  # PyTorch's: not imported here
+        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's: not imported here
             told = f"Error: {FULL_GPU}\n{error}"
+        elif _on_purpose(error):
+            told = f"Error: {error}"
         else:
             told = traceback.format_exc().rstrip()
         if "WORLD_SIZE" in os.environ:

@@ -61,8 +61,8 @@ class Method:
         prediction: How a pixel's class is found in the test: by the "network" alone, or
             by network and bank together (`kproba.prediction`), whose evidence is that
             of "lda", "klda" or "kappa"; "fused" is what the rule of the pseudo labels
-            reads, and "lda" if that reads no bank. No matter of a training: methods
-            that differ in this and in the bank alone share their models.
+            reads, and "lda" if that reads no bank. No matter of a training where no
+            bank teaches: methods that differ in this and in the bank share models.
         start_from_background: New classes start with the background's weights and an
             equal share of its probability, not at random.
         scale_by_certainty: The cross-entropy of an image counts by the share of its

@@ -267,8 +267,9 @@ def train(
     checkpoint = Checkpoint(files.state, mark, student, optimizer, scaler)
     progress = checkpoint.load(process)
     start = progress.iteration
-    network = wrap(student, teacher, settings, means, process)
     guide = guide_of(settings, files, process)
+    asked = [teacher, guide.source if guide else None]
+    network = wrap(student, asked, settings, means, process)
     descent = Descent(
         *(network, teacher, guide, optimizer, scaler, precision, settings, process)
     )
@@ -567,14 +568,15 @@ def autocast_type(precision: str, device: str) -> torch.dtype:
 
 def wrap(
     student: SegmentationNetwork,
-    teacher: SegmentationNetwork | None,
+    asked: Sequence[SegmentationNetwork | None],
     settings: StepSettings,
     means: Means,
     process: Process,
 ) -> nn.Module:
     """The student as the loop calls it: for several processes, or compiled.
 
-    Its weights stay those of `student`.
+    Its weights stay those of `student`. `asked` are the networks that teach it, as far
+    as there are any; they are compiled with it.
     """
     if process.world_size > 1 and settings.step == 0:
         if process.device == "cpu":
@@ -583,7 +585,7 @@ def wrap(
             # timm's conversion knows its batch norms with activation, torch's does not.
             student = convert_sync_batchnorm(student)
     if means.compile:
-        for network in filter(None, (student, teacher)):
+        for network in filter(None, (student, *asked)):
             network.backbone.compile()
     if process.world_size == 1:
         return student

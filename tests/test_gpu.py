@@ -25,6 +25,8 @@ from steps import (
 
 from kproba.artifacts import read_json, read_label_image
 from kproba.distributed import Process
+from kproba.inference import bank_of_step
+from kproba.model import SegmentationNetwork
 from kproba.splits import read_index
 from kproba.state import Progress, StopFlag
 from kproba.training import (
@@ -38,6 +40,7 @@ from kproba.training import (
     build_networks,
     build_optimizer,
     global_counts,
+    guide_of,
     prepare,
 )
 
@@ -91,10 +94,41 @@ def losses(out: Path) -> np.ndarray:
     return pd.read_csv(out / "metrics.csv")["loss"].to_numpy()
 
 
+@pytest.fixture(scope="module")
+def bank(data: Path, bases: dict[bool, Path]) -> Path:
+    """The bank of step 0."""
+    path, settings = data / "prototypes.safetensors", step_settings(1)
+    bank_of_step(
+        bases[False],
+        data / "step0.csv",
+        path,
+        settings=BANK,
+        groups=settings["groups"][:1],
+        names=settings["class_names"][:7],
+        setting="overlap",
+        seed=0,
+    )
+    return path
+
+
+def taught(settings: dict) -> dict:
+    """The same step with a bank as a teacher."""
+    recipe = settings["recipe"] | {"teacher": "fused"}
+    return settings | {"recipe": recipe, "guide": RULE}
+
+
+def disturb(student: SegmentationNetwork) -> None:
+    """Move the student away from its teacher: distillation has a gradient then."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in student.parameters():
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+        parameter.data += 0.05 * parameter.data.abs().mean() * noise
+
+
 def gradients(
-    data: Path, settings: dict, base: Path | None, device: str
+    data: Path, settings: dict, base: Path | None, bank: Path, device: str
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """The terms of the first iteration of a step, and its gradient part by part."""
+    """The terms of an iteration of a step, and its gradient part by part."""
     step, process = StepSettings.from_dict(settings), Process(device=device)
     nowhere = data / "nowhere"
     files = Files(
@@ -102,13 +136,16 @@ def gradients(
         previous=base,
         **dict.fromkeys(("pseudo_labels", "weights"), None),
         **dict.fromkeys(("model", "metrics", "usage", "tensorboard", "state"), nowhere),
+        bank=bank,
     )
     student, teacher = build_networks(step, files, process)
+    disturb(student)
+    guide = guide_of(step, files, process)
     precision = autocast_type(step.optimisation.precision, device)
     scaler = torch.amp.GradScaler(enabled=False)
     optimizer = build_optimizer(student, step.optimisation)
     descent = Descent(
-        *(student, teacher, None, optimizer, scaler, precision, step, process)
+        *(student, teacher, guide, optimizer, scaler, precision, step, process)
     )
     split = read_index(files.split)
     _, loader = batches_of(split, step, files, Means(), process, 0)
@@ -125,47 +162,59 @@ def gradients(
     return tally.progress.sums, {part: torch.cat(g) for part, g in parts.items()}
 
 
+def settings_of(method: str, precision: str) -> dict:
+    """Of step 0, or of step 1 of a method."""
+    if method == "step 0":
+        return base_settings(precision=precision)
+    name, _, guided = method.partition(", ")
+    settings = step_settings(1, name, precision=precision)
+    return taught(settings) if guided else settings
+
+
 @pytest.mark.parametrize(
     ("method", "precision"),
     [
-        *((method, "float32") for method in (*METHODS, "step 0")),
-        *((method, "bfloat16") for method in METHODS),
+        *((method, "float32") for method in (*METHODS, "kproba, taught", "step 0")),
+        *((method, "bfloat16") for method in (*METHODS, "kproba, taught")),
     ],
 )
 def test_losses_and_gradients_are_those_of_the_cpu(
     data: Path,
     bases: dict[bool, Path],
+    bank: Path,
     monkeypatch: pytest.MonkeyPatch,
     method: str,
     precision: str,
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    exact, mixed = (
-        base_settings(precision=kind)
-        if method == "step 0"
-        else step_settings(1, method, precision=kind)
-        for kind in ("float32", precision)
-    )
+    exact, mixed = (settings_of(method, kind) for kind in ("float32", precision))
     base = None if method == "step 0" else bases[method in ("plop", "mib", "lwf")]
-    terms, expected = gradients(data, exact, base, "cpu")
-    found, got = gradients(data, mixed, base, "cuda:0")
-    tolerance = 1e-4 if precision == "float32" else 0.05
-    assert found == pytest.approx(terms, rel=tolerance, abs=1e-4)
+    terms, expected = gradients(data, exact, base, bank, "cpu")
+    found, got = gradients(data, mixed, base, bank, "cuda:0")
+    exactly = precision == "float32"
+    # Step 0 of a few images is ill-conditioned: oneDNN or not is 0.015 apart on a CPU.
+    apart = (0.1 if method == "step 0" else 5e-3) if exactly else 0.4
+    tolerance = 1e-4 if exactly else 0.05
+    assert found == pytest.approx(terms, rel=tolerance)
     assert got.keys() == expected.keys()
     for part, gradient in expected.items():
-        away = float((got[part] - gradient).norm())
-        share = 2e-3 if precision == "float32" else 0.4
-        assert away < share * float(gradient.norm()) + 1e-4, part
+        away = float((got[part] - gradient).norm() / gradient.norm())
+        assert away < apart, part
 
 
 @pytest.mark.parametrize("precision", ["auto", "float16"])
 def test_a_launched_step_learns_what_it_learns_on_the_cpu(
-    data: Path, bases: dict[bool, Path], tmp_path: Path, precision: str
+    data: Path, bases: dict[bool, Path], bank: Path, tmp_path: Path, precision: str
 ) -> None:
-    more = {"previous": bases[False]}
-    one = launch(data, tmp_path / "cpu", increment("kproba", "float32"), **more)
-    settings = increment("kproba", precision)
-    two = launch(data, tmp_path / "gpu", settings, **more, gpus=1)
+    one, two = (
+        launch(
+            *(data, tmp_path / f"{gpus}", taught(increment("kproba", kind))),
+            f"--bank={bank}",
+            previous=bases[False],
+            gpus=gpus,
+        )
+        for gpus, kind in enumerate(("float32", precision))
+    )
     # With float16 the first iterations only find the scale of the loss.
     tolerance = 0.1 if precision == "float16" else 0.02
     np.testing.assert_allclose(losses(two), losses(one), rtol=tolerance)
@@ -213,10 +262,15 @@ def test_a_stopped_step_ends_with_the_same_bytes_if_deterministic(
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.gpus
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_two_gpus_give_the_weights_of_one(
-    data: Path, bases: dict[bool, Path], tmp_path: Path
+    data: Path,
+    bases: dict[bool, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     settings = increment("kproba", "float32")
     one, two = (
         launch(data, tmp_path / f"{n}", settings, previous=bases[False], gpus=n)

@@ -420,7 +420,7 @@ def time_files(run, step):
     banks = []
     if plan.fuses(run.method):  # the step's own bank is a part of its model
         banks = [bank_file(run, step)]
-    elif labelled and plan.reads_bank(run.method):
+    elif plan.guided(run.method, step) or (labelled and plan.reads_bank(run.method)):
         banks = [bank_file(run, step - 1)]
     benchmark = "prototypes.benchmark.tsv"
     return files + [bank.replace("prototypes.safetensors", benchmark) for bank in banks]
@@ -497,12 +497,17 @@ def experiments_of_report(wildcards):
 
 def last_banks(wildcards):
     """The bank after the last step: an artifact that the next step would start from."""
-    return [
-        bank_file(run, plan.steps(run)[-1])
-        for run in plan.runs
-        if plan.uses_pseudo_labels(run.method, run.setting)
-        and (plan.reads_bank(run.method) or plan.fuses(run.method))
-    ]
+
+    def wanted(run):
+        method = run.method
+        labels = plan.uses_pseudo_labels(method, run.setting)
+        return (
+            plan.fuses(method)
+            or plan.recipe(method).guided
+            or (labels and plan.reads_bank(method))
+        )
+
+    return [bank_file(run, plan.steps(run)[-1]) for run in plan.runs if wanted(run)]
 
 
 def class_lists(wildcards):
