@@ -10,7 +10,8 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,9 @@ class Step:
     ):
         run = Run("ade20k", "100-5", "overlap", method, 0)
         settings = plan.step_settings(run, 1)
+        # Untrained networks and noise would diverge at the published rates.
+        parts = ("backbone", "aspp", "branch", "old_branches")
+        settings["optimisation"] |= dict.fromkeys(parts, 1e-8)
         settings["optimisation"]["precision"] = precision
         if plan.recipe(method).guided:  # as from step 2 on
             settings["recipe"]["teacher"] = "fused"
@@ -240,16 +244,25 @@ def some_bank(network: SegmentationNetwork, *, identity: bool) -> PrototypeBank:
     images, targets = _images(4, CROP), _targets(4, CROP, 1 + OLD)
     settings = _bank_settings(identity=identity, scatter=True, dimension=1024)
 
-    def features(numbers: list[int]) -> Iterator[FeatureBatch]:
-        for number in numbers:
-            part = slice(number, number + 1)
-            found = network(images[part].to(DEVICE)).backbone
-            yield FeatureBatch(found, targets[part].to(DEVICE), [number])
-
+    features = partial(features_of, network, images, targets, 1)
     with torch.inference_mode():
         sample = draw_sample(features([0, 1]), settings, images=2, seed=0)
         bank = build_bank(features([2, 3]), sample, settings, classes=1 + OLD, seed=0)
     return bank.to(DEVICE)
+
+
+def features_of(
+    network: SegmentationNetwork,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    batch: int,
+    starts: Iterable[int],
+) -> Iterator[FeatureBatch]:
+    """What a bank reads of the batches that start at some images."""
+    for k in starts:
+        part = slice(k, k + batch)
+        found = network(images[part].to(DEVICE)).backbone
+        yield FeatureBatch(found, targets[part].to(DEVICE), list(range(k, k + batch)))
 
 
 def _bank_settings(*, identity: bool, scatter: bool, dimension: int) -> BankSettings:
@@ -281,13 +294,7 @@ def inference(plan: Plan) -> None:
             network(images[k : k + batch].to(DEVICE))
 
     def bank_of(settings: BankSettings) -> Callable[[], object]:
-        def features(starts: Any) -> Iterator[FeatureBatch]:
-            for k in starts:
-                part = slice(k, k + batch)
-                found = network(images[part].to(DEVICE)).backbone
-                numbers = list(range(k, k + batch))
-                yield FeatureBatch(found, targets[part].to(DEVICE), numbers)
-
+        features = partial(features_of, network, images, targets, batch)
         with torch.inference_mode():
             sample = draw_sample(features([0]), settings, images=batch, seed=0)
 
