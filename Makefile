@@ -36,7 +36,7 @@ demo: setup
 	  snakemake --cores $(CORES)' \
 	  || { echo "The demo did not finish; the reason stands above. (Is another one running?)"; exit 1; }
 	@echo
-	@python -m kproba.tables results/summary.csv
+	@python -m kproba.results.tables results/summary.csv
 	@echo
 	@echo "Report: $(abspath results/report.html)"
 

@@ -32,27 +32,21 @@ import torch.nn.functional as F
 from PIL import Image
 
 from kproba import __version__
-from kproba.artifacts import atomic_path, write_label_image
-from kproba.backbones import BACKBONES
-from kproba.data import (
-    Augmentation,
-    Batch,
-    TrainingImages,
-    TrainingStream,
-    training_loader,
-)
-from kproba.evaluation import EvaluationSettings, evaluate
-from kproba.losses import Counts, cell_masks, pb_bce, step_losses
-from kproba.methods import METHODS
-from kproba.model import Architecture, SegmentationNetwork, add_branch
-from kproba.prototypes import (
-    BankSettings,
-    FeatureBatch,
-    FourierFeatures,
-    PrototypeBank,
-    build_bank,
-    draw_sample,
-)
+from kproba.bank.bank import PrototypeBank
+from kproba.bank.build import FeatureBatch, build_bank, draw_sample
+from kproba.bank.feature_maps import FourierFeatures
+from kproba.bank.settings import BankSettings
+from kproba.data.augmentation import Augmentation
+from kproba.data.label_images import write_label_image
+from kproba.data.loaders import Batch, TrainingImages, TrainingStream, training_loader
+from kproba.methods.builtin import METHODS
+from kproba.methods.losses.barm import pb_bce
+from kproba.methods.losses.case import Counts, cell_masks
+from kproba.methods.losses.step import step_losses
+from kproba.network.backbones import BACKBONES
+from kproba.network.network import Architecture, SegmentationNetwork, add_branch
+from kproba.results.evaluation import EvaluationSettings, evaluate
+from kproba.runtime.files import atomic_path
 
 THREADS = 2
 REPEATS = 5
@@ -501,7 +495,7 @@ def start_up() -> list[Result]:
     python = partial(_seconds, sys.executable, "-c")
     imports = {
         name: python(f"import {name}")
-        for name in ("kproba.config", "kproba.indexing", "kproba.training")
+        for name in ("kproba.plan.plan", "kproba.data.index", "kproba.jobs.train")
     }
     with tempfile.TemporaryDirectory() as empty:
         dag = _seconds(
@@ -514,7 +508,13 @@ def start_up() -> list[Result]:
         for name, seconds in imports.items()
     ]
     train = _seconds(
-        *(sys.executable, "-m", "kproba.launch", "kproba.training", "--help")
+        *(
+            sys.executable,
+            "-m",
+            "kproba.runtime.launch",
+            "kproba.jobs.train",
+            "--help",
+        )
     )
     return [
         *lines,

@@ -21,39 +21,25 @@ import yaml
 from torch import nn
 
 from benchmarks.__main__ import CROP, HERE, _images, _targets, photographs
-from kproba.config import Plan, Run, check
-from kproba.data import (
-    Augmentation,
-    Batch,
-    TrainingImages,
-    TrainingStream,
-    training_loader,
-)
-from kproba.distributed import Process
-from kproba.evaluation import EvaluationSettings, evaluate
-from kproba.guidance import Guide
-from kproba.model import SegmentationNetwork, add_branch
-from kproba.prediction import FusedPredictor
-from kproba.prototypes import (
-    BankSettings,
-    FeatureBatch,
-    PrototypeBank,
-    build_bank,
-    draw_sample,
-)
-from kproba.pseudo_labels import PseudoLabelSettings
-from kproba.state import Progress, StopFlag
-from kproba.training import (
-    Descent,
-    Means,
-    StepSettings,
-    Tally,
-    autocast_type,
-    build_optimizer,
-    global_counts,
-    prepare,
-    wrap,
-)
+from kproba.bank.bank import PrototypeBank
+from kproba.bank.build import FeatureBatch, build_bank, draw_sample
+from kproba.bank.fusion import PseudoLabelSettings
+from kproba.bank.predictor import FusedPredictor
+from kproba.bank.settings import BankSettings
+from kproba.bank.teacher import Guide
+from kproba.data.augmentation import Augmentation
+from kproba.data.loaders import Batch, TrainingImages, TrainingStream, training_loader
+from kproba.network.network import SegmentationNetwork, add_branch
+from kproba.plan.plan import Plan, Run
+from kproba.plan.schema import check
+from kproba.results.evaluation import EvaluationSettings, evaluate
+from kproba.runtime.distributed import Process
+from kproba.training.checkpoint import Progress, StopFlag
+from kproba.training.iteration import Descent, Tally
+from kproba.training.networks import wrap
+from kproba.training.optimizer import autocast_type, build_optimizer
+from kproba.training.settings import Means, StepSettings
+from kproba.training.targets import global_counts, prepare
 
 REPEATS = 5
 BATCH, OLD, NEW = 8, 100, 5
@@ -92,7 +78,7 @@ def table(*heads: str) -> None:
 
 
 class Step:
-    """One iteration of step 1 of a method, as `kproba.training` does it."""
+    """One iteration of step 1 of a method, as `kproba.jobs.train` does it."""
 
     def __init__(
         self, plan: Plan, method: str, precision: str, *, compiled: bool = False

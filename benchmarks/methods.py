@@ -22,15 +22,22 @@ import numpy as np
 import torch
 import yaml
 
-from kproba.artifacts import read_json, read_label_image, write_label_image
-from kproba.config import Plan, Run, check
-from kproba.digits import DigitScenes, write_digits
-from kproba.distributed import Process
-from kproba.indexing import index_dataset
-from kproba.inference import bank_of_step, evaluate_step, pseudo_labels_of_step
-from kproba.model import save_model
-from kproba.splits import LabelMap, read_index, write_split
-from kproba.training import Files, Means, StepSettings, describe, first_network, train
+from kproba.data.index import index_dataset
+from kproba.data.kinds.digits import DigitScenes, write_digits
+from kproba.data.label_images import read_label_image, write_label_image
+from kproba.data.labels import LabelMap
+from kproba.data.splits import read_index, write_split
+from kproba.jobs.build_bank import bank_of_step
+from kproba.jobs.evaluate import evaluate_step
+from kproba.jobs.export_labels import pseudo_labels_of_step
+from kproba.network.files import save_model
+from kproba.plan.plan import Plan, Run
+from kproba.plan.schema import check
+from kproba.runtime.distributed import Process
+from kproba.runtime.files import read_json
+from kproba.training.loop import describe, train
+from kproba.training.networks import first_network
+from kproba.training.settings import Files, Means, StepSettings
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("finetune", "lwf", "mib", "plop", "ssul", "barm", "kproba")

@@ -12,31 +12,35 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kproba.model import SegmentationNetwork
-    from kproba.segmenter import Segmenter
+    from kproba.network.network import SegmentationNetwork
+    from kproba.predict.segmenter import Segmenter
 
 
 def load(path: "str | Path", device: str = "cpu") -> "Segmenter":
-    """Load what a tested step learned; see `kproba.segmenter.load`."""
-    from kproba.segmenter import load as load_step  # keeps `import kproba` light
+    """Load what a tested step learned; see `kproba.predict.segmenter.load`."""
+    from kproba.predict.segmenter import (
+        load as load_step,  # keeps `import kproba` light
+    )
 
     return load_step(path, device=device)
 
 
 def load_model(path: "str | Path", device: str = "cpu") -> "SegmentationNetwork":
-    """Load the model of any step for inference; see `kproba.model.load_model`."""
-    from kproba.model import load_model as load  # keeps `import kproba` free of torch
+    """Load the model of any step for inference; see `kproba.network.files.load_model`."""
+    from kproba.network.files import (
+        load_model as load,  # keeps `import kproba` free of torch
+    )
 
     return load(path, device=device)
 
 
 def __getattr__(name: str) -> Any:
     if name == "PrototypeBank":
-        from kproba.prototypes import PrototypeBank
+        from kproba.bank.bank import PrototypeBank
 
         return PrototypeBank
     if name == "FusedPredictor":
-        from kproba.prediction import FusedPredictor
+        from kproba.bank.predictor import FusedPredictor
 
         return FusedPredictor
     raise AttributeError(f"module 'kproba' has no attribute {name!r}")

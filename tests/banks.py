@@ -3,16 +3,11 @@
 import numpy as np
 import torch
 
-from kproba.model import Architecture, SegmentationNetwork
-from kproba.prototypes import (
-    BankSettings,
-    FeatureBatch,
-    PrototypeBank,
-    bank_features,
-    build_bank,
-    draw_sample,
-)
-from kproba.pseudo_labels import PseudoLabelSettings
+from kproba.bank.bank import PrototypeBank, bank_features
+from kproba.bank.build import FeatureBatch, build_bank, draw_sample
+from kproba.bank.fusion import PseudoLabelSettings
+from kproba.bank.settings import BankSettings
+from kproba.network.network import Architecture, SegmentationNetwork
 
 CLASSES = 3
 

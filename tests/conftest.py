@@ -13,8 +13,8 @@ import torch
 from experiment import NAMES, write_rows, write_tables
 from PIL import Image
 
-from kproba.artifacts import write_label_image
-from kproba.indexing import index_dataset
+from kproba.data.index import index_dataset
+from kproba.data.label_images import write_label_image
 
 # Tensors are small here: threads of torch would spend their time waiting. And what runs
 # in this process is compared byte by byte with what runs in others.

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kproba.artifacts import write_json, write_label_image
-from kproba.quality import quality_table
-from kproba.tables import collect_quality, summarise
+from kproba.data.label_images import write_label_image
+from kproba.methods.quality import quality_table
+from kproba.results.tables import collect_quality, summarise
+from kproba.runtime.files import write_json
 
 NAMES = ("background", "cat", "dog", "cow")
 GROUPS = ((1,), (2,), (3,))  # task 1-1

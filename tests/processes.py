@@ -9,10 +9,12 @@ from typing import Any
 
 from torch.multiprocessing import start_processes
 
-from kproba.distributed import process_group
+from kproba.runtime.distributed import process_group
 
 # A server that has loaded everything, but run nothing, forks the processes quickly.
-multiprocessing.set_forkserver_preload(["kproba.inference", "kproba.training"])
+multiprocessing.set_forkserver_preload(
+    ["kproba.jobs.inference", "kproba.training.loop"]
+)
 
 
 def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> None:

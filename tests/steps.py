@@ -10,10 +10,12 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from kproba.config import Plan, Run, check
-from kproba.digits import DigitScenes, write_digits
-from kproba.indexing import index_dataset
-from kproba.splits import parse_task, read_index, select_images
+from kproba.data.index import index_dataset
+from kproba.data.kinds.digits import DigitScenes, write_digits
+from kproba.data.splits import read_index, select_images
+from kproba.data.tasks import parse_task
+from kproba.plan.plan import Plan, Run
+from kproba.plan.schema import check
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
@@ -93,9 +95,9 @@ def command(
     out.mkdir(exist_ok=True)
     (out / "settings.json").write_text(json.dumps(settings))
     words = [
-        *(sys.executable, "-m", "kproba.launch", f"--processes={processes}"),
+        *(sys.executable, "-m", "kproba.runtime.launch", f"--processes={processes}"),
         *([f"--gpus={gpus}"] if gpus else []),
-        "kproba.training",
+        "kproba.jobs.train",
         *(
             str(out / "settings.json"),
             "--split",

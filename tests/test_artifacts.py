@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kproba.artifacts import (
-    atomic_directory,
-    atomic_path,
-    fingerprint,
-    label_palette,
-    provenance,
-    read_json,
-    read_label_image,
-    write_json,
-    write_label_image,
-)
+from kproba.data.label_images import label_palette, read_label_image, write_label_image
+from kproba.runtime.files import atomic_directory, atomic_path, read_json, write_json
+from kproba.runtime.provenance import fingerprint, provenance
 
 
 def _names(folder) -> list[str]:

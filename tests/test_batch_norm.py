@@ -6,8 +6,8 @@ from processes import in_processes
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from kproba.batch_norm import GlobalBatchNorm, synchronise
-from kproba.distributed import Process
+from kproba.network.batch_norm import GlobalBatchNorm, synchronise
+from kproba.runtime.distributed import Process
 
 PARTS = {2: (3, 2), 3: (1, 3, 1)}  # images of every process, unevenly
 

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import yaml
 
-from kproba.config import SWITCHES, ConfigError, Plan, Run, check
-from kproba.digits import CLASS_NAMES
-from kproba.methods import METHODS, RULES
+from kproba.data.kinds.digits import CLASS_NAMES
+from kproba.methods.builtin import METHODS
+from kproba.methods.rules import RULES
+from kproba.plan.plan import SWITCHES, Plan, Run
+from kproba.plan.schema import ConfigError, check
 
 ROOT = Path(__file__).parent.parent
 SCHEMA_PATH = ROOT / "workflow" / "schemas" / "config.schema.yaml"
@@ -835,7 +837,7 @@ def test_rule_says_whether_a_bank_is_built(rule, expected):
 
 def test_import_is_light():
     """Every Snakemake call and every job imports the module."""
-    script = "import sys, kproba.config; sys.exit('torch' in sys.modules)"
+    script = "import sys, kproba.plan.plan; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 

@@ -14,10 +14,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from kproba import curves
-from kproba.curves import Curves, Monitor, curves_of
-from kproba.launch import free_port
-from kproba.methods import METHODS
+from kproba.methods.builtin import METHODS
+from kproba.results.tensorboard import curves_of
+from kproba.runtime.launch import free_port
+from kproba.training import monitor as curves
+from kproba.training.curves import Curves
+from kproba.training.monitor import Monitor
 
 
 def write_step(
@@ -116,7 +118,9 @@ def test_command_shows_the_steps_until_it_is_stopped(results):
     port = free_port()
     folder = results / "pets" / "2-1-disjoint"
     words = ["tensorboard", str(folder), "--port", str(port)]
-    with subprocess.Popen([sys.executable, "-m", "kproba.cli", *words]) as command:
+    with subprocess.Popen(
+        [sys.executable, "-m", "kproba.predict.cli", *words]
+    ) as command:
         address, deadline = f"http://localhost:{port}/data/runs", time.monotonic() + 60
         runs: list[str] = []
         while len(runs) < len(NAMES) and time.monotonic() < deadline:

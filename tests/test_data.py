@@ -8,20 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from kproba.artifacts import write_label_image
-from kproba.data import (
-    Augmentation,
+from kproba.data.augmentation import Augmentation, augment, keyed_generator
+from kproba.data.images import read_image
+from kproba.data.label_images import write_label_image
+from kproba.data.loaders import (
     Item,
     TrainingImages,
     TrainingStream,
-    augment,
-    keyed_generator,
-    read_image,
     training_loader,
     whole_image_loader,
     workers_that_fit,
 )
-from kproba.splits import read_index
+from kproba.data.splits import read_index
 
 CLASS_COUNT = 3
 
@@ -468,7 +466,7 @@ def test_loader_workers_fit_into_shared_memory(
     monkeypatch, caplog, tmp_path, free, wanted, fitting
 ):
     usage = shutil.disk_usage(tmp_path)._replace(free=free * 2**20)
-    monkeypatch.setattr("kproba.data.SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("kproba.data.loaders.SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert workers_that_fit(wanted, 10 * 2**20) == fitting
     said = [record.message for record in caplog.records]

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kproba.devices import hold_devices, lock_file, try_devices, visible_devices
+from kproba.runtime.devices import hold_devices, lock_file, try_devices, visible_devices
 
 # Takes a lock of its own on each device that it is shown: a second job there fails.
 JOB = """
@@ -36,7 +36,13 @@ def machine(tmp_path, monkeypatch):
 
 
 def start(folder, gpus=1, seconds=0.0):
-    words = [sys.executable, "-m", "kproba.launch", f"--gpus={gpus}", "--device=cpu"]
+    words = [
+        sys.executable,
+        "-m",
+        "kproba.runtime.launch",
+        f"--gpus={gpus}",
+        "--device=cpu",
+    ]
     words += ["gpu_job", str(folder), str(seconds)]
     if gpus > 1:  # one process with several devices: torchrun would start more
         words = [sys.executable, "-c", HOLDING, str(gpus), str(folder), str(seconds)]
@@ -47,7 +53,7 @@ def start(folder, gpus=1, seconds=0.0):
 
 HOLDING = """
 import os, sys
-from kproba.devices import hold_devices
+from kproba.runtime.devices import hold_devices
 gpus, *rest = sys.argv[1:]
 words = [sys.executable, "-m", "gpu_job", *rest]
 os.execve(words[0], words, {**os.environ, **hold_devices(int(gpus))})

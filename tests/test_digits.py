@@ -8,12 +8,11 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-from kproba import digits
-from kproba.artifacts import read_label_image
-from kproba.datasets import class_names
-from kproba.digits import DigitScenes, draw_scene, write_digits
-from kproba.indexing import index_dataset
-from kproba.splits import parse_classes, read_index
+from kproba.data.index import index_dataset
+from kproba.data.kinds import KINDS, digits
+from kproba.data.kinds.digits import DigitScenes, draw_scene, write_digits
+from kproba.data.label_images import read_label_image
+from kproba.data.splits import parse_classes, read_index
 
 SCENES = DigitScenes(
     train=30,
@@ -165,7 +164,7 @@ def test_images_have_the_size_that_was_asked(dataset, subset):
 
 
 def test_scenes_are_a_folder_dataset(dataset, tmp_path):
-    names = class_names("folder", dataset)
+    names = KINDS["folder"].class_names(dataset, None)
     assert names == list(digits.CLASS_NAMES)
     paths = tmp_path / "index.csv", tmp_path / "report.json"
     index_dataset(*paths, kind="folder", folder=dataset, class_count=len(names))

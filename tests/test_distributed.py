@@ -10,7 +10,7 @@ import pytest
 import torch
 from processes import wait_until
 
-from kproba.distributed import process_group
+from kproba.runtime.distributed import process_group
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def test_a_process_without_a_device_says_so(two_devices, monkeypatch):
 WORKER = """
 import sys, time
 from pathlib import Path
-from kproba.distributed import process_group
+from kproba.runtime.distributed import process_group
 with process_group(gpu=False) as process:
     import os
     Path(sys.argv[1], str(process.rank)).write_text(str(os.getpid()))

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from calls import names
 
-from kproba import download as module
-from kproba.download import Archive, DownloadError, download, unpack, verify
+from kproba.data import download as module
+from kproba.data.download import Archive, DownloadError, download, unpack, verify
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

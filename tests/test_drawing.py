@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from kproba.artifacts import label_palette
-from kproba.drawing import CLASS_COLOURS, class_colours
+from kproba.data.drawing import CLASS_COLOURS, class_colours
+from kproba.data.label_images import label_palette
 
 
 @pytest.mark.parametrize("classes", [2, 11, 12, 21, 32])

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
-from kproba.data import Batch
-from kproba.evaluation import (
+from kproba.data.loaders import Batch
+from kproba.data.tasks import parse_task
+from kproba.results.evaluation import (
     EvaluationSettings,
     centre_crop,
     channel_order,
@@ -23,7 +24,6 @@ from kproba.evaluation import (
     select_rows,
     write_results,
 )
-from kproba.splits import parse_task
 
 POLICIES = ("ssul", "plop", "dkd-ade", "mib")
 

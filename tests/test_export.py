@@ -12,10 +12,10 @@ from PIL import Image
 from test_inference import step  # noqa: F401  # a fixture
 from test_segmenter import noise, run, trained  # noqa: F401
 
-from kproba import export as exporting
-from kproba.artifacts import read_json, write_json
-from kproba.export import Deployed, export
-from kproba.segmenter import load, read_picture
+from kproba.predict import export as exporting
+from kproba.predict.export import Deployed, export
+from kproba.predict.segmenter import load, read_picture
+from kproba.runtime.files import read_json, write_json
 
 
 def session_of(path: Path) -> onnxruntime.InferenceSession:

@@ -10,11 +10,12 @@ from experiment import GROUPS, HOME, IOUS, MEANS, NAMES, STEPS, files_of, write_
 from matplotlib.colors import to_rgba_array
 from PIL import Image
 
-from kproba import figures
-from kproba.artifacts import label_palette, write_json, write_label_image
-from kproba.drawing import CLASS_COLOURS
-from kproba.figures import draw_figures
-from kproba.indexing import index_dataset
+from kproba.data.drawing import CLASS_COLOURS
+from kproba.data.index import index_dataset
+from kproba.data.label_images import label_palette, write_label_image
+from kproba.results import figures
+from kproba.results.figures import draw_figures
+from kproba.runtime.files import write_json
 
 COLOURS = np.array(CLASS_COLOURS)
 

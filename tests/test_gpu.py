@@ -23,26 +23,19 @@ from steps import (
     write_data,
 )
 
-from kproba.artifacts import read_json, read_label_image
-from kproba.distributed import Process
-from kproba.inference import bank_of_step
-from kproba.model import SegmentationNetwork
-from kproba.splits import read_index
-from kproba.state import Progress, StopFlag
-from kproba.training import (
-    Descent,
-    Files,
-    Means,
-    StepSettings,
-    Tally,
-    autocast_type,
-    batches_of,
-    build_networks,
-    build_optimizer,
-    global_counts,
-    guide_of,
-    prepare,
-)
+from kproba.data.label_images import read_label_image
+from kproba.data.splits import read_index
+from kproba.jobs.build_bank import bank_of_step
+from kproba.network.network import SegmentationNetwork
+from kproba.runtime.distributed import Process
+from kproba.runtime.files import read_json
+from kproba.training.checkpoint import Progress, StopFlag
+from kproba.training.iteration import Descent, Tally
+from kproba.training.loop import batches_of
+from kproba.training.networks import build_networks, guide_of
+from kproba.training.optimizer import autocast_type, build_optimizer
+from kproba.training.settings import Files, Means, StepSettings
+from kproba.training.targets import global_counts, prepare
 
 pytestmark = [
     pytest.mark.gpu,
@@ -307,9 +300,9 @@ def infer(data: Path, base: Path, out: Path, gpus: int) -> None:
         ),
     }
     for name, (job, *files) in todo.items():
-        words = [sys.executable, "-m", "kproba.launch"]
+        words = [sys.executable, "-m", "kproba.runtime.launch"]
         words += [f"--gpus={gpus}"] if gpus else []
-        words += ["kproba.inference", name, "--job", json.dumps(job)]
+        words += ["kproba.jobs.inference", name, "--job", json.dumps(job)]
         words += ["--model", base, "--batch-size", "4", *files]
         done = subprocess.run(
             list(map(str, words)), capture_output=True, text=True, check=False
@@ -355,7 +348,7 @@ def test_the_whole_chain_on_a_gpu(tmp_path: Path) -> None:
     found = []
     for device in ("cpu", "cuda"):
         out = tmp_path / device
-        words = [sys.executable, "-m", "kproba.cli", "predict"]
+        words = [sys.executable, "-m", "kproba.predict.cli", "predict"]
         words += [chain / "kproba" / "seed0" / "step2"]
         words += [tmp_path / "results/data/tiny/scenes/images"]
         words += ["--out", out, "--device", device]

@@ -13,15 +13,12 @@ from banks import (
     settings,
 )
 
-from kproba.artifacts import fingerprint
-from kproba.guidance import Guide
-from kproba.model import (
-    Outputs,
-    SegmentationNetwork,
-    compose_logits,
-    save_model,
-)
-from kproba.pseudo_labels import LEAST_EVIDENCE
+from kproba.bank.fusion import LEAST_EVIDENCE
+from kproba.bank.teacher import Guide
+from kproba.network.files import save_model
+from kproba.network.heads import compose_logits
+from kproba.network.network import Outputs, SegmentationNetwork
+from kproba.runtime.provenance import fingerprint
 
 
 @pytest.fixture(scope="module")

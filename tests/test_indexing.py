@@ -16,16 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from kproba.artifacts import read_label_image, write_label_image
-from kproba.data import read_image
-from kproba.datasets import (
-    PUBLISHED_LABELS,
-    MissingDatasetError,
-    class_orders,
-    held_out,
-)
-from kproba.indexing import index_dataset
-from kproba.splits import parse_classes, parse_task, read_index, select_images
+from kproba.data.images import read_image
+from kproba.data.index import index_dataset
+from kproba.data.kinds import KINDS
+from kproba.data.kinds.folder import held_out
+from kproba.data.kinds.pairs import MissingDatasetError
+from kproba.data.label_images import read_label_image, write_label_image
+from kproba.data.splits import parse_classes, read_index, select_images
+from kproba.data.tasks import parse_task
 
 CLASS_COUNT = 3  # of the small folder
 
@@ -562,7 +560,7 @@ def test_real_masks_give_the_published_presence(voc_index, presence_index):
 def test_real_masks_are_those_of_the_field(voc_index):
     _, report, _ = voc_index
     assert report["images"] == {"train": 10582, "val": 1449}
-    assert report["labels_sha256"] == PUBLISHED_LABELS["voc"]
+    assert report["labels_sha256"] == KINDS["voc"].published_labels
     assert "unusual masks" not in report["warnings_by_kind"]
 
 
@@ -582,7 +580,7 @@ VOC_COUNTS = {
 @pytest.mark.parametrize(("task", "setting"), VOC_COUNTS)
 def test_splits_of_the_real_masks_have_the_published_sizes(voc_index, task, setting):
     index, _, _ = voc_index
-    groups = parse_task(task, 20, class_orders("voc"))
+    groups = parse_task(task, 20, KINDS["voc"].class_orders())
     counts = [
         len(select_images(index, groups[: step + 1], setting))
         for step in range(len(groups))

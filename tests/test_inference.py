@@ -13,22 +13,16 @@ import torch
 from processes import finished_within, in_processes
 from safetensors.torch import load_file
 
-from kproba.artifacts import read_json
-from kproba.data import equal_sizes, whole_image_loader
-from kproba.distributed import Process
-from kproba.inference import (
-    Reading,
-    bank_of_step,
-    evaluate_step,
-    pseudo_labels_of_step,
-)
-from kproba.model import (
-    Architecture,
-    SegmentationNetwork,
-    load_model,
-    save_model,
-)
-from kproba.splits import read_index
+from kproba.data.loaders import equal_sizes, whole_image_loader
+from kproba.data.splits import read_index
+from kproba.jobs.build_bank import bank_of_step
+from kproba.jobs.evaluate import evaluate_step
+from kproba.jobs.export_labels import pseudo_labels_of_step
+from kproba.jobs.images import Reading
+from kproba.network.files import load_model, save_model
+from kproba.network.network import Architecture, SegmentationNetwork
+from kproba.runtime.distributed import Process
+from kproba.runtime.files import read_json
 
 GROUPS = [[1, 2], [3]]
 NAMES = ["background", "cat", "dog", "cow"]
@@ -291,8 +285,8 @@ def test_commands_of_two_processes_give_the_results_of_one(step, tmp_path):
     for name, (job, *files) in jobs.items():
         if name != "evaluation":
             job["setting"] = "overlap"
-        words = [sys.executable, "-m", "kproba.launch", "--processes", "2"]
-        words += ["kproba.inference", name, "--job", json.dumps(job)]
+        words = [sys.executable, "-m", "kproba.runtime.launch", "--processes", "2"]
+        words += ["kproba.jobs.inference", name, "--job", json.dumps(job)]
         words += ["--model", folder / "model.safetensors", "--batch-size", "2", *files]
         subprocess.run(list(map(str, words)), check=True, capture_output=True)
     same_results(tmp_path / "one", out)

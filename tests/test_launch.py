@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from kproba.launch import Job, command, free_port, main, threads_of
+from kproba.runtime.launch import Job, command, free_port, main, threads_of
 
 
 @pytest.mark.parametrize(("gpus", "processes"), [(0, 1), (1, 1), (1, 4)])
@@ -62,7 +62,7 @@ def test_threads_are_set_and_the_users_own_environment_wins(monkeypatch, policy)
 
 TELLS = """
 import logging
-from kproba.logs import PROGRESS, Terminal, log_to_stderr
+from kproba.runtime.logs import PROGRESS, Terminal, log_to_stderr
 Terminal.__init__.__defaults__ = (0.0,)  # seconds
 log_to_stderr(first=True)
 log = logging.getLogger("kproba")
@@ -75,7 +75,13 @@ log.info("half done", extra=PROGRESS)
 def test_progress_is_told_where_the_job_was_started(tmp_path, processes):
     (tmp_path / "tells.py").write_text(TELLS)
     (tmp_path / "results/step1").mkdir(parents=True)
-    words = [sys.executable, "-m", "kproba.launch", "--log", "results/step1/train.log"]
+    words = [
+        sys.executable,
+        "-m",
+        "kproba.runtime.launch",
+        "--log",
+        "results/step1/train.log",
+    ]
     done = subprocess.run(
         [*words, "--processes", str(processes), "tells"],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
@@ -93,7 +99,14 @@ def test_progress_is_told_where_the_job_was_started(tmp_path, processes):
 def test_progress_and_other_lines_share_a_file(tmp_path):
     """As with `snakemake > all.log 2>&1`, whose own lines come before and after."""
     (tmp_path / "tells.py").write_text(TELLS)
-    words = [sys.executable, "-m", "kproba.launch", "--log", "train.log", "tells"]
+    words = [
+        sys.executable,
+        "-m",
+        "kproba.runtime.launch",
+        "--log",
+        "train.log",
+        "tells",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     with (tmp_path / "all.log").open("w") as file:
         for line in ("before", "between"):
@@ -145,7 +158,7 @@ def module(tmp_path, monkeypatch):
 
 def launch(*words, **more):
     return subprocess.Popen(
-        [sys.executable, "-m", "kproba.launch", *words],
+        [sys.executable, "-m", "kproba.runtime.launch", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -206,7 +219,7 @@ def test_several_nodes_without_slurm_want_a_rendezvous(monkeypatch):
 FAILING = """
 import time
 import torch
-from kproba.job import job_process
+from kproba.runtime.job import job_process
 import argparse, sys
 options = argparse.Namespace(gpus=0, threads=1, deterministic=False)
 with job_process(options) as process:
@@ -228,7 +241,7 @@ def test_a_failing_rank_ends_the_job_at_once_with_its_traceback(module):
 
 STOPPING = """
 import argparse, signal, sys, time
-from kproba.job import job_process
+from kproba.runtime.job import job_process
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
 signal.signal(signal.SIGINT, lambda *_: asked.append(1))

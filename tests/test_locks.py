@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from processes import wait_until
 
-from kproba.locks import (
+from kproba.runtime.locks import (
     Occupied,
     lives_here,
     lock_of,
@@ -42,7 +42,14 @@ def start(tmp_path):
     def begin(log: Path, parent=()):
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
         word = tmp_path / f"word{len(started)}"
-        job = [sys.executable, "-m", "kproba.launch", "--log", str(log), "sleeper"]
+        job = [
+            sys.executable,
+            "-m",
+            "kproba.runtime.launch",
+            "--log",
+            str(log),
+            "sleeper",
+        ]
         process = subprocess.Popen(
             [*parent, *job, str(word)],
             env=environment,

@@ -6,15 +6,15 @@ import os
 import pytest
 import torch
 
-from kproba import losses
-from kproba.datasets import class_names
-from kproba.logs import PROGRESS, Terminal, log_to
+from kproba.data.kinds import KINDS
+from kproba.methods.losses import step as losses
+from kproba.runtime.logs import PROGRESS, Terminal, log_to
 
 
 def test_error_of_the_package_is_its_message_alone(tmp_path):
     log = tmp_path / "a.log"
     with pytest.raises(SystemExit) as stopped, log_to(log):
-        class_names("folder", None, ["cat"])
+        KINDS["folder"].class_names(None, ["cat"])
     assert stopped.value.code == 1
     assert log.read_text().startswith("Error: Expected `classes` to start with")
     assert "Traceback" not in log.read_text()

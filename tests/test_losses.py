@@ -7,21 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kproba.losses import (
-    Counts,
-    Masks,
-    bce,
-    bfd,
-    bga_ce,
-    bga_t,
-    cell_masks,
-    full_bce,
-    gkd,
-    pb_bce,
-    step_losses,
-)
-from kproba.methods import METHODS, OF_BRANCHES, LossWeights, Method
-from kproba.model import Outputs
+from kproba.methods.builtin import METHODS
+from kproba.methods.losses.barm import bfd, bga_ce, bga_t, gkd, pb_bce
+from kproba.methods.losses.case import Counts, Masks, cell_masks
+from kproba.methods.losses.cross_entropy import bce, full_bce
+from kproba.methods.losses.step import step_losses
+from kproba.methods.method import Method
+from kproba.methods.terms import OF_BRANCHES, LossWeights
+from kproba.network.network import Outputs
 
 BATCH, CELLS, PIXELS, WIDTH = 4, (2, 3), (6, 9), 5
 CLASSES = (2, 1, 2)  # S_t = background, 1 2 | 3 | 4 5

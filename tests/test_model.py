@@ -10,19 +10,13 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from kproba.artifacts import read_json
-from kproba.backbones import BACKBONES, Backbone, Depthwise, load_backbone_weights
-from kproba.model import (
-    Architecture,
-    KeyedDropout,
-    PooledBatchNorm,
-    SegmentationNetwork,
-    add_branch,
-    compose_logits,
-    load_model,
-    save_model,
-    training_background,
-)
+from kproba.network.backbones import BACKBONES, Backbone, load_backbone_weights
+from kproba.network.depthwise import Depthwise
+from kproba.network.files import load_model, save_model
+from kproba.network.heads import compose_logits, training_background
+from kproba.network.layers import KeyedDropout, PooledBatchNorm
+from kproba.network.network import Architecture, SegmentationNetwork, add_branch
+from kproba.runtime.files import read_json
 
 ARCHITECTURE = Architecture(
     backbone="efficientnet_lite0",

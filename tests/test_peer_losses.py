@@ -23,18 +23,14 @@ from test_losses import (
     uneven_targets,
 )
 
-from kproba.losses import (
-    ce,
-    kd,
-    local_pod,
-    logits_for_pod,
-    pod,
-    step_losses,
-    unbiased_ce,
-    unbiased_kd,
-)
-from kproba.methods import METHODS, LossWeights, Method
-from kproba.model import Outputs
+from kproba.methods.builtin import METHODS
+from kproba.methods.losses.cross_entropy import ce, unbiased_ce
+from kproba.methods.losses.distillation import kd, unbiased_kd
+from kproba.methods.losses.pod import local_pod, logits_for_pod, pod
+from kproba.methods.losses.step import step_losses
+from kproba.methods.method import Method
+from kproba.methods.terms import LossWeights
+from kproba.network.network import Outputs
 
 NEW = CHANNELS - FIRST_NEW
 STAGES = ((3, 8, 6), (4, 5, 4), (2, 2, 3))  # channels, height, width

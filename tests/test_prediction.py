@@ -12,13 +12,11 @@ from banks import (
     settings,
 )
 
-from kproba.model import SegmentationNetwork, compose_logits
-from kproba.prediction import FusedPredictor
-from kproba.pseudo_labels import (
-    evidence,
-    log_probabilities,
-    pseudo_label,
-)
+from kproba.bank.fusion import evidence, log_probabilities
+from kproba.bank.predictor import FusedPredictor
+from kproba.methods.labels import pseudo_label
+from kproba.network.heads import compose_logits
+from kproba.network.network import SegmentationNetwork
 
 
 @pytest.fixture(scope="module")

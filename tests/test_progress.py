@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from kproba import progress
-from kproba.progress import Stage
+from kproba.runtime import progress
+from kproba.runtime.progress import Stage
 
 
 class Clock:

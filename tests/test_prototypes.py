@@ -11,22 +11,21 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.kernel_approximation import RBFSampler
 from sklearn.metrics.pairwise import rbf_kernel
 
-from kproba import prototypes
-from kproba.artifacts import read_json
-from kproba.model import Outputs
-from kproba.prototypes import (
-    BankSettings,
+from kproba.bank import feature_maps
+from kproba.bank.bank import PrototypeBank, bank_features
+from kproba.bank.build import (
     FeatureBatch,
-    FourierFeatures,
-    Moments,
-    PrototypeBank,
-    bank_features,
     build_bank,
     cells_of,
     draw_sample,
     follow,
     sampled_images,
 )
+from kproba.bank.feature_maps import FourierFeatures
+from kproba.bank.moments import Moments
+from kproba.bank.settings import BankSettings
+from kproba.network.network import Outputs
+from kproba.runtime.files import read_json
 
 SETTINGS = BankSettings(
     feature="block",
@@ -198,7 +197,7 @@ def test_strips_of_fourier_features_are_their_columns(monkeypatch):
     x = torch.randn(9, 4)
     phi = FourierFeatures(4, 600, gamma=0.3, seed=1)
     whole = phi(x)
-    monkeypatch.setitem(prototypes.MAPPED, "cpu", 9 * 70)
+    monkeypatch.setitem(feature_maps.MAPPED, "cpu", 9 * 70)
     seen = torch.zeros(600)
     for columns, part in phi.strips(x):
         torch.testing.assert_close(part, whole[:, columns])

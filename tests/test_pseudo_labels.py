@@ -8,22 +8,22 @@ import pytest
 import torch
 from PIL import Image
 
-from kproba.data import Batch
-from kproba.methods import RULES_THAT_SCORE, RULES_WITH_BANK
-from kproba.model import Outputs, compose_logits
-from kproba.prototypes import BankSettings, PrototypeBank
-from kproba.pseudo_labels import (
+from kproba.bank.bank import PrototypeBank
+from kproba.bank.fusion import PseudoLabelSettings, evidence, fit_to_image
+from kproba.bank.settings import BankSettings
+from kproba.data.labels import UNSURE, LabelMap
+from kproba.data.loaders import Batch
+from kproba.methods.export import export
+from kproba.methods.labels import (
     ENTROPY_BINS,
-    PseudoLabelSettings,
     decide,
     entropy,
     entropy_thresholds,
-    evidence,
-    export,
-    fit_to_image,
     pseudo_label,
 )
-from kproba.splits import UNSURE, LabelMap
+from kproba.methods.rules import RULES_THAT_SCORE, RULES_WITH_BANK
+from kproba.network.heads import compose_logits
+from kproba.network.network import Outputs
 
 # Probabilities p of the teacher (sigmoids) and q of the bank over background and two
 # classes, for the nine pixels of an image; p·q decides by hand below.

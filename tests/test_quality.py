@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from kproba.quality import hidden_confusion, quality_table
-from kproba.splits import UNSURE, LabelMap
+from kproba.data.labels import UNSURE, LabelMap
+from kproba.methods.quality import hidden_confusion, quality_table
 
 # Step 1 introduces raw label 4; 2 and 5 are old (outputs 1 and 2), 3 comes later.
 LABEL_MAP = LabelMap(((5, 2), (4,)))

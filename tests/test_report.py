@@ -26,11 +26,13 @@ from experiment import (
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from kproba.artifacts import write_label_image
-from kproba.drawing import CLASS_COLOURS
-from kproba.quality import quality_table
-from kproba.report import Experiment, _heat, luminance, write_report
-from kproba.splits import UNSURE
+from kproba.data.drawing import CLASS_COLOURS
+from kproba.data.label_images import write_label_image
+from kproba.data.labels import UNSURE
+from kproba.methods.quality import quality_table
+from kproba.results.cells import _heat, luminance
+from kproba.results.experiment import Experiment
+from kproba.results.page import write_report
 
 COLOURS = np.array(CLASS_COLOURS)
 RED = (255, 0, 0)

@@ -14,10 +14,12 @@ from PIL import Image
 from test_inference import all_jobs, step  # noqa: F401  # a fixture
 
 import kproba
-from kproba import cli, segmenter
-from kproba.artifacts import read_json, read_label_image, write_json
-from kproba.distributed import Process
-from kproba.segmenter import SeenClass, Segmenter, load, read_picture, tile_starts
+from kproba.bank.description import SeenClass
+from kproba.data.label_images import read_label_image
+from kproba.predict import cli, segmenter
+from kproba.predict.segmenter import Segmenter, load, read_picture, tile_starts
+from kproba.runtime.distributed import Process
+from kproba.runtime.files import read_json, write_json
 
 
 @pytest.fixture

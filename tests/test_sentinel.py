@@ -55,7 +55,7 @@ def start():
 
 def watch(start, program: subprocess.Popen) -> subprocess.Popen:
     """A sentinel that has begun to listen."""
-    sentinel = start("-m", "kproba.sentinel", str(program.pid))
+    sentinel = start("-m", "kproba.runtime.sentinel", str(program.pid))
     status = Path(f"/proc/{sentinel.pid}/status")
 
     def listens() -> bool:
@@ -94,4 +94,4 @@ def test_ranks_get_it_and_torchrun_and_others_do_not(start, tmp_path):
 def test_a_program_that_is_gone_is_no_error(start):
     gone = start("-c", "")
     gone.wait()
-    assert start("-m", "kproba.sentinel", str(gone.pid)).wait(timeout=20) == 0
+    assert start("-m", "kproba.runtime.sentinel", str(gone.pid)).wait(timeout=20) == 0

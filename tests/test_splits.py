@@ -11,21 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kproba import splits
-from kproba.splits import (
-    IGNORE,
-    Groups,
-    LabelMap,
-    canonical_task,
+from kproba.data import splits
+from kproba.data.labels import IGNORE, LabelMap
+from kproba.data.splits import (
     in_step,
     parse_classes,
-    parse_task,
     read_index,
-    resolve_groups,
     select_images,
     write_classes,
     write_split,
 )
+from kproba.data.tasks import Groups, canonical_task, parse_task, resolve_groups
 
 CLASS_COUNT = {"voc": 20, "ade": 150}
 

@@ -17,8 +17,7 @@ from experiment import (
     write_tables,
 )
 
-from kproba.artifacts import write_json
-from kproba.tables import (
+from kproba.results.tables import (
     first_seeds,
     main,
     markdown_table,
@@ -27,6 +26,7 @@ from kproba.tables import (
     short_table,
     summarise,
 )
+from kproba.runtime.files import write_json
 
 
 def test_summary_has_a_row_for_every_run_and_step(tables):

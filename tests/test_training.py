@@ -26,27 +26,19 @@ from steps import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kproba.artifacts import (
-    FullDiskError,
-    read_json,
-    read_label_image,
-    write_label_image,
-)
-from kproba.curves import Monitor
-from kproba.distributed import Process
-from kproba.inference import bank_of_step
-from kproba.launch import free_port
-from kproba.splits import UNSURE, LabelMap, parse_task, read_index
-from kproba.state import StopFlag
-from kproba.training import (
-    Files,
-    Means,
-    Optimisation,
-    StepSettings,
-    Stopped,
-    set_learning_rates,
-    train,
-)
+from kproba.data.label_images import read_label_image, write_label_image
+from kproba.data.labels import UNSURE, LabelMap
+from kproba.data.splits import read_index
+from kproba.data.tasks import parse_task
+from kproba.jobs.build_bank import bank_of_step
+from kproba.runtime.distributed import Process
+from kproba.runtime.files import FullDiskError, read_json
+from kproba.runtime.launch import free_port
+from kproba.training.checkpoint import StopFlag
+from kproba.training.loop import Stopped, train
+from kproba.training.monitor import Monitor
+from kproba.training.optimizer import set_learning_rates
+from kproba.training.settings import Files, Means, Optimisation, StepSettings
 
 SMALL_RATES = {"backbone": 1e-4, "aspp": 1e-3, "branch": 1e-3}
 
@@ -353,12 +345,12 @@ def test_two_nodes_give_the_weights_of_one_process(
         "tensorboard": tmp_path / "tensorboard",
         "state": tmp_path / "training-state.pt",
     }
-    words = ["kproba.training", str(tmp_path / "settings.json")]
+    words = ["kproba.jobs.train", str(tmp_path / "settings.json")]
     words += [f"--{name}={path}" for name, path in files.items()]
     agents = [
         subprocess.Popen(
             [
-                *(sys.executable, "-m", "kproba.launch", *job),
+                *(sys.executable, "-m", "kproba.runtime.launch", *job),
                 *(f"--address=127.0.0.{number}", *words),
             ],
             stdout=subprocess.PIPE,
@@ -501,7 +493,7 @@ def test_full_disk_keeps_the_last_good_state(
         states.append(Path(path).read_bytes())
 
     monkeypatch.setattr(torch, "save", fill_up_after_five)
-    monkeypatch.setattr("kproba.training.save_model", full_disk)
+    monkeypatch.setattr("kproba.training.loop.save_model", full_disk)
     means = Means(state_minutes=1e-6)
     with pytest.raises(OSError, match="disk is full"):
         train_with(Process(), data, out, base, means)

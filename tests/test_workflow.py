@@ -25,9 +25,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import kproba
-from kproba.artifacts import read_json, read_label_image, write_label_image
-from kproba.digits import CLASS_NAMES
-from kproba.locks import lock_of
+from kproba.data.kinds.digits import CLASS_NAMES
+from kproba.data.label_images import read_label_image, write_label_image
+from kproba.runtime.files import read_json
+from kproba.runtime.locks import lock_of
 
 CHAIN = "results/tiny/6-2-overlap"
 BASE = "results/tiny/6-overlap/base/seed0/step0"
@@ -252,7 +253,7 @@ def test_banks_of_earlier_steps_teach_the_next_one(run: Path) -> None:
         step: line
         for step in (1, 2)
         for line in told.splitlines()
-        if f"kproba.training {chain}/step{step}/settings.json" in line
+        if f"kproba.jobs.train {chain}/step{step}/settings.json" in line
     }
     assert "--bank  --source  --model" in calls[1]
     assert f"--bank {chain}/step1/prototypes.safetensors" in calls[2]

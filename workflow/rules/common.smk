@@ -7,8 +7,9 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from kproba.config import ConfigError, Plan, Run, check
-from kproba.methods import BASES
+from kproba.plan.schema import ConfigError, check
+from kproba.plan.plan import Plan, Run
+from kproba.methods.builtin import BASES
 
 # Commands are found beside Snakemake too, when its environment is not activated.
 shell.prefix(f'PATH="$PATH:{Path(sys.executable).parent}"; ')

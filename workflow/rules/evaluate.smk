@@ -27,7 +27,7 @@ rule evaluate:
         "exec kproba-launch --log {log} --gpus {resources.gpu}"
         " --device {resources.device} --processes {resources.processes}"
         " --cores {threads} --threads {resources.cpu_threads}"
-        " kproba.inference evaluation --job {params.job:q} --model {input.model}"
+        " kproba.jobs.inference evaluation --job {params.job:q} --model {input.model}"
         " --bank {input.bank} --source {input.source}"
         " --indices {input.indices} --evaluation {output.evaluation}"
         " --confusion {output.confusion} --examples {output.examples}"

@@ -27,7 +27,7 @@ rule build_prototypes:
         "exec kproba-launch --log {log} --gpus {resources.gpu}"
         " --device {resources.device} --processes {resources.processes}"
         " --cores {threads} --threads {resources.cpu_threads}"
-        " kproba.inference bank --job {params.job:q} --model {input.model}"
+        " kproba.jobs.inference bank --job {params.job:q} --model {input.model}"
         " --split {input.split} --pseudo-labels {input.pseudo_labels}"
         " --previous {input.previous} --bank {output.bank}"
         " --network {input.network} --weights {input.weights}"

@@ -31,7 +31,7 @@ rule export_pseudo_labels:
         "exec kproba-launch --log {log} --gpus {resources.gpu}"
         " --device {resources.device} --processes {resources.processes}"
         " --cores {threads} --threads {resources.cpu_threads}"
-        " kproba.inference pseudo-labels --job {params.job:q} --model {input.model}"
+        " kproba.jobs.inference pseudo-labels --job {params.job:q} --model {input.model}"
         " --bank {input.bank} --source {input.source} --split {input.split}"
         " --labels {output.labels} --table {output.table}"
         " --quality {output.quality}"

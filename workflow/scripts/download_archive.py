@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from kproba.download import Archive, download
-from kproba.logs import log_to
+from kproba.data.download import Archive, download
+from kproba.runtime.logs import log_to
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

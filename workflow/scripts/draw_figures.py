@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from kproba.figures import draw_figures
-from kproba.logs import log_to
+from kproba.results.figures import draw_figures
+from kproba.runtime.logs import log_to
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from kproba.backbones import save_torchvision_weights
-from kproba.logs import log_to
+from kproba.network.backbones import save_torchvision_weights
+from kproba.runtime.logs import log_to
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from kproba.indexing import index_dataset
-from kproba.logs import log_to
+from kproba.data.index import index_dataset
+from kproba.runtime.logs import log_to
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

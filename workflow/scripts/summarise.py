@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from kproba.logs import log_to
-from kproba.tables import collect_quality, summarise
+from kproba.results.tables import collect_quality, summarise
+from kproba.runtime.logs import log_to
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

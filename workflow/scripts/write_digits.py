@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from kproba.digits import DigitScenes, write_digits
-from kproba.logs import log_to
+from kproba.data.kinds.digits import DigitScenes, write_digits
+from kproba.runtime.logs import log_to
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from kproba.logs import log_to
-from kproba.report import Experiment, write_report
+from kproba.results.experiment import Experiment
+from kproba.results.page import write_report
+from kproba.runtime.logs import log_to
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

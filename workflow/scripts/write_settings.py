@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from kproba.artifacts import write_json
-from kproba.logs import log_to
+from kproba.runtime.files import write_json
+from kproba.runtime.logs import log_to
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -1,0 +1,271 @@
+"""The kernel-prototype bank: class statistics in random Fourier feature space.
+
+For a feature vector z of one cell of the feature map, standardised to x = (z - m) / s,
+
+    φ(x) = sqrt(2/D) cos(x ω + β),  ω ~ N(0, 2γ),  β ~ U[0, 2π),
+
+so that ⟨φ(u), φ(v)⟩ ≈ exp(-γ‖u-v‖²) (Rahimi & Recht, NeurIPS 2007). Features come in
+pairs that share ω, a quarter turn of β apart: half the product x ω, and a better kernel
+(Sutherland & Schneider, "On the Error of Random Fourier Features", UAI 2015).
+
+The bank holds, for each of E maps with its own (ω, β), the count and mean of φ of every
+class and one within-class scatter shared by all classes (KLDA: Momeni, Mazumder & Liu,
+AAAI 2025, arXiv 2412.15571). With the identity in place of φ it is plain LDA.
+
+Each map is compared in its own space; an ensemble averages the members' softmax.
+Standardisation and maps are drawn once, at step 0, and stay with the bank.
+"""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from kproba.bank.feature_maps import FeatureMap, make_maps
+from kproba.bank.settings import BankSettings
+from kproba.network.network import Outputs
+from kproba.runtime.files import atomic_path, read_json, write_json
+from kproba.runtime.provenance import fingerprint
+
+
+@dataclass
+class PrototypeBank:
+    """Class statistics of all classes seen, in the space of each map.
+
+    Attributes:
+        settings: What the bank was built from.
+        seed: Of the maps; map e uses seed + e.
+        gamma: γ in use (None for the identity map).
+        centre: (d,) m, mean of the features at step 0.
+        spread: (d,) s, standard deviation of the features at step 0.
+        count: (C,) labelled cells per class, in the step that introduced it.
+        share: (C,) count divided by all labelled cells of that step.
+        means: Per map (C, D) prototypes μ_c.
+        scatter: Per map (D, D) within-class scatter, summed over the steps.
+        scatter_count: Cells that the scatter holds.
+        temperature: T of the posterior, calibrated on training images.
+    """
+
+    settings: BankSettings
+    seed: int
+    gamma: float | None
+    centre: torch.Tensor
+    spread: torch.Tensor
+    count: torch.Tensor
+    share: torch.Tensor
+    means: list[torch.Tensor]
+    scatter: list[torch.Tensor] | None
+    scatter_count: float
+    temperature: float
+
+    def __post_init__(self) -> None:
+        self._solved: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self._factors: list[torch.Tensor] | None = None
+        self._maps: list[FeatureMap] | None = None
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.count)
+
+    @property
+    def maps(self) -> list[FeatureMap]:
+        """The feature maps φ_e."""
+        if self._maps is None:
+            self._maps = make_maps(
+                self.settings, len(self.centre), self.gamma, self.seed
+            )
+        return self._maps
+
+    def to(self, device: str) -> "PrototypeBank":
+        """The bank with its tensors on `device`."""
+        return replace(
+            self,
+            centre=self.centre.to(device),
+            spread=self.spread.to(device),
+            count=self.count.to(device),
+            share=self.share.to(device),
+            means=[mean.to(device) for mean in self.means],
+            scatter=None
+            if self.scatter is None
+            else [matrix.to(device) for matrix in self.scatter],
+        )
+
+    def standardise(self, features: torch.Tensor) -> torch.Tensor:
+        """(n, d) features to x = (z - m) / s."""
+        return (features - self.centre) / self.spread
+
+    def log_posterior(self, features: torch.Tensor) -> torch.Tensor:
+        """KLDA's class posterior log q, (n, C) float32, of features (n, d).
+
+        s_c = φᵀ A⁻¹ μ_c - μ_cᵀ A⁻¹ μ_c / 2 + log π_c, with A the within-class
+        covariance W/n plus the ridge and π the class shares; q = softmax(s/T), averaged
+        over the maps. Up to a term equal for all classes this is
+        -(φ-μ_c)ᵀ A⁻¹ (φ-μ_c) / 2 + log π_c.
+
+        Raises:
+            ValueError: The bank was built without scatter.
+        """
+        x = self.standardise(features)
+        members = [
+            (self._map_scores(number, phi(x)) / self.temperature).log_softmax(1)
+            for number, phi in enumerate(self.maps)
+        ]
+        return torch.stack(members).logsumexp(0) - math.log(len(members))
+
+    def _map_scores(self, number: int, vectors: torch.Tensor) -> torch.Tensor:
+        if self._solved is None:
+            self._solved = self._solve()
+        weights, bias = self._solved[number]
+        return vectors @ weights + bias
+
+    def _covariance(self, number: int) -> torch.Tensor:
+        """A = W/n plus the ridge on the diagonal, (D, D) float64."""
+        if self.scatter is None:
+            raise ValueError(
+                "Expected a bank with scatter for a Mahalanobis score, but this one "
+                "has none. Build it for the rule that reads it (klda, lda, agree)."
+            )
+        covariance = self.scatter[number] / max(self.scatter_count, 1)
+        ridge = self.settings.ridge * covariance.diagonal().mean()
+        return covariance + ridge * torch.eye(
+            len(covariance), dtype=torch.float64, device=covariance.device
+        )
+
+    def _solve(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Per map the linear rule A⁻¹ μ_c (D, C) and its bias (C,), by Cholesky."""
+        log_prior = (self.share / self.share.sum()).clamp(min=1e-12).log()
+        solved = []
+        for number, mean in enumerate(self.means):
+            factor = torch.linalg.cholesky(self._covariance(number))
+            weights = torch.cholesky_solve(mean.T, factor)
+            bias = log_prior - (mean.T * weights).sum(0) / 2
+            # A class that was never seen has no prototype and cannot win.
+            bias = bias.masked_fill(self.count == 0, -math.inf)
+            solved.append((weights.float(), bias.float()))
+        return solved
+
+    def log_kappa(
+        self, features: torch.Tensor, *, temperature: float, metric: str
+    ) -> torch.Tensor:
+        """Log κ, κ_c = exp(-d_c/τ) / Σ exp(-d_c'/τ), averaged over the maps.
+
+        Args:
+            features: (n, d).
+            temperature: τ.
+            metric: "euclidean": d_c = ‖φ - μ_c‖; "mahalanobis": d_c with A⁻¹.
+
+        Returns:
+            (n, C) float32.
+        """
+        x = self.standardise(features)
+        members = []
+        for number, phi in enumerate(self.maps):
+            distances = self._distances(number, phi(x), metric)
+            distances = distances.masked_fill(self.count == 0, math.inf)
+            members.append((-distances / temperature).log_softmax(1))
+        return torch.stack(members).logsumexp(0) - math.log(len(members))
+
+    def _distances(
+        self, number: int, vectors: torch.Tensor, metric: str
+    ) -> torch.Tensor:
+        """(n, C) distances by ‖φ‖² - 2φᵀμ + ‖μ‖², one product for all classes."""
+        mean = self.means[number].float()
+        if metric == "mahalanobis":
+            if self._factors is None:
+                self._factors = [
+                    self._inverse_factor(each) for each in range(len(self.means))
+                ]
+            factor = self._factors[number]
+            vectors, mean = vectors @ factor, mean @ factor
+        squared = (
+            vectors.square().sum(1, keepdim=True)
+            - 2 * vectors @ mean.T
+            + mean.square().sum(1)
+        )
+        return squared.clamp(min=0).sqrt()
+
+    def _inverse_factor(self, number: int) -> torch.Tensor:
+        """L⁻ᵀ with A = L Lᵀ, so that ‖φ L⁻ᵀ‖² = φᵀ A⁻¹ φ."""
+        factor = torch.linalg.cholesky(self._covariance(number))
+        identity = torch.eye(len(factor), dtype=torch.float64, device=factor.device)
+        return torch.linalg.solve_triangular(factor, identity, upper=False).T.float()
+
+    def save(self, path: str | Path, *, about: dict[str, Any]) -> None:
+        """Write the statistics to `path` (.safetensors), the rest beside it (.json)."""
+        path = Path(path)
+        tensors = {
+            "centre": self.centre,
+            "spread": self.spread,
+            "count": self.count,
+            "share": self.share,
+        }
+        for number, mean in enumerate(self.means):
+            tensors[f"means.{number}"] = mean
+        for number, scatter in enumerate(self.scatter or ()):
+            tensors[f"scatter.{number}"] = scatter
+        with atomic_path(path) as temporary:
+            safetensors.torch.save_file(
+                {key: value.cpu().contiguous() for key, value in tensors.items()},
+                temporary,
+            )
+        write_json(
+            path.with_suffix(".json"),
+            {
+                "settings": asdict(self.settings),
+                "seed": self.seed,
+                "gamma": self.gamma,
+                "temperature": self.temperature,
+                "scatter_count": self.scatter_count,
+                "cells_per_class": [int(count) for count in self.count],
+                **about,
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PrototypeBank":
+        """Read a bank that `save` wrote."""
+        path = Path(path)
+        about = read_json(path.with_suffix(".json"))
+        settings = BankSettings(**about["settings"])
+        tensors = safetensors.torch.load_file(path)
+        return cls(
+            settings=settings,
+            seed=about["seed"],
+            gamma=about["gamma"],
+            centre=tensors["centre"],
+            spread=tensors["spread"],
+            count=tensors["count"],
+            share=tensors["share"],
+            means=[tensors[f"means.{number}"] for number in range(settings.maps)],
+            scatter=[tensors[f"scatter.{number}"] for number in range(settings.maps)]
+            if settings.scatter
+            else None,
+            scatter_count=about["scatter_count"],
+            temperature=about["temperature"],
+        )
+
+
+def bank_of_model(bank: str | Path, model: str | Path, device: str) -> PrototypeBank:
+    """Load a bank that was built with this model.
+
+    Raises:
+        ValueError: The bank was built with another model.
+    """
+    made_with = read_json(Path(bank).with_suffix(".json"))["model"]
+    if made_with != fingerprint(Path(model)):
+        raise ValueError(
+            f"Expected {bank} to be built with {model}, but it was built with another "
+            f"model: features would not be comparable. Delete the bank and run again."
+        )
+    return PrototypeBank.load(bank).to(device)
+
+
+def bank_features(outputs: Outputs, settings: BankSettings) -> torch.Tensor:
+    """The feature map that the bank reads, (B, d, h, w)."""
+    if settings.feature == "both":
+        return torch.cat([outputs.backbone, outputs.blocks[0]], dim=1)
+    return outputs.blocks[0] if settings.feature == "block" else outputs.backbone

@@ -1,0 +1,289 @@
+"""TODO bank.build."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from kproba.bank.bank import PrototypeBank
+from kproba.bank.feature_maps import make_maps
+from kproba.bank.moments import Moments
+from kproba.bank.settings import BankSettings
+from kproba.data.labels import IGNORE
+from kproba.runtime.distributed import ALONE, Process
+
+CELLS_PER_IMAGE = 64  # at least, of the sample
+
+
+class FeatureBatch(NamedTuple):
+    """What a bank is built from.
+
+    Attributes:
+        features: (B, d, h, w), of the trained network in evaluation mode.
+        targets: (B, H, W) uint8, output indices, 255 ignored.
+        keys: B numbers of the images.
+    """
+
+    features: torch.Tensor
+    targets: torch.Tensor
+    keys: Sequence[int]
+
+
+class Sample(NamedTuple):
+    """Labelled cells in no order: vectors (n, d) float32 and labels (n,) int64."""
+
+    cells: torch.Tensor
+    labels: torch.Tensor
+
+
+def cells_of(
+    features: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labelled cells of a feature map.
+
+    Args:
+        features: (B, d, h, w).
+        targets: (B, H, W) uint8; brought to (h, w) by nearest neighbour, 255 dropped.
+
+    Returns:
+        Vectors (n, d) float32 and labels (n,) int64.
+    """
+    size = features.shape[-2:]
+    labels = F.interpolate(targets[:, None].float(), size, mode="nearest-exact")
+    labels = labels.flatten().long()
+    vectors = features.permute(0, 2, 3, 1).flatten(0, 2).float()
+    keep = labels != IGNORE
+    return vectors[keep], labels[keep]
+
+
+def build_bank(
+    batches: Iterable[FeatureBatch],
+    sample: Sample,
+    settings: BankSettings,
+    *,
+    classes: int,
+    seed: int,
+    previous: PrototypeBank | None = None,
+    keep_temperature: bool = False,
+    process: Process = ALONE,
+) -> PrototypeBank:
+    """Build the bank of a step in one streaming pass over its training images.
+
+    The sample gives standardisation and γ before the pass (step 0 only) and the
+    temperature after it. Memory is bounded by the bank and the sample.
+
+    Args:
+        batches: The pass: this process's part of the step's images.
+        sample: Some of the step's cells (`draw_sample`).
+        settings: Of the bank.
+        classes: |S_t|.
+        seed: Of the maps.
+        previous: Bank of step t-1, whose maps and standardisation are kept. Its
+            classes that the step shows again move by `settings.momentum`.
+        keep_temperature: Take the temperature of `previous`, if there is one. A later
+            step shows few classes, and so calibrates too boldly; it must where the
+            features are of another network than before.
+        process: This one of several, which get the same bank; the first alone
+            calibrates it.
+    """
+    cells = sample.cells
+    if previous is None:
+        centre, spread, gamma = _standardisation(cells, settings)
+        maps = make_maps(settings, len(centre), gamma, seed)
+    else:
+        centre, spread, gamma = previous.centre, previous.spread, previous.gamma
+        seed, maps = previous.seed, previous.maps
+    dimension = len(centre) if settings.map == "identity" else settings.dimension
+    moments = [
+        Moments.empty(
+            classes, dimension, scatter=settings.scatter, device=str(cells.device)
+        )
+        for _ in maps
+    ]
+    for features, targets, _ in batches:
+        vectors, labels = cells_of(features, targets)
+        x = (vectors - centre) / spread
+        for part, phi in zip(moments, maps, strict=True):
+            part.update(x, labels, phi)
+    for part in moments:
+        part.add_up(process)
+    bank = _bank_of_step(settings, seed, gamma, centre, spread, moments)
+    if previous is not None:
+        bank = follow(previous, bank)
+    if previous is not None and keep_temperature:
+        bank.temperature = previous.temperature
+    elif settings.scatter and process.first:
+        bank.temperature = _calibrate(bank, *sample)
+    return bank
+
+
+def sampled_images(images: int, settings: BankSettings) -> list[int]:
+    """Numbers of the images, spread over all, that a sample is drawn from."""
+    wanted = min(images, -(-settings.calibration_cells // CELLS_PER_IMAGE))
+    spread = [round(i * (images - 1) / max(1, wanted - 1)) for i in range(wanted)]
+    return list(dict.fromkeys(spread))
+
+
+def draw_sample(
+    batches: Iterable[FeatureBatch],
+    settings: BankSettings,
+    *,
+    images: int,
+    seed: int,
+    process: Process = ALONE,
+) -> Sample:
+    """Up to `calibration_cells` labelled cells, equally many of every image.
+
+    Which cells an image gives depends on the seed and its key alone, so the sample is
+    the same whatever the batches and the number of processes.
+
+    Args:
+        batches: This process's part of the images.
+        settings: Of the bank.
+        images: Number of images over all processes.
+        seed: Of the choice.
+        process: This one of several, which all get the whole sample.
+
+    Raises:
+        ValueError: No labelled cell.
+    """
+    per_image = max(CELLS_PER_IMAGE, -(-settings.calibration_cells // max(images, 1)))
+    chosen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    device = torch.device(process.device)
+    for features, targets, keys in batches:
+        for feature, target, key in zip(features, targets, keys, strict=True):
+            cells, labels = cells_of(feature[None], target[None])
+            generator = torch.Generator().manual_seed((seed << 32) + int(key))
+            order = torch.randperm(len(cells), generator=generator)[:per_image]
+            chosen[int(key)] = (cells[order].cpu(), labels[order].cpu())
+            device = feature.device
+    for part in process.gather(chosen):
+        chosen.update(part)
+    parts = [chosen[key] for key in sorted(chosen)]
+    if not sum(len(labels) for _, labels in parts):
+        raise ValueError("Expected labelled cells to build a bank from, but got none.")
+    vectors, classes = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    # In no order, so that any part of the sample is a sample.
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(classes), generator=generator)
+    order = order[: settings.calibration_cells]
+    return Sample(vectors[order].to(device), classes[order].to(device))
+
+
+def _standardisation(
+    sample: torch.Tensor, settings: BankSettings
+) -> tuple[torch.Tensor, torch.Tensor, float | None]:
+    """Centre, spread and γ from a sample of cells (n, d)."""
+    centre = sample.mean(0)
+    # A channel that never fires keeps its value instead of being divided by zero.
+    spread = sample.std(0)
+    spread = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
+    if settings.map == "identity":
+        return centre, spread, None
+    if settings.gamma != "median":
+        return centre, spread, float(settings.gamma)
+    x = ((sample - centre) / spread)[:2000]
+    squared = torch.cdist(x.double(), x.double()).square()
+    pairs = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
+    median = squared[pairs[0], pairs[1]].median()
+    return centre, spread, 1 / max(float(median), 1e-12)
+
+
+def _bank_of_step(
+    settings: BankSettings,
+    seed: int,
+    gamma: float | None,
+    centre: torch.Tensor,
+    spread: torch.Tensor,
+    moments: Sequence[Moments],
+) -> PrototypeBank:
+    count = moments[0].count
+    scatter = [part.scatter for part in moments if part.scatter is not None]
+    return PrototypeBank(
+        settings=settings,
+        seed=seed,
+        gamma=gamma,
+        centre=centre,
+        spread=spread,
+        count=count,
+        share=count / count.sum().clamp(min=1),
+        means=[part.mean for part in moments],
+        scatter=scatter if settings.scatter else None,
+        scatter_count=float(count.sum()),
+        temperature=1.0,
+    )
+
+
+def follow(previous: PrototypeBank, current: PrototypeBank) -> PrototypeBank:
+    """The bank after a step: old classes follow, new classes are taken as measured.
+
+    A class of S_{t-1} (background included) that the step shows moves by the momentum
+    m: μ ← m μ + (1-m) μ^(t); count and share stay those of the step that labelled it.
+    A class that no step has shown so far is taken as measured. The scatter adds up.
+
+    Args:
+        previous: Bank over S_{t-1}.
+        current: Statistics of step t alone, over S_t, in the same maps.
+    """
+    old = previous.classes
+    momentum = current.settings.momentum
+    shown = (current.count[:old] > 0)[:, None]
+    first = previous.count == 0
+    means = []
+    for before, now in zip(previous.means, current.means, strict=True):
+        moved = torch.where(
+            shown, momentum * before + (1 - momentum) * now[:old], before
+        )
+        moved = torch.where(first[:, None], now[:old], moved)
+        means.append(torch.cat([moved, now[old:]]))
+    scatter = None
+    if previous.scatter is not None and current.scatter is not None:
+        pairs = zip(previous.scatter, current.scatter, strict=True)
+        scatter = [before + now for before, now in pairs]
+    return replace(
+        current,
+        count=_known_first(previous.count, current.count, first),
+        share=_known_first(previous.share, current.share, first),
+        means=means,
+        scatter=scatter,
+        scatter_count=previous.scatter_count + current.scatter_count,
+    )
+
+
+def _known_first(
+    before: torch.Tensor, now: torch.Tensor, first: torch.Tensor
+) -> torch.Tensor:
+    """Values (C,) of the old classes, but for those seen first; then the new ones."""
+    old = len(before)
+    return torch.cat([torch.where(first, now[:old], before), now[old:]])
+
+
+def _calibrate(
+    bank: PrototypeBank, sample: torch.Tensor, labels: torch.Tensor
+) -> float:
+    """Temperature with the lowest negative log-likelihood of the sample's labels.
+
+    Golden-section search over log T in [-3, 5]; the mean over the sample's cells.
+    """
+
+    def cost(log_temperature: float) -> float:
+        bank.temperature = math.exp(log_temperature)
+        return float(F.nll_loss(bank.log_posterior(sample).double(), labels))
+
+    low, high = -3.0, 5.0
+    ratio = (math.sqrt(5) - 1) / 2
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    cost_left, cost_right = cost(left), cost(right)
+    while high - low > 1e-3:
+        if cost_left < cost_right:
+            high, right, cost_right = right, left, cost_left
+            left = high - ratio * (high - low)
+            cost_left = cost(left)
+        else:
+            low, left, cost_left = left, right, cost_right
+            right = low + ratio * (high - low)
+            cost_right = cost(right)
+    return math.exp((low + high) / 2)

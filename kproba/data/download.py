@@ -1,0 +1,315 @@
+"""Archives of public datasets: downloaded with resume and checksum, unpacked safely."""
+
+import gzip
+import hashlib
+import logging
+import lzma
+import shutil
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import requests
+import urllib3
+
+from kproba.runtime.files import atomic_directory, read_json, write_json
+
+log = logging.getLogger("kproba")
+
+CHUNK = 1 << 20  # bytes
+
+
+TIMEOUT = (20, 60)  # seconds to connect, and between two packets
+
+
+TRIES = 4  # per mirror, each going on where the last one stopped
+
+
+PAUSE = 2.0  # seconds before the second try, doubled each time
+
+
+PROGRESS = 10.0  # seconds between two lines
+
+
+ALGORITHMS = {32: "md5", 40: "sha1", 64: "sha256"}  # by length in hex digits
+
+
+class DownloadError(RuntimeError):
+    """No mirror delivered the file; the message says what to fetch by hand."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file to download.
+
+    Attributes:
+        name: File name.
+        mirrors: URLs, tried in order.
+        checksum: MD5, SHA-1 or SHA-256 in hexadecimal; None if none is published.
+    """
+
+    name: str
+    mirrors: tuple[str, ...]
+    checksum: str | None
+
+
+def download(archive: Archive, path: str | Path) -> None:
+    """Fetch an archive to `path`, whole and verified, or not at all.
+
+    What arrived before an interruption stays in `path`.part and is continued by the
+    next call, also from another mirror when there is a checksum to catch a mixture.
+
+    Raises:
+        DownloadError: Every mirror failed; names each with its reason.
+        OSError: The file cannot be written, such as on a full disk.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    reasons = []
+    for url in archive.mirrors:
+        continued = part.exists()
+        try:
+            _fetch(url, part, mixable=archive.checksum is not None)
+            try:
+                verify(part, archive.checksum)
+            except ChecksumError:
+                _forget(part)
+                if not continued:
+                    raise
+                log.warning("%s: what was kept is spoilt; starting again", url)
+                _fetch(url, part, mixable=True)
+                verify(part, archive.checksum)
+        except (requests.RequestException, _CutOff, ValueError) as error:
+            if isinstance(error, ChecksumError):
+                _forget(part)
+            reasons.append(f"{url}: {error}")
+            log.warning("%s", reasons[-1])
+        else:
+            part.replace(path)
+            _forget(part)
+            return
+    listed = "".join(f"\n  {reason}" for reason in reasons) or "\n  no mirror is named"
+    raise DownloadError(
+        f"Expected to download {archive.name}, but no mirror delivered it:{listed}\n"
+        f"Run again to go on where it stopped; or fetch {archive.name} by hand, put it "
+        f"at {path} and run again; or name another URL under `mirrors`."
+    )
+
+
+def _fetch(url: str, part: Path, *, mixable: bool) -> None:
+    """Append to `part` until the file at `url` is complete."""
+    for attempt in range(TRIES):
+        try:
+            _fetch_once(url, part, mixable=mixable)
+        except (requests.ConnectionError, requests.Timeout, _CutOff) as error:
+            if attempt == TRIES - 1:
+                raise
+            log.warning("%s: %s; trying again", url, error)
+            time.sleep(PAUSE * 2**attempt)
+        else:
+            return
+
+
+class _CutOff(OSError):
+    """The connection ended before the file did."""
+
+
+def _fetch_once(url: str, part: Path, *, mixable: bool) -> None:
+    note = part.with_name(part.name + ".json")
+    source = read_json(note) if note.exists() else {}
+    have = part.stat().st_size if part.exists() else 0
+    same = source.get("url") == url and source.get("version")
+    if have and not (same or mixable):
+        have = 0
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if same:
+            headers["If-Range"] = source["version"]
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as reply:
+        if reply.status_code == 416 and have:  # nothing after what we have
+            whole = reply.headers.get("Content-Range", "").rpartition("/")[2]
+            if whole == str(have):
+                return
+            part.unlink()
+            raise _CutOff(f"kept {have} bytes, but the file has {whole or 'fewer'}")
+        reply.raise_for_status()
+        kind = reply.headers.get("Content-Type", "")
+        if kind.startswith("text/html"):
+            raise ValueError("expected an archive, but got a web page")
+        resumed = reply.status_code == 206
+        if resumed and not reply.headers.get("Content-Range", "").startswith(
+            f"bytes {have}-"
+        ):
+            raise ValueError("the server resumes at another place than asked")
+        if not resumed:
+            have = 0
+            part.unlink(missing_ok=True)  # before the note says where it comes from
+        version = reply.headers.get("ETag", "")
+        if not version or version.startswith("W/"):  # weak tags cannot resume
+            version = reply.headers.get("Last-Modified", "")
+        write_json(note, {"url": url, "version": version})
+        length = reply.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        with part.open("ab" if have else "wb") as file:
+            have = _copy(reply, file, have=have, total=total, name=part.stem)
+    if total is not None and have != total:
+        raise _CutOff(f"the connection ended after {have} of {total} bytes")
+
+
+def _copy(
+    reply: requests.Response,
+    file: IO[bytes],
+    *,
+    have: int,
+    total: int | None,
+    name: str,
+) -> int:
+    """Write a reply to a file, telling how far it is; returns the file's size."""
+    started, first, last = time.monotonic(), have, time.monotonic()
+    try:
+        reply.raw.enforce_content_length = False  # keep what came before a cut
+        while chunk := reply.raw.read(CHUNK):
+            file.write(chunk)
+            have += len(chunk)
+            now = time.monotonic()
+            if now - last > PROGRESS:
+                last = now
+                speed = (have - first) / (now - started) / 1e6
+                of = f" of {total / 1e6:.0f}" if total else ""
+                log.info("%s: %.0f%s MB, %.1f MB/s", name, have / 1e6, of, speed)
+    except urllib3.exceptions.HTTPError as error:
+        raise _CutOff(f"the connection broke after {have} bytes") from error
+    return have
+
+
+def _forget(part: Path) -> None:
+    for path in (part, part.with_name(part.name + ".json")):
+        path.unlink(missing_ok=True)
+
+
+class ChecksumError(ValueError):
+    """A file is not the one that was published."""
+
+
+def verify(path: str | Path, checksum: str | None) -> None:
+    """Compare a file with its checksum.
+
+    Args:
+        path: File.
+        checksum: MD5, SHA-1 or SHA-256 in hexadecimal; None checks nothing.
+
+    Raises:
+        ChecksumError: They differ.
+    """
+    if checksum is None:
+        return
+    with Path(path).open("rb") as file:
+        got = hashlib.file_digest(file, ALGORITHMS[len(checksum)]).hexdigest()
+    if got != checksum.lower():
+        raise ChecksumError(
+            f"expected {ALGORITHMS[len(checksum)]} {checksum}, but {path} has {got}"
+        )
+
+
+def unpack(archives: Sequence[tuple[Path, str | None]], folder: str | Path) -> None:
+    """Unpack archives into one new folder, whole or not at all.
+
+    Nothing is written outside the folder, and no links, devices or permissions are
+    taken over, whatever the archives say.
+
+    Args:
+        archives: Files (.tar, .tar.gz, .tar.xz, .zip) with their checksums.
+        folder: Where to; replaced if it exists.
+
+    Raises:
+        ValueError: A file is damaged, not the published one, or holds an entry that an
+            archive of pictures never holds; names it.
+        OSError: The disk is full.
+    """
+    with atomic_directory(folder) as temporary:
+        for path, checksum in archives:
+            try:
+                verify(path, checksum)
+                for name, size, stream in _entries(path):
+                    _write(temporary / _safe(name), size, stream)
+            except (
+                ChecksumError,
+                UnsafeEntryError,
+                tarfile.TarError,
+                zipfile.BadZipFile,
+                gzip.BadGzipFile,
+                zlib.error,
+                lzma.LZMAError,
+                EOFError,
+                RuntimeError,  # zipfile: encrypted, or of an unknown compression
+            ) as error:
+                raise ValueError(
+                    f"Expected an undamaged archive in {path}, but: {error}. Delete "
+                    f"the file and run again, or put a good copy there."
+                ) from error
+
+
+class UnsafeEntryError(ValueError):
+    """An archive holds an entry that must not be unpacked."""
+
+
+def _entries(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
+    """Name, size and content of every file in an archive; folders are left out."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                kind = (info.external_attr >> 16) & 0o170000
+                if kind not in (0, 0o100000, 0o040000):
+                    raise UnsafeEntryError(f"'{info.filename}' is a link or a device")
+                _safe(info.filename)
+                if not info.is_dir():
+                    with archive.open(info) as stream:
+                        yield info.filename, info.file_size, stream
+        return
+    with tarfile.open(path) as archive:
+        for member in archive:
+            _safe(member.name)
+            if member.isdir():
+                continue
+            if not member.isreg():
+                raise UnsafeEntryError(f"'{member.name}' is a link or a device")
+            content = archive.extractfile(member)
+            assert content is not None  # a regular file
+            yield member.name, member.size, content
+        while archive.fileobj is not None and archive.fileobj.read(CHUNK):
+            pass  # a compressed file's own checksum is at its end
+
+
+def _safe(name: str) -> PurePosixPath:
+    """The name of an entry, if it stays below the folder it is unpacked to."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise UnsafeEntryError(f"'{name}' leads out of the folder")
+    return path
+
+
+def _write(path: Path, size: int, content: IO[bytes]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("xb")
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise UnsafeEntryError(f"'{path.name}' is there twice") from error
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise OSError(
+            f"Expected room for {size} bytes in {path.parent}, but {free} are free. "
+            f"Free some and run again."
+        )
+    with file:
+        shutil.copyfileobj(content, file, CHUNK)
+    if path.stat().st_size != size:
+        raise EOFError(
+            f"'{path.name}' ends after {path.stat().st_size} of {size} bytes"
+        )

@@ -1,0 +1,108 @@
+"""Colours of classes, overlays and legends."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from kproba.data.label_images import label_palette
+from kproba.data.labels import IGNORE
+
+# Colours that stay apart in a small picture: those of Okabe and Ito first, and each of
+# the later ones as far as can be from all before it and from grey, in CIELAB, as seen
+# with all cones, without red and without green ones (Machado et al. 2009).
+CLASS_COLOURS = [
+    (0, 0, 0),
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+    (255, 255, 255),
+    (148, 103, 189),
+    (140, 86, 75),
+    (0, 0, 255),
+    (0, 0, 136),
+    (0, 255, 153),
+    (170, 85, 255),
+    (51, 0, 68),
+    (0, 51, 0),
+    (119, 17, 68),
+    (187, 170, 85),
+    (170, 255, 119),
+    (136, 68, 0),
+    (17, 68, 170),
+    (136, 0, 119),
+    (85, 0, 204),
+    (0, 238, 255),
+    (136, 153, 255),
+    (153, 119, 68),
+    (136, 204, 153),
+    (136, 0, 34),
+    (255, 255, 0),
+    (204, 238, 204),
+    (119, 85, 119),
+]
+
+
+def class_colours(classes: int) -> np.ndarray:
+    """Colours of output indices, (256, 3) uint8, for a task of so many classes.
+
+    Up to 32 classes get colours that stay apart, also for colour-blind readers, and
+    that a further class does not change; more get VOC's colour map. 255 is grey.
+    """
+    palette = np.array(label_palette(), np.uint8).reshape(256, 3)
+    if classes <= len(CLASS_COLOURS):
+        palette[: len(CLASS_COLOURS)] = CLASS_COLOURS
+    palette[IGNORE] = 128
+    return palette
+
+
+def overlay(
+    image: Image.Image, indices: np.ndarray, names: Sequence[str], opacity: float = 0.6
+) -> Image.Image:
+    """An image with its classes in colour, and a legend of those that it shows.
+
+    Args:
+        image: RGB.
+        indices: Output indices (H, W) uint8; 0, the background, is left as it is.
+        names: By output index.
+        opacity: Of the colours.
+    """
+    palette = class_colours(len(names))
+    pixels = np.asarray(image, dtype=np.float32)
+    painted = pixels + opacity * (palette[indices] - pixels)
+    painted = np.where(indices[..., None] > 0, painted, pixels)
+    found = [int(index) for index in np.unique(indices) if index > 0]
+    return _with_legend(
+        Image.fromarray(painted.round().astype(np.uint8)),
+        [(names[index], tuple(palette[index].tolist())) for index in found],
+    )
+
+
+def _with_legend(
+    picture: Image.Image, entries: Sequence[tuple[str, tuple[int, ...]]]
+) -> Image.Image:
+    """A strip below the picture: a square and a name per entry, in as many rows."""
+    size = max(11, min(picture.size) // 24)
+    font, gap = ImageFont.load_default(size), size // 2
+    widths = [3 * gap + size + round(font.getlength(name)) for name, _ in entries]
+    width = max([picture.width, *widths])
+    places, left, row = [], 0, 0
+    for entry in widths:
+        if left and left + entry > width:
+            left, row = 0, row + 1
+        places.append((left, row))
+        left += entry
+    line = size + 2 * gap
+    height = picture.height + (line * (row + 1) if entries else 0)
+    sheet = Image.new("RGB", (width, height), "white")
+    sheet.paste(picture)
+    draw = ImageDraw.Draw(sheet)
+    for (name, colour), (left, row) in zip(entries, places, strict=True):
+        x, y = left + gap, picture.height + row * line + gap
+        draw.rectangle((x, y, x + size, y + size), fill=colour, outline="black")
+        draw.text((x + size + gap, y + size / 2), name, "black", font, anchor="lm")
+    return sheet

@@ -1,0 +1,21 @@
+"""The kinds of dataset, by their name in the configuration.
+
+- `digits`: drawn by `kproba.data.kinds.digits`, in the form of a folder.
+- `folder`: images/{train,val}/ and masks/{train,val}/ with equal names; without val a
+  share is held out by a hash of the name.
+- `voc`: JPEGImages/ and SegmentationClassAug/, with the field's lists of 10,582 and
+  1,449 ids.
+- `ade20k`: images/{training,validation}/ and annotations/{training,validation}/.
+
+Nothing here imports torch: the rules ask for class names at every Snakemake call.
+"""
+
+from kproba.data.kinds.ade20k import ADE20K
+from kproba.data.kinds.digits import DIGITS
+from kproba.data.kinds.folder import FOLDER
+from kproba.data.kinds.kind import DatasetKind
+from kproba.data.kinds.voc import VOC
+
+KINDS: dict[str, DatasetKind] = {
+    kind.name: kind for kind in (DIGITS, FOLDER, VOC, ADE20K)
+}

@@ -1,0 +1,322 @@
+"""The embedded dataset: scenes of handwritten digits over photographs.
+
+Glyphs are the 1,797 real handwritten digits of `sklearn.datasets.load_digits`, the
+backgrounds are cut from the two photographs of `load_sample_images`; both ship inside
+scikit-learn. Each scene holds several digits of different classes, so that classes of
+earlier, present and later steps meet in one picture: this is what makes background
+shift happen. Training and validation share no glyph and no part of a photograph.
+"""
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from joblib import Parallel, delayed
+from PIL import Image
+
+from kproba.data.kinds.folder import FOLDER
+from kproba.data.kinds.kind import DatasetKind
+from kproba.data.label_images import write_label_image
+from kproba.runtime.files import atomic_directory
+
+CLASS_NAMES = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+)
+
+
+SUBSETS = ("train", "val")
+
+
+GLYPH_SIZE = 8  # pixels, side of a glyph of load_digits
+
+
+INK = 0.3  # ink above this share of full ink belongs to the digit
+
+
+CONTRAST = 150  # grey levels between a digit and what is behind it, in RGB space
+
+
+DISTINCT = 120  # grey levels between two digits of a scene
+
+
+VISIBLE = 0.8  # a digit is placed where at least this share of each digit stays visible
+
+
+LAYOUTS = 100  # tries to find a scene with enough digits
+
+
+POSITIONS = 40  # tries to place a digit without hiding the others
+
+
+@dataclass(frozen=True)
+class DigitScenes:
+    """Size and seed of the scenes.
+
+    Attributes:
+        train: Number of training scenes.
+        val: Number of validation scenes.
+        size: Side of a scene in pixels.
+        digits: Fewest and most digits in a scene.
+        height: Smallest and largest height of a digit as a share of `size`.
+        rotation: Largest rotation to either side in degrees.
+        seed: Scenes are a pure function of this, the subset and their number.
+    """
+
+    train: int
+    val: int
+    size: int
+    digits: tuple[int, int]
+    height: tuple[float, float]
+    rotation: float
+    seed: int
+
+
+def write_digits(folder: str | Path, scenes: DigitScenes, *, workers: int = 1) -> None:
+    """Write images, palette masks and classes.txt in the form of a folder dataset.
+
+    Args:
+        folder: Output.
+        scenes: How many of which size.
+        workers: Processes; their number changes no scene.
+    """
+    with atomic_directory(folder) as temporary:
+        names = "\n".join(("background", *CLASS_NAMES))
+        (temporary / "classes.txt").write_text(names + "\n")
+        for subset in SUBSETS:
+            for kind in ("images", "masks"):
+                (temporary / kind / subset).mkdir(parents=True)
+        parts = [
+            (subset, range(first, getattr(scenes, subset), workers))
+            for subset in SUBSETS
+            for first in range(workers)
+        ]
+        Parallel(workers)(
+            delayed(_write_scenes)(temporary, scenes, subset, numbers)
+            for subset, numbers in parts
+        )
+
+
+def _write_scenes(
+    folder: Path, scenes: DigitScenes, subset: str, numbers: range
+) -> None:
+    from sklearn.datasets import load_sample_images  # slow to import
+
+    glyphs = _glyphs()[subset]
+    regions = [_region(picture, subset) for picture in load_sample_images().images]
+    for number in numbers:
+        rng = np.random.default_rng([scenes.seed, SUBSETS.index(subset), number])
+        image, mask = draw_scene(rng, scenes, glyphs, regions)
+        name = f"{subset}_{number:05d}.png"
+        Image.fromarray(image).save(folder / "images" / subset / name)
+        write_label_image(folder / "masks" / subset / name, mask)
+
+
+def draw_scene(
+    rng: np.random.Generator,
+    scenes: DigitScenes,
+    glyphs: list[np.ndarray],
+    regions: list[np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one scene.
+
+    Args:
+        rng: Source of every choice.
+        scenes: Sizes.
+        glyphs: Per digit, ink of its glyphs, (n, 8, 8) float in [0, 1].
+        regions: Parts of photographs, (h, w, 3) uint8.
+
+    Returns:
+        Image (size, size, 3) uint8 and mask (size, size) uint8: 0 background, 1..10
+        for the digits zero..nine.
+
+    Raises:
+        ValueError: There is no room for the fewest digits wanted.
+    """
+    for _ in range(LAYOUTS):
+        canvas = _background(rng, scenes.size, regions).astype(np.float32)
+        mask = np.zeros((scenes.size, scenes.size), np.uint8)
+        placed = _place_digits(rng, scenes, glyphs, canvas, mask)
+        if placed >= scenes.digits[0]:
+            canvas += rng.normal(0, 4, canvas.shape)  # sensor noise, in grey levels
+            return np.clip(canvas, 0, 255).astype(np.uint8), mask
+    raise ValueError(
+        f"Expected room for {scenes.digits[0]} digits of {scenes.height[0]} to "
+        f"{scenes.height[1]} of the scene's height, but found none in {LAYOUTS} "
+        f"layouts. Lower `height` or `digits`."
+    )
+
+
+def _place_digits(
+    rng: np.random.Generator,
+    scenes: DigitScenes,
+    glyphs: list[np.ndarray],
+    canvas: np.ndarray,
+    mask: np.ndarray,
+) -> int:
+    """Draw digits into canvas (S, S, 3) and mask (S, S); returns how many fitted."""
+    size = scenes.size
+    owner = np.zeros((size, size), np.int16)  # which digit of the scene a pixel shows
+    areas: list[int] = []
+    colours: list[np.ndarray] = []
+    count = int(rng.integers(scenes.digits[0], scenes.digits[1] + 1))
+    for digit in rng.choice(len(glyphs), size=count, replace=False):
+        height = rng.uniform(*scenes.height) * size
+        angle = rng.uniform(-scenes.rotation, scenes.rotation)
+        glyph = glyphs[digit][rng.integers(len(glyphs[digit]))]
+        ink = _render(glyph, height, angle)
+        if max(ink.shape) > size:
+            continue
+        stroke = ink > INK
+        shown = np.bincount(owner.ravel(), minlength=len(areas) + 1)[1:]
+        for _ in range(POSITIONS):
+            top, left = (int(rng.integers(size - side + 1)) for side in ink.shape)
+            window = (slice(top, top + ink.shape[0]), slice(left, left + ink.shape[1]))
+            covered = np.bincount(owner[window][stroke], minlength=len(areas) + 1)[1:]
+            if (shown - covered >= VISIBLE * np.array(areas)).all():
+                areas.append(int(stroke.sum()))
+                owner[window][stroke] = len(areas)
+                mask[window][stroke] = digit + 1
+                alpha = np.clip((ink - INK) / 0.15 + 0.5, 0, 1)[..., None]
+                behind = canvas[window][stroke].mean(axis=0)
+                colours.append(_colour_against(rng, behind, colours))
+                canvas[window] += alpha * (colours[-1] - canvas[window])
+                break
+    return len(areas)
+
+
+def _glyphs() -> dict[str, list[np.ndarray]]:
+    """Ink of the glyphs per subset and digit; every fourth glyph is for validation."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    by_digit = [data.images[data.target == digit] / 16 for digit in range(10)]
+    validation = [np.arange(len(ink)) % 4 == 3 for ink in by_digit]
+    return {
+        "train": [ink[~val] for ink, val in zip(by_digit, validation, strict=True)],
+        "val": [ink[val] for ink, val in zip(by_digit, validation, strict=True)],
+    }
+
+
+def _region(photograph: np.ndarray, subset: str) -> np.ndarray:
+    """The left 70 % of a photograph for training, the right 28 % for validation."""
+    width = photograph.shape[1]
+    if subset == "train":
+        return photograph[:, : int(0.70 * width)]
+    return photograph[:, int(0.72 * width) :]
+
+
+def _background(
+    rng: np.random.Generator, size: int, regions: list[np.ndarray]
+) -> np.ndarray:
+    """A square cut of 60 to 100 % of a region's shorter side, at size (size, size)."""
+    region = regions[rng.integers(len(regions))]
+    side = int(rng.uniform(0.6, 1.0) * min(region.shape[:2]))
+    top, left = (int(rng.integers(extent - side + 1)) for extent in region.shape[:2])
+    cut = Image.fromarray(region[top : top + side, left : left + side])
+    if rng.random() < 0.5:
+        cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(cut.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _render(glyph: np.ndarray, height: float, angle: float) -> np.ndarray:
+    """Ink (h, w) in [0, 1] of a glyph, enlarged to `height` pixels and rotated."""
+    side = round(height)
+    padded = np.pad(glyph, 1).astype(np.float32)  # room for rotated corners
+    full = round(side * padded.shape[0] / GLYPH_SIZE)
+    image = Image.fromarray(padded).resize((full, full), Image.Resampling.BICUBIC)
+    ink = np.asarray(image.rotate(angle, Image.Resampling.BICUBIC, expand=True))
+    rows, columns = np.nonzero(ink > INK / 2)
+    return ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+
+def _colour_against(
+    rng: np.random.Generator, behind: np.ndarray, others: list[np.ndarray]
+) -> np.ndarray:
+    """A random colour far from the mean colour `behind` it and from other digits'."""
+    while True:
+        hue, saturation, value = rng.random(), rng.uniform(0, 1), rng.uniform(0.05, 1)
+        colour = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value))
+        if np.linalg.norm(colour - behind) >= CONTRAST and all(
+            np.linalg.norm(colour - other) >= DISTINCT for other in others
+        ):
+            return colour
+
+
+def _class_names(folder: Path | None, listed: Sequence[str] | None) -> list[str]:
+    return list(CLASS_NAMES)
+
+
+DIGITS = DatasetKind(
+    name="digits",
+    title="the embedded digits",
+    layout=FOLDER.layout,
+    find_pairs=FOLDER.find_pairs,
+    find_folders=FOLDER.find_folders,
+    class_names=_class_names,
+    drawn=True,
+    settings={
+        "train": {
+            "description": "Number of training scenes.",
+            "type": "integer",
+            "minimum": 10,
+            "maximum": 100000,
+            "default": 400,
+        },
+        "val": {
+            "description": "Number of validation scenes.",
+            "type": "integer",
+            "minimum": 10,
+            "maximum": 100000,
+            "default": 120,
+        },
+        "size": {
+            "description": "Side of a scene in pixels.",
+            "type": "integer",
+            "minimum": 48,
+            "maximum": 1024,
+            "default": 144,
+        },
+        "digits": {
+            "description": "Fewest and most digits in a scene.",
+            "type": "array",
+            "minItems": 2,
+            "maxItems": 2,
+            "items": {"type": "integer", "minimum": 1, "maximum": 10},
+            "default": [2, 4],
+        },
+        "height": {
+            "description": (
+                "Smallest and largest height of a digit as a share of `size`."
+            ),
+            "type": "array",
+            "minItems": 2,
+            "maxItems": 2,
+            "items": {"type": "number", "minimum": 0.1, "maximum": 0.9},
+            "default": [0.36, 0.62],
+        },
+        "rotation": {
+            "description": "Largest rotation of a digit to either side, in degrees.",
+            "type": "number",
+            "minimum": 0,
+            "maximum": 180,
+            "default": 25,
+        },
+        "seed": {
+            "description": "Seed of the scenes.",
+            "type": "integer",
+            "minimum": 0,
+            "default": 0,
+        },
+    },
+)

@@ -1,0 +1,68 @@
+"""TODO data.labels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kproba.data.tasks import Groups
+
+IGNORE = 255
+
+
+UNSURE = 254  # in targets: background or old, but the pseudo labels do not say which
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Raw labels to output indices at the last step of `groups`.
+
+    Attributes:
+        groups: Raw labels of the steps 0..t.
+        setting: "overlap", "disjoint" or "sequential".
+    """
+
+    groups: Groups
+    setting: str = "overlap"
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """Raw labels of S_t without background, in output order (index 1, 2, ..)."""
+        return tuple(label for group in self.groups for label in group)
+
+    @property
+    def channels(self) -> int:
+        """|S_t|, background included."""
+        return 1 + len(self.seen)
+
+    @property
+    def first_new(self) -> int:
+        """Output index of the first class of C_t; C_t is `first_new`..`channels`-1."""
+        return self.channels - len(self.groups[-1])
+
+    def training_table(self) -> np.ndarray:
+        """Look-up table (256,) uint8, raw label to training target.
+
+        Classes of C_t get their output index, 255 stays 255, everything else (old,
+        future and background) is 0; under "sequential" old classes keep their index.
+        """
+        table = np.zeros(256, np.uint8)
+        named = self.groups if self.setting == "sequential" else self.groups[-1:]
+        labels = [label for group in named for label in group]
+        table[labels] = self.channels - len(labels) + np.arange(len(labels))
+        table[IGNORE] = IGNORE
+        return table
+
+    def evaluation_table(
+        self, *, unseen: int = IGNORE, background: int = 0
+    ) -> np.ndarray:
+        """Look-up table (256,) uint8, raw label to ground truth: all seen classes.
+
+        Args:
+            unseen: Target of labels that are not seen yet (255: ignored).
+            background: Target of raw label 0 (255: ignored).
+        """
+        table = np.full(256, unseen, np.uint8)
+        table[list(self.seen)] = 1 + np.arange(len(self.seen))
+        table[0] = background
+        table[IGNORE] = IGNORE
+        return table

@@ -1,0 +1,137 @@
+"""Tasks, class orders and image lists: which classes and images belong to a step.
+
+A *raw* label is the value in the mask file (0 background, 1..N classes, 255 ignored).
+An *output index* is the channel of the network: 0 background, then the classes in the
+order in which the task introduces them. See docs/protocol.md.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kproba.data.labels import IGNORE, LabelMap
+from kproba.data.tasks import Groups
+from kproba.runtime.files import atomic_path
+
+SETTINGS = ("overlap", "disjoint", "sequential")
+
+
+def in_step(
+    present: frozenset[int], seen: frozenset[int], new: frozenset[int], setting: str
+) -> bool:
+    """Whether an image belongs to a step.
+
+    Args:
+        present: Raw labels in the image; 0 and 255 may be among them.
+        seen: Classes of S_t.
+        new: Classes of C_t.
+        setting: "overlap": at least one class of C_t is present. "disjoint" and
+            "sequential": besides, no class that is not seen yet.
+    """
+    classes = present - {0, IGNORE}
+    return bool(classes & new) and (setting == "overlap" or classes <= seen)
+
+
+def parse_classes(cell: object) -> frozenset[int]:
+    """The set of raw labels in a `classes` cell of index.csv, such as "0 3 255"."""
+    return frozenset(int(label) for label in str(cell).split())
+
+
+def read_index(path: str | Path) -> pd.DataFrame:
+    """Read index.csv; ids and class lists stay text, whatever they look like."""
+    return pd.read_csv(
+        path,
+        dtype={"id": str, "image": str, "mask": str, "subset": str, "classes": str},
+        keep_default_na=False,
+    )
+
+
+def read_indices(paths: Sequence[str | Path]) -> list[pd.DataFrame]:
+    """Read the index of a dataset and those of its additions.
+
+    Raises:
+        ValueError: An id is in two of them.
+    """
+    indices = [read_index(path) for path in paths]
+    home: dict[str, str] = {}
+    for path, index in zip(map(str, paths), indices, strict=True):
+        twice = [name for name in index["id"] if name in home]
+        if twice:
+            raise ValueError(
+                f"Expected other names in an addition than in the dataset, but "
+                f"{len(twice)} of {path}, such as '{twice[0]}', are in "
+                f"{home[twice[0]]} too. Rename these images and their masks."
+            )
+        home |= dict.fromkeys(index["id"], path)
+    return indices
+
+
+def select_images(
+    index: pd.DataFrame, groups: Groups, setting: str, subset: str = "train"
+) -> pd.DataFrame:
+    """Rows of `index` that belong to the last step of `groups`, sorted by id.
+
+    Raises:
+        ValueError: No image holds a class of the step.
+    """
+    label_map = LabelMap(groups, setting)
+    seen, new = frozenset(label_map.seen), frozenset(groups[-1])
+    rows = index[index["subset"] == subset]
+    keep = [
+        in_step(parse_classes(cell), seen, new, setting) for cell in rows["classes"]
+    ]
+    chosen = rows[keep].sort_values("id", ignore_index=True)
+    if chosen.empty:
+        raise ValueError(
+            f"Expected at least one {subset} image with a class of {sorted(new)} for "
+            f"step {len(groups) - 1} ({setting}), but found none. Check the class "
+            f"groups of the task and the masks, or choose the 'overlap' setting."
+        )
+    return chosen
+
+
+def evenly_spaced(rows: pd.DataFrame, count: int) -> pd.DataFrame:
+    """At most `count` rows, evenly spaced in the order of their ids."""
+    rows = rows.sort_values("id", ignore_index=True)
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round()
+    return rows.iloc[places.astype(int)].reset_index(drop=True)
+
+
+def write_split(
+    indices: Sequence[str | Path], split: str | Path, *, groups: Groups, setting: str
+) -> None:
+    """Write the image list of the last step of `groups` as CSV.
+
+    Args:
+        indices: index.csv of the dataset and of the additions that have come so far.
+        split: Output.
+        groups: Raw labels of the classes of the steps 0..t.
+        setting: "overlap", "disjoint" or "sequential".
+    """
+    index = pd.concat(read_indices(indices), ignore_index=True)
+    chosen = select_images(index, groups, setting)
+    with atomic_path(split) as temporary:
+        chosen.to_csv(temporary, index=False)
+
+
+def write_classes(
+    path: str | Path, *, groups: Groups, names: Mapping[int, str], setting: str
+) -> None:
+    """Write classes.json: output index, raw label, name and step of every class."""
+    classes = [{"index": 0, "label": 0, "name": "background", "step": 0}]
+    for step, group in enumerate(groups):
+        for label in group:
+            classes.append(
+                {
+                    "index": len(classes),
+                    "label": label,
+                    "name": names[label],
+                    "step": step,
+                }
+            )
+    content = {"setting": setting, "steps": len(groups), "classes": classes}
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,62 @@
+"""TODO network.files."""
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from kproba.network.network import Architecture, SegmentationNetwork
+from kproba.runtime.files import atomic_path, read_json, write_json
+
+
+def save_model(
+    network: SegmentationNetwork, path: str | Path, *, about: dict[str, Any]
+) -> None:
+    """Write the weights to `path` and the architecture to `path` with .json.
+
+    Args:
+        network: Network to save.
+        path: Name ending in .safetensors.
+        about: Classes and provenance to record beside the architecture.
+    """
+    path = Path(path)
+    state = {
+        key: value.contiguous().cpu() for key, value in network.state_dict().items()
+    }
+    with atomic_path(path) as temporary:
+        safetensors.torch.save_file(state, temporary)
+    write_json(
+        path.with_suffix(".json"),
+        {
+            "architecture": vars(network.architecture),
+            "classes_per_step": network.classes_per_step,
+            **about,
+        },
+    )
+
+
+def load_model(path: str | Path, *, device: str = "cpu") -> SegmentationNetwork:
+    """Load a model for inference (evaluation mode, no gradient).
+
+    Args:
+        path: model.safetensors of any step, model.json beside it.
+        device: Where to put it.
+
+    Raises:
+        FileNotFoundError: One of the two files is missing.
+    """
+    path = Path(path)
+    for needed in (path, path.with_suffix(".json")):
+        if not needed.is_file():
+            raise FileNotFoundError(
+                f"Expected a model in {path} and its description beside it, but "
+                f"{needed} does not exist."
+            )
+    about = read_json(path.with_suffix(".json"))
+    network = SegmentationNetwork(
+        Architecture(**about["architecture"]), about["classes_per_step"]
+    )
+    network.load_state_dict(safetensors.torch.load_file(path))
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,59 @@
+"""TODO network.layers."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose mask depends on a key per image instead of a global generator.
+
+    So an image loses the same units whichever process, micro-batch or restarted run
+    it is in. `keys` (B,) int64 must be set before a forward pass in training mode.
+    """
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+        self.keys: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Zero each unit with `probability` and scale the others up."""
+        if not self.training or self.probability == 0:
+            return x
+        if self.keys is None or len(self.keys) != len(x):
+            raise RuntimeError("Set KeyedDropout.keys to one key per image first.")
+        keep = torch.empty(x.shape, dtype=torch.bool, device=x.device)
+        for mask, key in zip(keep, self.keys.tolist(), strict=True):
+            generator = torch.Generator(x.device).manual_seed(key)
+            noise = torch.rand(mask.shape, generator=generator, device=x.device)
+            torch.ge(noise, self.probability, out=mask)
+        return x * keep / (1 - self.probability)
+
+
+class PooledBatchNorm(nn.BatchNorm2d):
+    """Batch norm after global pooling, where an image has one value per channel.
+
+    A batch of a single image has no variance: its running statistics serve instead, and
+    stay as they are, where `nn.BatchNorm2d` would stop the training.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, 1, 1) to the same shape."""
+        if not self.training or x.numel() > x.shape[1]:
+            return super().forward(x)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+
+
+def upsample(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """(B, C, h, w) to (B, C, *size), bilinear.
+
+    The result has its channels last in memory: an argmax over them is seven times
+    faster so, on a CPU.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

@@ -1,0 +1,74 @@
+"""Where every artifact is: the one place that spells paths below results/.
+
+The constants are patterns with Snakemake's wildcards. Rules use them as they are; `fill`
+puts values in. Nothing else spells such a path, and nothing parses one.
+"""
+
+from collections.abc import Mapping
+
+# Data
+DATA = "results/data/{dataset}"
+SCENES = f"{DATA}/scenes"
+ARCHIVE = f"{DATA}/archives/{{archive}}"
+UNPACKED = f"{DATA}/unpacked"
+INDEX = f"{DATA}/index.csv"
+INTEGRITY = f"{DATA}/integrity.json"
+WEIGHTS = "results/weights/{backbone}.safetensors"
+
+# Splits of a task
+TASK_SPLITS = "results/splits/{dataset}/{task}-{setting}"
+SPLIT = f"{TASK_SPLITS}/step{{step}}.csv"
+CLASSES = f"{TASK_SPLITS}/classes.json"
+
+# A step of a run
+STEP = "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}"
+SETTINGS = f"{STEP}/settings.json"
+MODEL = f"{STEP}/model.safetensors"
+DESCRIPTION = f"{STEP}/model.json"
+METRICS = f"{STEP}/metrics.csv"
+USAGE = f"{STEP}/usage.json"
+TENSORBOARD = f"{STEP}/tensorboard"
+STATE = f"{STEP}/training-state.pt"
+BANK = f"{STEP}/prototypes.safetensors"
+BANK_DESCRIPTION = f"{STEP}/prototypes.json"
+LABELS = f"{STEP}/pseudo_labels"
+LABEL_TABLE = f"{STEP}/pseudo_labels.csv"
+LABEL_QUALITY = f"{STEP}/pseudo_label_quality.csv"
+EVALUATION = f"{STEP}/evaluation.json"
+CONFUSION = f"{STEP}/confusion.csv"
+EXAMPLES = f"{STEP}/examples"
+PREDICTOR = f"{STEP}/predictor.json"
+
+# Snakemake's measurements of the jobs that make a step
+TRAINING_TIME = f"{STEP}/train.benchmark.tsv"
+BANK_TIME = f"{STEP}/prototypes.benchmark.tsv"
+LABELS_TIME = f"{STEP}/pseudo_labels.benchmark.tsv"
+
+# All runs together
+SUMMARY = "results/summary.csv"
+CLASS_RESULTS = "results/classes.csv"
+LABEL_RESULTS = "results/pseudo_labels.csv"
+REPORT = "results/report.html"
+FIGURES = "results/{dataset}/{task}-{setting}/figures"
+FIGURE_NAMES = ("miou", "training", "classes", "pseudo_labels", "examples")
+FIGURE = f"{FIGURES}/{{figure}}.png"
+
+
+def fill(pattern: str, values: Mapping[str, object], **more: object) -> str:
+    """A path: a pattern with its wildcards replaced.
+
+    Raises:
+        KeyError: A wildcard has no value.
+    """
+    return pattern.format_map({**values, **more})
+
+
+def log_of(pattern: str, name: str) -> str:
+    """The log of a rule, beside the artifact that it makes, as a pattern.
+
+    Args:
+        pattern: Of the artifact.
+        name: Of the log, without ending.
+    """
+    folder, _, _ = pattern.rpartition("/")
+    return f"{folder}/{name}.log"

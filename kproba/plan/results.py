@@ -1,0 +1,88 @@
+"""What the workflow tells the report about a step: which run, and where its files are."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One step of one run, a row of the summary.
+
+    Artifacts may be shared: paths lead to the run that owns them, the names say whose
+    result it is here.
+
+    Attributes:
+        dataset, task, setting, method, seed, step: Which step of which run.
+        evaluation: evaluation.json of the test.
+        confusion: confusion.csv of the test.
+        examples: Folder of predictions of some validation images.
+        model: model.safetensors of the network that was tested.
+        metrics: metrics.csv of its training.
+        usage: usage.json of its training.
+        times: Snakemake's benchmark files of the jobs that made what predicts, by what
+            the job does: "training", "pseudo labels", "bank".
+        bank: The bank that predicts together with the network; None: the network alone.
+        labels: Folder of the pseudo labels that the step trained on; None without.
+        quality: Table of how good they are; None without.
+        split: Table of the images that they are of; None without.
+    """
+
+    dataset: str
+    task: str
+    setting: str
+    method: str
+    seed: int
+    step: int
+    evaluation: str
+    confusion: str
+    examples: str
+    model: str
+    metrics: str
+    usage: str
+    times: Mapping[str, str]
+    bank: str | None = None
+    labels: str | None = None
+    quality: str | None = None
+    split: str | None = None
+
+    @property
+    def experiment(self) -> tuple[str, str, str]:
+        """Dataset, task and setting."""
+        return self.dataset, self.task, self.setting
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The names that the tables of results begin with, by column."""
+        names = ("dataset", "task", "setting", "method", "seed", "step")
+        return {name: getattr(self, name) for name in names}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the parameters of a rule."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "StepResult":
+        """What `to_dict` gave."""
+        return cls(**content)
+
+
+def files_of(results: Iterable[StepResult], *kinds: str) -> list[str]:
+    """All files of some kinds that steps have, each once, sorted.
+
+    Args:
+        results: The steps.
+        kinds: Names of attributes of `StepResult`; "times" gives all of them.
+
+    Raises:
+        ValueError: An unknown kind.
+    """
+    known = {field.name for field in fields(StepResult)}
+    if unknown := set(kinds) - known:
+        raise ValueError(f"Expected attributes of StepResult, but got {unknown}.")
+    files: set[str] = set()
+    for result in results:
+        for kind in kinds:
+            value = getattr(result, kind)
+            files |= set(value.values()) if kind == "times" else {value}
+    return sorted(files - {None})

@@ -1,0 +1,255 @@
+"""Evaluation after a step: one confusion matrix, IoU of old, new and all classes.
+
+IoU = TP / (TP + FP + FN) over the whole set, never a mean over images. What is counted
+is a *policy*, one of the four that published tables use (docs/protocol.md); it is
+written into every result.
+
+| policy    | images              | unseen classes | mean over                       |
+|-----------|---------------------|----------------|---------------------------------|
+| `ssul`    | all                 | ignored        | background and seen             |
+| `plop`    | with ≥ 1 seen class | background     | background and seen             |
+| `dkd-ade` | with ≥ 1 seen class | ignored        | background and seen             |
+| `mib`     | with ≥ 1 seen class | ignored        | seen classes with ground truth  |
+
+Raw label 0 is counted as background, but for `mib` with `ignore_background`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from kproba.data.labels import IGNORE, LabelMap
+from kproba.data.loaders import Batch
+from kproba.data.splits import parse_classes
+from kproba.data.tasks import Groups
+from kproba.runtime.distributed import ALONE, Process
+from kproba.runtime.files import atomic_path, write_json
+
+Policy = Literal["ssul", "plop", "dkd-ade", "mib"]
+
+
+class Predictor(Protocol):
+    """A network, or network and bank (`kproba.bank.predictor.FusedPredictor`)."""
+
+    def predict_logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Scores (B, C, H, W) of images (B, 3, H, W) uint8; the largest wins."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How a model is tested.
+
+    Attributes:
+        policy: Which images and pixels count; see above.
+        ignore_background: Under `mib`: raw label 0 is ignored (ADE20K, where it means
+            "unlabelled"). Otherwise it is counted in the confusion matrix, but its IoU
+            stays out of MiB's means.
+        crop: None: whole images. Else shorter side resized to this many pixels, then
+            the centre square, labels too.
+    """
+
+    policy: Policy
+    ignore_background: bool
+    crop: int | None
+
+
+def select_rows(index: pd.DataFrame, groups: Groups, policy: Policy) -> pd.DataFrame:
+    """Validation rows that a policy tests after the last step of `groups`."""
+    rows = index[index["subset"] == "val"]
+    if policy != "ssul":
+        seen = frozenset(LabelMap(groups).seen)
+        keep = [bool(parse_classes(cell) & seen) for cell in rows["classes"]]
+        rows = rows[keep]
+    return rows.sort_values("id", ignore_index=True)
+
+
+def ground_truth_table(groups: Groups, settings: EvaluationSettings) -> np.ndarray:
+    """Raw label to ground truth (256,) uint8 after the last step of `groups`."""
+    return LabelMap(groups).evaluation_table(
+        unseen=0 if settings.policy == "plop" else IGNORE,
+        background=IGNORE
+        if settings.policy == "mib" and settings.ignore_background
+        else 0,
+    )
+
+
+def step_of_class(groups: Groups) -> list[int]:
+    """Per output index the step that introduced it; background belongs to step 0."""
+    return [0, *(step for step, group in enumerate(groups) for _ in group)]
+
+
+def confusion_matrix(
+    truth: torch.Tensor, predicted: torch.Tensor, classes: int
+) -> torch.Tensor:
+    """Pixels by true class (rows) and predicted class (columns), (C, C) int64.
+
+    Args:
+        truth: Any shape, 0..C-1 or 255 (ignored).
+        predicted: The same shape, 0..C-1.
+        classes: C.
+    """
+    # Ignored pixels are counted in a place of their own: cheaper than picking the rest.
+    pairs = truth.int() * classes + predicted.int()
+    pairs = torch.where(truth == IGNORE, classes**2, pairs).flatten()
+    counts = torch.bincount(pairs, minlength=classes**2 + 1)
+    return counts[: classes**2].view(classes, classes)
+
+
+def class_iou(confusion: np.ndarray) -> np.ndarray:
+    """IoU in percent per class, (C,) float64; NaN without any pixel of either kind."""
+    hit = np.diag(confusion).astype(np.float64)
+    union = confusion.sum(0) + confusion.sum(1) - hit
+    return 100 * np.divide(hit, union, out=np.full_like(hit, np.nan), where=union > 0)
+
+
+def means_of(
+    confusion: np.ndarray, step_of_class: Sequence[int], policy: Policy
+) -> dict[str, float]:
+    """old, new, all and hiou in percent; NaN where there is no class to average.
+
+    Args:
+        confusion: (C, C) counts, true classes in rows.
+        step_of_class: Per output index the step that introduced it, background 0.
+        policy: `mib` leaves background and classes without ground truth out; the
+            others count a class that is nowhere (no truth, no prediction) as 0.
+    """
+    iou, steps = class_iou(confusion), np.array(step_of_class)
+    counted = np.ones(len(iou), bool)
+    if policy == "mib":
+        counted = confusion.sum(1) > 0
+        counted[0] = False
+    iou = np.nan_to_num(iou)
+    old = _mean(iou[counted & (steps == 0)])
+    new = _mean(iou[counted & (steps > 0)])
+    hiou = 2 * old * new / (old + new) if old + new > 0 else float("nan")
+    if old == new == 0:
+        hiou = 0.0
+    return {"old": old, "new": new, "all": _mean(iou[counted]), "hiou": hiou}
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else float("nan")
+
+
+def centre_crop(image: torch.Tensor, side: int, *, labels: bool) -> torch.Tensor:
+    """Shorter side to `side` pixels, then the centre square; (B, C, H, W) uint8."""
+    height, width = image.shape[-2:]
+    scale = side / min(height, width)
+    size = [max(side, round(scale * extent)) for extent in (height, width)]
+    if labels:
+        image = F.interpolate(image.float(), size, mode="nearest-exact").to(torch.uint8)
+    else:
+        image = F.interpolate(
+            image.float(), size, mode="bilinear", align_corners=False, antialias=True
+        )
+        image = image.round().clamp(0, 255).to(torch.uint8)
+    top, left = ((extent - side) // 2 for extent in size)
+    return image[..., top : top + side, left : left + side]
+
+
+@torch.inference_mode()
+def evaluate(
+    predictor: Predictor,
+    batches: Iterable[Batch],
+    settings: EvaluationSettings,
+    *,
+    channel_order: Sequence[int],
+    process: Process = ALONE,
+) -> np.ndarray:
+    """Confusion matrix over whole images, (C, C) int64.
+
+    Args:
+        predictor: Model of the step, on the process's device.
+        batches: This process's images and ground truth (`ground_truth_table` applied).
+        settings: Of the evaluation.
+        channel_order: Per class of S_t in output order, the predictor's channel for it.
+        process: This one of several, which all get the counts of all images.
+    """
+    classes, device = len(channel_order), process.device
+    total = torch.zeros(classes, classes, dtype=torch.int64, device=device)
+    for batch in batches:
+        images = batch.images.to(device, non_blocking=True)
+        truth = batch.targets.to(device, non_blocking=True)
+        if settings.crop is not None:
+            images = centre_crop(images, settings.crop, labels=False)
+            truth = centre_crop(truth[:, None], settings.crop, labels=True)[:, 0]
+        predicted = predictor.predict_logits(images).argmax(dim=1)
+        total += confusion_matrix(truth, predicted, classes)
+    process.add_up(total)
+    # Columns are counted by channel; put them in the order of the task.
+    return total.cpu().numpy()[:, list(channel_order)]
+
+
+def channel_order(model_labels: Sequence[int], seen: Sequence[int]) -> list[int]:
+    """Channels of a model in the output order of a task.
+
+    A model trained on all classes at once may have them in another order.
+
+    Args:
+        model_labels: Raw label of every channel of the model, 0 first.
+        seen: Raw labels of S_t in output order, without background.
+
+    Raises:
+        ValueError: The model does not have exactly these classes.
+    """
+    if set(model_labels) != {0, *seen}:
+        raise ValueError(
+            f"Expected a model of the raw labels {sorted({0, *seen})}, but it has "
+            f"{sorted(model_labels)}. Rebuild the model for this task."
+        )
+    return [list(model_labels).index(label) for label in (0, *seen)]
+
+
+def write_results(
+    confusion: np.ndarray,
+    evaluation: str | Path,
+    table: str | Path,
+    *,
+    names: Sequence[str],
+    step_of_class: Sequence[int],
+    settings: EvaluationSettings,
+    images: int,
+    about: dict[str, Any],
+) -> None:
+    """Write evaluation.json and confusion.csv.
+
+    Args:
+        confusion: (C, C) counts.
+        evaluation: JSON with the numbers and every choice that they depend on.
+        table: CSV with the counts, true classes in rows.
+        names: Of S_t in output order.
+        step_of_class: Per output index its step.
+        settings: Of the evaluation.
+        images: How many were tested.
+        about: Which run; goes into the JSON.
+    """
+    iou = class_iou(confusion)
+    with atomic_path(table) as temporary:
+        pd.DataFrame(confusion, index=list(names), columns=list(names)).to_csv(
+            temporary, index_label="true \\ predicted"
+        )
+    write_json(
+        evaluation,
+        {
+            **about,
+            **means_of(confusion, step_of_class, settings.policy),
+            "protocol": {**asdict(settings), "checkpoint": "last"},
+            "images": images,
+            "classes": [
+                {
+                    "index": index,
+                    "name": name,
+                    "step": step_of_class[index],
+                    "iou": iou[index],
+                    "pixels": int(confusion[index].sum()),
+                }
+                for index, name in enumerate(names)
+            ],
+        },
+    )

@@ -1,0 +1,174 @@
+"""The state of an unfinished run: saved whole or not at all, resumed exactly."""
+
+import logging
+import signal
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+
+from kproba.runtime.distributed import Process
+from kproba.runtime.files import FullDiskError, atomic_path
+
+log = logging.getLogger("kproba")
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        iteration: Iterations done.
+        rows: Rows of metrics.csv so far.
+        sums: Every loss term of this process, summed over the iterations since the
+            last row.
+        seconds: Time spent, over all restarts.
+        looks: What the looks at validation images found, for the curves.
+    """
+
+    iteration: int = 0
+    rows: list[dict[str, float]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    looks: list[dict[str, float]] = field(default_factory=list)
+
+    def add_row(self, rates: dict[str, float], process: Process) -> None:
+        """Close a row: the mean of every term per iteration since the last row."""
+        since = self.iteration - (self.rows[-1]["iteration"] if self.rows else 0)
+        summed = process.sum(list(self.sums.values()))
+        totals = dict(zip(self.sums, summed, strict=True))
+        terms = {name: total / since for name, total in totals.items()}
+        row = {"iteration": self.iteration, "loss": sum(terms.values()), **terms}
+        self.rows.append({**row, **rates})
+        self.sums = {}
+
+    def recent(self, processes: int) -> dict[str, float]:
+        """The terms per iteration since the last row, or in it when it is new.
+
+        Of the share of this process, for the log: the other processes are not asked.
+        """
+        last = self.rows[-1] if self.rows else {"iteration": 0}
+        since = self.iteration - int(last["iteration"])
+        if not since:
+            return {
+                name: value
+                for name, value in last.items()
+                if name != "iteration" and not name.startswith("lr_")
+            }
+        terms = {n: processes * total / since for n, total in self.sums.items()}
+        return {"loss": sum(terms.values()), **terms}
+
+
+@dataclass
+class StopFlag:
+    """Whether a run is asked to stop."""
+
+    asked: bool = False
+
+    @classmethod
+    def of_signals(cls) -> "StopFlag":
+        """Set by SIGTERM (pre-emption, scancel) and SIGINT (Ctrl-C) from now on."""
+        flag = cls()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, flag._set)
+        return flag
+
+    def _set(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+@dataclass
+class Checkpoint:
+    """Everything that a resumed run needs, in one file outside the tracked outputs.
+
+    Orders, augmentation and dropout depend on keys alone, so there is no generator
+    whose position would have to be kept.
+
+    Attributes:
+        path: Of the file.
+        mark: Fingerprint of settings and inputs; a state with another one is refused.
+        network, optimizer, scaler: What is trained.
+        refused: Whether the last attempt to save found the disk full.
+    """
+
+    path: Path
+    mark: str
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    refused: bool = False
+
+    def save(self, progress: Progress, process: Process) -> bool:
+        """Save the state; all processes call this, the first writes.
+
+        The file takes its name only when it is whole on disk. On a full disk the last
+        good state stays, the log says so, and training goes on.
+
+        Returns:
+            Whether it was written.
+        """
+        sums = process.gather(progress.sums)
+        if process.first:
+            self._write(progress, sums)
+        [refused] = process.sum([float(self.refused)])
+        return not refused
+
+    def _write(self, progress: Progress, sums: list[dict[str, float]]) -> None:
+        content = {
+            "mark": self.mark,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": {**asdict(progress), "sums": sums},
+        }
+        try:
+            with atomic_path(self.path) as temporary:
+                torch.save(content, temporary)
+        except FullDiskError as error:
+            if not self.refused:
+                log.warning("%s. Training goes on without new states", error)
+            self.refused = True
+        else:
+            self.refused = False
+            log.info("state saved after %d iterations", progress.iteration)
+
+    def load(self, process: Process) -> Progress:
+        """Restore the saved state of exactly this run, if there is one.
+
+        Raises:
+            RuntimeError: The processes do not see the same file.
+        """
+        restored = self._read(process)
+        progress = restored or Progress()
+        found = process.gather(progress.iteration)
+        if len(set(found)) > 1:
+            raise RuntimeError(
+                f"Expected all processes to find the same state in {self.path}, but "
+                f"they stand after {found} iterations: the file system shows them "
+                f"different files. Ask again."
+            )
+        if restored:
+            log.info("resumed after %d iterations", progress.iteration)
+        return progress
+
+    def _read(self, process: Process) -> Progress | None:
+        if not self.path.is_file():
+            return None
+        state = torch.load(self.path, map_location=process.device, weights_only=True)
+        if state["mark"] != self.mark:
+            log.warning("%s: state of other settings or inputs, not used", self.path)
+            return None
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        parts = state["progress"].pop("sums")
+        if len(parts) != process.world_size:  # other processes than before
+            total = {name: sum(part[name] for part in parts) for name in parts[0]}
+            parts = [total] + [dict.fromkeys(total, 0.0)] * (process.world_size - 1)
+        return Progress(**state["progress"], sums=dict(parts[process.rank]))
+
+    def remove(self) -> None:
+        """Remove the file: the run is finished."""
+        self.path.unlink(missing_ok=True)
