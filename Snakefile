@@ -23,5 +23,5 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        "results/summary.csv",
-        "results/report.html",
+        artifacts.SUMMARY,
+        artifacts.REPORT,

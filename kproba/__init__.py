@@ -26,7 +26,7 @@ def load(path: "str | Path", device: str = "cpu") -> "Segmenter":
 
 
 def load_model(path: "str | Path", device: str = "cpu") -> "SegmentationNetwork":
-    """Load the model of any step for inference; see `kproba.network.files.load_model`."""
+    """Load the model of any step; see `kproba.network.files.load_model`."""
     from kproba.network.files import (
         load_model as load,  # keeps `import kproba` free of torch
     )

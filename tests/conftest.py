@@ -4,17 +4,17 @@ import os
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from experiment import NAMES, write_rows, write_tables
 from PIL import Image
+from small_experiment import CLASS_NAMES, write_experiment, write_tables
 
 from kproba.data.index import index_dataset
 from kproba.data.label_images import write_label_image
+from kproba.plan.results import StepResult
 
 # Tensors are small here: threads of torch would spend their time waiting. And what runs
 # in this process is compared byte by byte with what runs in others.
@@ -119,15 +119,15 @@ def index_of() -> Callable[..., tuple[Path, Path]]:
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> list[dict[str, Any]]:
-    """Rows of a tiny experiment with its result files."""
-    return write_rows(tmp_path)
+def results(tmp_path: Path) -> list[StepResult]:
+    """Results of the small experiment, with their files."""
+    return write_experiment(tmp_path)
 
 
 @pytest.fixture
-def tables(rows: list[dict[str, Any]], tmp_path: Path) -> tuple[Path, Path, Path]:
-    """summary.csv, classes.csv and pseudo_labels.csv of the tiny experiment."""
-    return write_tables(rows, tmp_path)
+def tables(results: list[StepResult], tmp_path: Path) -> tuple[Path, Path, Path]:
+    """summary.csv, classes.csv and pseudo_labels.csv of the small experiment."""
+    return write_tables(results, tmp_path)
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def index(folder_dataset: Callable[..., Path], tmp_path: Path) -> Path:
         path,
         tmp_path / "index.json",
         kind="folder",
-        folder=folder_dataset(masks, NAMES),
+        folder=folder_dataset(masks, CLASS_NAMES),
         class_count=3,
     )
     return path

@@ -32,7 +32,7 @@ from snakemake.settings.types import (
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "config"
 DUMP = ROOT / "tests" / "golden" / "jobs.txt"
-COMPARISON = CONFIG / "benchmarks"
+COMPARISON = CONFIG / "comparisons"
 ANIMALS = COMPARISON / "animals.yaml"
 # Every shipped configuration; some are made to be named after another one.
 SHIPPED: dict[str, list[Path]] = {

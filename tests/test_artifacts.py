@@ -1,12 +1,23 @@
 """Files that are whole or not there, label images and fingerprints."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from kproba.data.label_images import label_palette, read_label_image, write_label_image
+import kproba
+from kproba.data.label_images import (
+    LabelRangeError,
+    label_palette,
+    read_label_image,
+    write_label_image,
+)
 from kproba.runtime.files import atomic_directory, atomic_path, read_json, write_json
 from kproba.runtime.provenance import fingerprint, provenance
 
@@ -146,6 +157,46 @@ def test_provenance_names_versions_and_is_repeatable():
     assert about == provenance() == json.loads(json.dumps(about))
 
 
+PRINT_COMMIT = """
+from kproba.runtime.provenance import package_commit
+print(package_commit())
+"""
+
+
+def test_commit_is_that_of_the_package_with_a_mark_for_changes(tmp_path):
+    """In a repository with a copy of the package."""
+    package = tmp_path / "kproba"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(kproba.__file__).parent, package, ignore=ignore)
+    (tmp_path / ".gitignore").write_text("__pycache__\n")
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+
+    def run(*words) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        return subprocess.run(
+            words,
+            cwd=tmp_path,
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+
+    run("git", "init", "--quiet")
+    run("git", "add", ".")
+    run("git", *author, "commit", "--quiet", "--message", "copy")
+    commit = run("git", "rev-parse", "HEAD")
+    print_commit = [sys.executable, "-c", PRINT_COMMIT]
+    (tmp_path / "notes.txt").write_text("not in the package")
+    assert run(*print_commit) == commit
+    for changed in ("data/download.py", "bank/description.py", "__init__.py"):
+        content = (package / changed).read_text()
+        (package / changed).write_text(content + "# changed\n")
+        assert run(*print_commit) == f"{commit}+changes"
+        (package / changed).write_text(content)
+    assert run(*print_commit) == commit
+
+
 # --- label images ------------------------------------------------------------------
 
 
@@ -198,6 +249,32 @@ def test_grey_and_small_palette_masks_are_read_by_value(tmp_path):
     palette.save(tmp_path / "palette.png", bits=2)
     for name in ("grey.png", "palette.png"):
         np.testing.assert_array_equal(read_label_image(tmp_path / name), labels)
+
+
+@pytest.mark.parametrize(
+    ("offset", "values", "expected"),
+    [
+        (0, [0, 7, 254, 255], [0, 7, 254, 255]),
+        (1, [0, 7, 253, 255], [1, 8, 254, 255]),
+        (-1, [1, 7, 254, 255], [0, 6, 253, 255]),
+    ],
+)
+def test_offset_is_added_to_every_value_but_255(tmp_path, offset, values, expected):
+    path = tmp_path / "mask.png"
+    write_label_image(path, np.array([values]))
+    labels = read_label_image(path, offset)
+    assert labels.dtype == np.uint8
+    assert labels.tolist() == [expected]
+
+
+@pytest.mark.parametrize(("offset", "value"), [(1, 254), (-1, 0), (-8, 7), (250, 7)])
+def test_label_that_leaves_its_range_by_the_offset_is_refused(tmp_path, offset, value):
+    path = tmp_path / "mask.png"
+    write_label_image(path, np.array([[100 if offset < 0 else 1, value, 255]]))
+    with pytest.raises(LabelRangeError, match=rf"mask\.png holds {value}\. ") as error:
+        read_label_image(path, offset)
+    assert isinstance(error.value, ValueError)
+    assert f"label offset {offset} is added" in str(error.value)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "I;16"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from processes import in_processes
+from gloo_processes import in_processes
 from timm.layers import BatchNormAct2d
 from torch import nn
 

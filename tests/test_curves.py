@@ -1,6 +1,7 @@
 """The curves of an experiment in TensorBoard, and what looks at validation images."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,42 +15,55 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from kproba.methods.builtin import METHODS
-from kproba.results.tensorboard import curves_of
+from kproba.results.tensorboard import find_curves
 from kproba.runtime.launch import free_port
 from kproba.training import monitor as curves
 from kproba.training.curves import Curves
 from kproba.training.monitor import Monitor
+from kproba.training.run_file import read_run, write_run
+
+
+def write_events(folder: Path, value: float) -> None:
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_scalar("loss/loss", value, 1)
 
 
 def write_step(
-    folder: Path, method: str, step: int, groups: list[list[int]], setting: str
-) -> None:
-    folder = folder / "seed3" / f"step{step}"
-    folder.mkdir(parents=True)
-    recipe = METHODS[method].to_dict()
-    told = {"step": step, "groups": groups, "setting": setting, "recipe": recipe}
-    (folder / "settings.json").write_text(json.dumps(told))
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
-        writer.add_scalar("loss/loss", step, 1)
+    experiment: Path, method: str, step: int, previous: Path | None = None
+) -> Path:
+    """What the training of a step leaves; returns the folder of its event files."""
+    folder = experiment / method / "seed3" / f"step{step}" / "tensorboard"
+    task, setting = experiment.name.rsplit("-", 1)
+    run = {"dataset": experiment.parent.name, "task": task, "setting": setting}
+    write_run(folder, {**run, "method": method, "seed": 3, "step": step}, previous)
+    write_events(folder, step)
+    return folder
+
+
+def write_test(experiment: Path, method: str, step: int, events: Path) -> None:
+    """What the test of a step leaves, whose network stands beside its event files."""
+    folder = experiment / method / "seed3" / f"step{step}"
+    folder.mkdir(parents=True, exist_ok=True)
+    task, setting = experiment.name.rsplit("-", 1)
+    about = {"dataset": experiment.parent.name, "task": task, "setting": setting}
+    about |= {"method": method, "seed": 3, "step": step}
+    network = os.path.relpath(events.with_name("model.safetensors"), folder)
+    content = {"network": network, "about": about}
+    (folder / "predictor.json").write_text(json.dumps(content))
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """Steps of kproba and mib, and each one's step 0 in a task of its own."""
     pets = tmp_path / "results" / "pets"
-    groups = [[1, 2], [3]]
+    events = write_step(pets / "2-disjoint", "base", 0)
     for step in (1, 2, 10):
-        write_step(pets / "2-1-disjoint" / "kproba", "kproba", step, groups, "disjoint")
-    write_step(pets / "2-1-disjoint" / "mib", "mib", 1, groups, "disjoint")
-    for base, method in (("base", "kproba"), ("base_softmax", "mib")):
-        write_step(pets / "2-disjoint" / base, method, 0, groups[:1], "disjoint")
+        events = write_step(pets / "2-1-disjoint", "kproba", step, events)
+    events = write_step(pets / "2-disjoint", "base_softmax", 0)
+    write_step(pets / "2-1-disjoint", "mib", 1, events)
     # joint: trained as a step 0 of all classes, tested here.
-    write_step(pets / "3-overlap" / "base", "kproba", 0, [[1, 2, 3]], "overlap")
-    tested = pets / "2-1-disjoint" / "joint" / "seed3" / "step10" / "predictor.json"
-    tested.parent.mkdir(parents=True)
-    network = "../../../../3-overlap/base/seed3/step0/model.safetensors"
-    tested.write_text(json.dumps({"network": network}))
+    events = write_step(pets / "3-overlap", "base", 0)
+    write_test(pets / "2-1-disjoint", "joint", 10, events)
     return tmp_path / "results"
 
 
@@ -65,22 +79,149 @@ NAMES = [
 
 
 def test_curves_of_an_experiment_are_all_its_steps_in_order(results):
-    found = curves_of(results / "pets" / "2-1-disjoint")
-    assert list(found) == NAMES
+    curves = find_curves(results / "pets" / "2-1-disjoint")
+    assert list(curves) == NAMES
     base = results / "pets/2-disjoint/base_softmax/seed3/step0/tensorboard"
-    assert found[NAMES[1]] == base
+    assert curves[NAMES[1]] == base
 
 
 @pytest.mark.parametrize(
     "folder", ["pets/2-1-disjoint/kproba", "pets/2-1-disjoint/kproba/seed3"]
 )
 def test_curves_of_a_method_begin_with_its_step_0(results, folder):
-    assert list(curves_of(results / folder)) == [NAMES[0], *NAMES[3:6]]
+    assert list(find_curves(results / folder)) == [NAMES[0], *NAMES[3:6]]
 
 
-def test_curves_of_a_step_are_its_own_and_those_of_step_0(results):
+@pytest.mark.parametrize("folder", ["", "tensorboard"])
+def test_curves_of_a_step_are_its_own_and_those_of_step_0(results, folder):
     step = results / "pets" / "2-1-disjoint" / "kproba" / "seed3" / "step2"
-    assert list(curves_of(step)) == [NAMES[0], NAMES[4]]
+    assert list(find_curves(step / folder)) == [NAMES[0], NAMES[4]]
+
+
+def test_curves_of_all_results_are_listed_in_every_experiment_that_uses_them(results):
+    assert list(find_curves(results)) == [
+        *NAMES,
+        "pets 2-disjoint/base seed3 step00",
+        "pets 2-disjoint/base_softmax seed3 step00",
+        "pets 3-overlap/base seed3 step00",
+    ]
+
+
+def test_names_and_links_come_from_files_whatever_folders_are_called(tmp_path):
+    run = {"dataset": "a/b", "task": "x-y", "setting": "overlap", "method": "m"}
+    names = {**run, "seed": 1, "step": 0}
+    first, second = tmp_path / "one" / "tensorboard", tmp_path / "two" / "tensorboard"
+    write_run(first, names, None)
+    write_run(second, {**names, "step": 1, "method": "n"}, first)
+    assert find_curves(tmp_path / "two") == {
+        "a/b x-y-overlap/m seed1 step00": first,
+        "a/b x-y-overlap/n seed1 step01": second,
+    }
+
+
+def test_results_may_move_together(results, tmp_path):
+    moved = results.rename(tmp_path / "elsewhere")
+    assert list(find_curves(moved / "pets" / "2-1-disjoint")) == NAMES
+
+
+def test_removed_steps_end_the_chain(results):
+    shutil.rmtree(results / "pets" / "2-1-disjoint" / "kproba" / "seed3" / "step1")
+    kproba = results / "pets" / "2-1-disjoint" / "kproba"
+    assert list(find_curves(kproba)) == NAMES[4:6]
+
+
+def test_a_shared_step_is_listed_for_the_method_that_asked_for_it(results):
+    """without_bfd trained step 2 alone: its step 1 is that of kproba."""
+    disjoint = results / "pets" / "2-1-disjoint"
+    shared = disjoint / "kproba" / "seed3" / "step1" / "tensorboard"
+    write_step(disjoint, "without_bfd", 2, shared)
+    step_1, step_2 = (f"pets 2-1-disjoint/{{}} seed3 step0{k}" for k in (1, 2))
+    assert list(find_curves(disjoint / "without_bfd")) == [
+        *(NAMES[0], step_1.format("kproba"), step_2.format("without_bfd"))
+    ]
+    write_test(disjoint, "without_bfd", 1, shared)
+    curves = find_curves(disjoint / "without_bfd")
+    assert list(curves) == [
+        *(NAMES[0], step_1.format("without_bfd"), step_2.format("without_bfd"))
+    ]
+    assert curves[step_1.format("without_bfd")] == shared
+    every = find_curves(disjoint)
+    assert list(every) == [*NAMES, step_2.format("without_bfd")]  # once
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_results_of_version_0_1_are_named_by_their_settings(tmp_path, nested):
+    names = {"dataset": "pets", "task": "2-1", "setting": "overlap"}
+    for step in (1, 2):
+        folder = tmp_path / "steps" / str(step)
+        write_events(folder / "tensorboard", step)
+        run = {**names, "method": "kproba", "seed": 4, "step": step}
+        settings = {"run": run, "groups": [[1]]} if nested else {**run, "groups": [[1]]}
+        (folder / "settings.json").write_text(json.dumps(settings))
+    assert find_curves(tmp_path) == {
+        f"pets 2-1-overlap/kproba seed4 step0{step}": tmp_path
+        / "steps"
+        / str(step)
+        / "tensorboard"
+        for step in (1, 2)
+    }
+
+
+def test_files_of_something_else_are_passed_over(results):
+    other = results / "other"
+    (other / "tensorboard").mkdir(parents=True)
+    (other / "settings.json").write_text('{"editor": "dark"}')
+    described = {"network": "model.safetensors", "about": {"method": "mine"}}
+    (other / "predictor.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match="Expected trained steps below"):
+        find_curves(other)
+
+
+# --- run.json ------------------------------------------------------------------------
+
+RUN = {
+    **{"dataset": "pets", "task": "2-1", "setting": "overlap", "method": "kproba"},
+    **{"seed": 3, "step": 1},
+}
+
+
+def test_run_file_holds_the_names_and_a_relative_link(tmp_path):
+    folder, previous = tmp_path / "b/1/tensorboard", tmp_path / "a/0/tensorboard"
+    write_run(folder, {**RUN, "groups": [[1]]}, previous)
+    content = json.loads((folder / "run.json").read_text())
+    assert content == {**RUN, "previous": "../../../a/0/tensorboard"}
+
+
+def test_run_file_of_step_0_links_nowhere(tmp_path):
+    write_run(tmp_path, {**RUN, "step": 0}, None)
+    assert json.loads((tmp_path / "run.json").read_text())["previous"] is None
+    step = read_run(tmp_path)
+    assert step is not None
+    assert (step.step, step.previous) == (0, None)
+
+
+def test_run_file_is_read_as_it_was_written(tmp_path):
+    folder, previous = tmp_path / "b" / "tensorboard", tmp_path / "a" / "tensorboard"
+    previous.mkdir(parents=True)
+    write_run(folder, RUN, previous)
+    step = read_run(folder)
+    assert step is not None
+    assert step.previous is not None
+    assert step.previous.resolve() == previous
+    assert {name: getattr(step, name) for name in RUN} == RUN
+
+
+def test_run_without_a_name_is_refused(tmp_path):
+    with pytest.raises(KeyError, match="seed"):
+        write_run(tmp_path, {k: v for k, v in RUN.items() if k != "seed"}, None)
+
+
+def test_folder_without_names_is_of_no_run(tmp_path):
+    assert read_run(tmp_path) is None
+    assert read_run(tmp_path / "missing") is None
+
+
+# --- event files ---------------------------------------------------------------------
 
 
 def test_resumed_curves_begin_with_what_is_known_if_the_files_are_lost(tmp_path):
@@ -99,8 +240,8 @@ def test_resumed_curves_begin_with_what_is_known_if_the_files_are_lost(tmp_path)
         again.add({"iteration": 6, "loss": 2.0}, 1.0)
         again.close()
         events = EventAccumulator(str(tmp_path / name)).Reload()
-        told = [(entry.step, entry.value) for entry in events.Scalars("loss/loss")]
-        assert told == [(2, 5.0), (4, 3.0), (6, 2.0)]
+        losses = [(entry.step, entry.value) for entry in events.Scalars("loss/loss")]
+        assert losses == [(2, 5.0), (4, 3.0), (6, 2.0)]
         for measure in ("old", "all"):
             [seen] = events.Scalars(f"validation/{measure}")
             assert (seen.step, seen.value) == (3, look[measure])
@@ -111,7 +252,7 @@ def test_resumed_curves_begin_with_what_is_known_if_the_files_are_lost(tmp_path)
 
 def test_folder_without_steps_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Expected trained steps below"):
-        curves_of(tmp_path)
+        find_curves(tmp_path)
 
 
 def test_command_shows_the_steps_until_it_is_stopped(results):

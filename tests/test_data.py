@@ -127,7 +127,7 @@ def test_flip_mirrors_image_and_target_alike():
     assert not torch.equal(mirrored[0], plain[0])
 
 
-def test_flip_happens_as_often_as_asked():
+def test_flip_happens_as_often_as_configured():
     image, target = _coordinates(4, 4)
     settings = _augmentation(4, horizontal_flip=0.25)
     first_columns = [
@@ -469,6 +469,6 @@ def test_loader_workers_fit_into_shared_memory(
     monkeypatch.setattr("kproba.data.loaders.SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert workers_that_fit(wanted, 10 * 2**20) == fitting
-    said = [record.message for record in caplog.records]
-    assert bool(said) == (fitting < wanted)
-    assert all("--shm-size" in message for message in said)
+    messages = [record.message for record in caplog.records]
+    assert bool(messages) == (fitting < wanted)
+    assert all("--shm-size" in message for message in messages)

@@ -26,7 +26,7 @@ def _write(image: Path, mask: Path) -> None:
 
 
 def _write_voc(root: Path, masks: Path | None = None) -> None:
-    """Two training images and one validation image, with lists of their own."""
+    """Two training images and one validation image, with their lists in the folder."""
     lists = root / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
     (lists / "train_aug.txt").write_text("2007_000032\n2007_000039\n")
@@ -93,7 +93,7 @@ def test_images_outside_the_lists_are_left_out(tmp_path):
 
 
 def test_validation_image_in_the_training_list_is_a_problem(tmp_path):
-    """SBD's own lists hold images of VOC's val: adding them whole leaks the test."""
+    """The lists of SBD contain images of VOC's val, which must not be trained on."""
     _write_voc(tmp_path)
     lists = tmp_path / "ImageSets/Segmentation"
     lists.joinpath("train_aug.txt").write_text("2007_000032\n2007_000033\n")
@@ -119,7 +119,7 @@ def test_list_of_paths_is_refused(tmp_path):
     lists = tmp_path / "ImageSets/Segmentation"
     line = "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png"
     lists.joinpath("train_aug.txt").write_text(line)
-    with pytest.raises(ValueError, match=r"one id a line in .*train_aug\.txt"):
+    with pytest.raises(ValueError, match=r"one id per line in .*train_aug\.txt"):
         KINDS["voc"].find_pairs(tmp_path, VAL_SHARE)
 
 

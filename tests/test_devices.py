@@ -1,4 +1,4 @@
-"""No two jobs share a device, none is lost, and the user's own choice is kept."""
+"""No two jobs share a device, none is lost, and the choice of the user is kept."""
 
 import os
 import random
@@ -12,7 +12,7 @@ import pytest
 
 from kproba.runtime.devices import hold_devices, lock_file, try_devices, visible_devices
 
-# Takes a lock of its own on each device that it is shown: a second job there fails.
+# Locks a further file for each visible device: a second job on a device fails.
 JOB = """
 import fcntl, os, sys, time
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_200_jobs_on_4_devices_never_share_one_and_lose_none(machine):
 
     with ThreadPoolExecutor(12) as pool:
         results = list(pool.map(run, plans))
-    used = set()
+    used_devices = set()
     for plan, (status, output, errors) in zip(plans, results, strict=True):
         if status == -signal.SIGKILL:
             assert plan["kill"] is not None
@@ -89,8 +89,8 @@ def test_200_jobs_on_4_devices_never_share_one_and_lose_none(machine):
         assert status == 0, errors
         devices = output.split()[-1].split(",")
         assert len(set(devices)) == plan["gpus"]
-        used.update(devices)
-    assert used == {"0", "1", "2", "3"}
+        used_devices.update(devices)
+    assert used_devices == {"0", "1", "2", "3"}
     assert sum(status == -signal.SIGKILL for status, *_ in results) > 20
     assert try_devices(4, ["0", "1", "2", "3"])
 
@@ -100,13 +100,16 @@ def test_a_job_waits_for_a_device_and_says_so(machine, monkeypatch):
     first = start(machine, seconds=30)
     assert first.stderr.readline() == "GPU 2 of 2\n"
     second = start(machine)
-    assert second.stderr.readline() == "Waiting for 1 of the GPUs 2: others work\n"
+    assert (
+        second.stderr.readline()
+        == "Waiting for 1 of the GPUs 2: other jobs hold them\n"
+    )
     first.kill()
     assert second.communicate(timeout=30)[0].endswith("devices 2\n")
 
 
 @pytest.mark.parametrize(
-    ("named", "devices"),
+    ("value", "devices"),
     [
         ("0,1", ["0", "1"]),
         ("3", ["3"]),
@@ -117,8 +120,8 @@ def test_a_job_waits_for_a_device_and_says_so(machine, monkeypatch):
         ("GPU-8932f937-d72c,MIG-1/2", ["GPU-8932f937-d72c", "MIG-1/2"]),
     ],
 )
-def test_devices_are_those_of_the_caller(monkeypatch, named, devices):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+def test_devices_are_those_of_the_caller(monkeypatch, value, devices):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     assert visible_devices() == devices
     if devices:
         held = hold_devices(len(devices))
@@ -135,10 +138,10 @@ def test_without_a_choice_pytorch_counts_the_devices(monkeypatch):
 def test_too_few_devices_are_an_error(machine):
     job = start(machine, gpus=5)
     assert job.wait(30) == 1
-    told = (
+    message = (
         "Expected 5 GPU(s) for this job, but CUDA_VISIBLE_DEVICES names 4 (0, 1, 2, 3)"
     )
-    assert told in job.stderr.read()
+    assert message in job.stderr.read()
 
 
 def test_a_pretended_job_without_devices_holds_none(monkeypatch):
@@ -146,7 +149,7 @@ def test_a_pretended_job_without_devices_holds_none(monkeypatch):
     assert hold_devices(2, required=False) == {}
 
 
-def test_devices_of_slurm_jobs_have_names_of_their_own(monkeypatch):
+def test_lock_files_of_slurm_jobs_differ(monkeypatch):
     files = {lock_file("0")}
     for job, node in (("7", "n1"), ("7", "n2"), ("8", "n1")):
         monkeypatch.setenv("SLURM_JOB_ID", job)
@@ -155,7 +158,7 @@ def test_devices_of_slurm_jobs_have_names_of_their_own(monkeypatch):
     assert len(files) == 4
 
 
-def test_a_folder_of_somebody_else_is_refused(monkeypatch):
+def test_a_folder_of_another_user_is_refused(monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 4711)
     with pytest.raises(PermissionError, match="KPROBA_LOCKS"):
         lock_file("0")

@@ -100,9 +100,9 @@ def test_glyphs_are_shared_out_between_training_and_validation(sources):
             {(16 * ink).astype(np.uint8).tobytes() for ink in glyphs[digit]}
             for glyphs, _ in (sources["train"], sources["val"])
         )
-        own = data.images[data.target == digit].astype(np.uint8)
+        inks = data.images[data.target == digit].astype(np.uint8)
         assert not train & val
-        assert train | val == {ink.tobytes() for ink in own}
+        assert train | val == {ink.tobytes() for ink in inks}
         assert len(val) < len(train)
 
 
@@ -140,9 +140,9 @@ def test_most_of_every_digit_stays_visible():
     for seed in range(5):
         _, mask = draw_scene(np.random.default_rng(seed), scenes, block, grey)
         areas = np.bincount(mask.ravel(), minlength=11)[1:]
-        shown = areas[areas > 0]
-        assert len(shown) >= 2
-        assert shown.min() >= digits.VISIBLE * shown.max()
+        visible = areas[areas > 0]
+        assert len(visible) >= 2
+        assert visible.min() >= digits.VISIBLE * visible.max()
 
 
 def test_image_differs_from_its_background_where_the_mask_says(sources):
@@ -156,7 +156,7 @@ def test_image_differs_from_its_background_where_the_mask_says(sources):
 
 
 @pytest.mark.parametrize("subset", ["train", "val"])
-def test_images_have_the_size_that_was_asked(dataset, subset):
+def test_images_have_the_size_of_the_settings(dataset, subset):
     for kind, mode in (("images", "RGB"), ("masks", "P")):
         for path in (dataset / kind / subset).iterdir():
             with Image.open(path) as image:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import wait_until
+from gloo_processes import wait_until
 
 from kproba.runtime.distributed import process_group
 
@@ -37,7 +37,7 @@ def two_devices(monkeypatch):
         (True, True, True),
     ],
 )
-def test_algorithms_repeat_on_the_cpu_and_where_asked(
+def test_algorithms_repeat_on_the_cpu_and_on_request(
     two_devices, monkeypatch, gpu, deterministic, repeats
 ):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
@@ -52,8 +52,8 @@ def test_algorithms_repeat_on_the_cpu_and_where_asked(
 
 def test_a_process_without_a_device_says_so(two_devices, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
-    told = "Expected a CUDA device for process 2, but PyTorch sees 2"
-    with pytest.raises(RuntimeError, match=told), process_group(gpu=True):
+    message = "Expected a CUDA device for process 2, but PyTorch sees 2"
+    with pytest.raises(RuntimeError, match=message), process_group(gpu=True):
         pass
 
 

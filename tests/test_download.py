@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from calls import names
+from snakemake_calls import names
 
 from kproba.data import download as module
 from kproba.data.download import Archive, DownloadError, download, unpack, verify
@@ -31,7 +31,7 @@ class Server(ThreadingHTTPServer):
         status: Of every reply, if not 200 or 206.
         content: What it serves.
         kind: Its content type.
-        asked: Range headers that came, "" for none.
+        requests: Range headers of the requests, "" for none.
     """
 
     def __init__(self) -> None:
@@ -42,22 +42,22 @@ class Server(ThreadingHTTPServer):
         self.content = CONTENT
         self.kind = "application/x-tar"
         self.tag = '"one"'
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
     def url(self, name: str = "a.tar") -> str:
-        """Of a file."""
+        """URL of a file."""
         return f"http://127.0.0.1:{self.server_port}/{name}"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers as its server is set."""
+    """Answers as the attributes of its server say."""
 
     server: Server
 
     def do_GET(self) -> None:
         """Send the rest of the content, or less."""
         server, wanted = self.server, self.headers.get("Range", "")
-        server.asked.append(wanted)
+        server.requests.append(wanted)
         if server.status:
             self.send_error(server.status)
             return
@@ -112,7 +112,7 @@ def test_cut_connection_is_resumed_where_it_ended(server, tmp_path):
     server.cuts = [300_000, 200_000]
     download(_archive(server.url()), tmp_path / "a.tar")
     assert (tmp_path / "a.tar").read_bytes() == CONTENT
-    assert server.asked == ["", "bytes=300000-", "bytes=500000-"]
+    assert server.requests == ["", "bytes=300000-", "bytes=500000-"]
 
 
 def test_next_call_goes_on_after_all_tries_failed(server, tmp_path):
@@ -122,7 +122,7 @@ def test_next_call_goes_on_after_all_tries_failed(server, tmp_path):
     assert not (tmp_path / "a.tar").exists()
     assert (tmp_path / "a.tar.part").stat().st_size == 400_000
     download(_archive(server.url()), tmp_path / "a.tar")
-    assert server.asked[-1] == "bytes=400000-"
+    assert server.requests[-1] == "bytes=400000-"
     assert (tmp_path / "a.tar").read_bytes() == CONTENT
 
 
@@ -142,10 +142,10 @@ def test_file_that_changed_in_between_is_not_mixed(server, tmp_path):
 
 
 def test_part_of_another_mirror_is_used_only_with_a_checksum(server, tmp_path):
-    for checksum, asked in ((SHA256, "bytes=1000-"), (None, "")):
+    for checksum, expected in ((SHA256, "bytes=1000-"), (None, "")):
         (tmp_path / "a.tar.part").write_bytes(CONTENT[:1000])
         download(_archive(server.url(), checksum=checksum), tmp_path / "a.tar")
-        assert server.asked[-1] == asked
+        assert server.requests[-1] == expected
         assert (tmp_path / "a.tar").read_bytes() == CONTENT
 
 
@@ -186,10 +186,10 @@ def test_wrong_content_is_refused_and_not_kept(server, tmp_path):
     assert names(tmp_path) == []
 
 
-def test_spoilt_part_is_fetched_anew(server, tmp_path):
+def test_damaged_part_is_fetched_again(server, tmp_path):
     (tmp_path / "a.tar.part").write_bytes(b"x" * 1000)
     download(_archive(server.url()), tmp_path / "a.tar")
-    assert server.asked == ["bytes=1000-", ""]
+    assert server.requests == ["bytes=1000-", ""]
     assert (tmp_path / "a.tar").read_bytes() == CONTENT
 
 
@@ -290,7 +290,7 @@ HOSTILE: dict[str, Callable[[Path], Path]] = {
 
 def _reason(case: str) -> str:
     if "twice" in case:
-        return "is there twice"
+        return "appears twice"
     if any(word in case for word in ("link", "device", "pipe")):
         return "is a link or a device"
     return "leads out of the folder"
@@ -340,10 +340,10 @@ def test_flipped_byte_is_refused_and_names_the_archive(tmp_path, ending):
             member = _member("1.png")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    spoilt = bytearray(path.read_bytes())
-    for place in range(len(spoilt) // 2, len(spoilt) // 2 + 8):
-        spoilt[place] ^= 0xFF
-    path.write_bytes(spoilt)
+    damaged = bytearray(path.read_bytes())
+    for place in range(len(damaged) // 2, len(damaged) // 2 + 8):
+        damaged[place] ^= 0xFF
+    path.write_bytes(damaged)
     with pytest.raises(ValueError, match=r"a\.archive") as error:
         unpack([(path, None)], tmp_path / "out")
     assert "Delete the file" in str(error.value)
@@ -369,7 +369,7 @@ def test_disk_that_fills_up_stops_the_download_and_keeps_its_part(
     monkeypatch.setattr(module, "_copy", full)
     with pytest.raises(OSError, match="No space left"):
         download(_archive(server.url(), server.url("b.tar")), tmp_path / "a.tar")
-    assert server.asked == ["bytes=1000-"]
+    assert server.requests == ["bytes=1000-"]
     assert (tmp_path / "a.tar.part").read_bytes() == CONTENT[:1000]
 
 

@@ -52,7 +52,7 @@ def lab(linear: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("without", ["", *WITHOUT])
 def test_colours_of_voc_many_classes_stay_apart(without):
-    """A difference of 2.3 is just noticeable; VOC's own map has 1.0 among its 21."""
+    """A difference of 2.3 is just noticeable; VOC's map has 1.0 among its 21."""
     srgb = np.array(CLASS_COLOURS[:21]) / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     if without:

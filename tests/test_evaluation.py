@@ -20,7 +20,7 @@ from kproba.results.evaluation import (
     confusion_matrix,
     evaluate,
     ground_truth_table,
-    means_of,
+    means,
     select_rows,
     write_results,
 )
@@ -78,7 +78,7 @@ def test_confusion_matrix_of_ignored_pixels_is_empty():
 
 
 # Rows are true classes. Class 2 has no truth but two false predictions, class 3 is
-# nowhere, class 4 is never found.
+# nowhere, class 4 is never predicted.
 CONFUSION = np.array(
     [
         [6, 1, 1, 0, 0],
@@ -101,15 +101,15 @@ def test_iou_by_hand():
 @pytest.mark.parametrize("policy", ["ssul", "plop", "dkd-ade"])
 def test_means_count_background_and_absent_classes(policy):
     old, new = (IOU[0] + IOU[1]) / 2, 0.0
-    means = means_of(CONFUSION, [0, 0, 1, 1, 2], policy)
+    measured = means(CONFUSION, [0, 0, 1, 1, 2], policy)
     expected = {"old": old, "new": new, "all": (IOU[0] + IOU[1]) / 5, "hiou": 0.0}
-    assert means == pytest.approx(expected)
+    assert measured == pytest.approx(expected)
 
 
 def test_mib_leaves_out_background_and_classes_without_truth():
-    means = means_of(CONFUSION, [0, 0, 1, 1, 2], "mib")
+    measured = means(CONFUSION, [0, 0, 1, 1, 2], "mib")
     expected = {"old": IOU[1], "new": 0.0, "all": IOU[1] / 2, "hiou": 0.0}
-    assert means == pytest.approx(expected)
+    assert measured == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -121,26 +121,26 @@ def test_mib_leaves_out_background_and_classes_without_truth():
 )
 def test_means_of_old_new_and_all_by_hand(policy, old, new, every):
     confusion = np.array([[8, 2, 0, 0], [0, 6, 0, 0], [0, 0, 3, 1], [0, 0, 0, 5]])
-    means = means_of(confusion, [0, 0, 1, 2], policy)
+    measured = means(confusion, [0, 0, 1, 2], policy)
     harmonic = 2 / (1 / old + 1 / new)
     expected = {"old": old, "new": new, "all": every, "hiou": harmonic}
-    assert means == pytest.approx(expected)
+    assert measured == pytest.approx(expected)
 
 
 def test_first_step_has_no_new_classes():
-    means = means_of(np.array([[3, 1], [1, 3]]), [0, 0], "ssul")
+    measured = means(np.array([[3, 1], [1, 3]]), [0, 0], "ssul")
     expected = {"old": 60, "new": float("nan"), "all": 60, "hiou": float("nan")}
-    assert means == pytest.approx(expected, nan_ok=True)
+    assert measured == pytest.approx(expected, nan_ok=True)
 
 
-def test_harmonic_mean_of_nothing_found_is_zero():
-    means = means_of(np.array([[0, 2], [3, 0]]), [0, 1], "ssul")
-    assert means == {"old": 0, "new": 0, "all": 0, "hiou": 0}
+def test_harmonic_mean_without_any_hit_is_zero():
+    measured = means(np.array([[0, 2], [3, 0]]), [0, 1], "ssul")
+    assert measured == {"old": 0, "new": 0, "all": 0, "hiou": 0}
 
 
 def test_mib_without_any_class_has_no_mean():
-    means = means_of(np.array([[5, 1], [0, 0]]), [0, 0], "mib")
-    assert all(np.isnan(value) for value in means.values())
+    measured = means(np.array([[5, 1], [0, 0]]), [0, 0], "mib")
+    assert all(np.isnan(value) for value in measured.values())
 
 
 # --- what a policy counts ----------------------------------------------------------
@@ -200,7 +200,7 @@ def test_ground_truth_of_a_policy(policy, ignore_background, background, unseen)
 @pytest.mark.parametrize(
     "size", [(37, 50), (50, 37), (33, 33), (31, 99), (64, 64), (20, 30), (67, 101)]
 )
-def test_crop_is_a_square_of_the_asked_side(size, labels):
+def test_crop_is_a_square_of_that_side(size, labels):
     image = torch.zeros(2, 3, *size, dtype=torch.uint8)
     cropped = centre_crop(image, 33, labels=labels)
     assert (cropped.shape, cropped.dtype) == ((2, 3, 33, 33), torch.uint8)
@@ -353,8 +353,8 @@ def test_result_holds_means_and_every_choice_behind_them(results):
         "crop": 64,
         "checkpoint": "last",
     }
-    means = means_of(CONFUSION, [0, 0, 1, 1, 2], "mib")
-    assert {key: content[key] for key in means} == pytest.approx(means)
+    measured = means(CONFUSION, [0, 0, 1, 1, 2], "mib")
+    assert {key: content[key] for key in measured} == pytest.approx(measured)
 
 
 def test_result_holds_every_class(results):

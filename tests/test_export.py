@@ -50,13 +50,13 @@ def test_any_number_of_images_of_any_size(variant, capsys, caplog, ending):
     for images in ([noise(150, 70)], [noise(64, 64, n) for n in range(3)]):
         pixels = stacked(images)
         if ending == "onnx":
-            [found] = session_of(path).run(None, {"images": pixels})
+            [result] = session_of(path).run(None, {"images": pixels})
         else:
-            found = torch.jit.load(path)(torch.from_numpy(pixels)).numpy()
+            result = torch.jit.load(path)(torch.from_numpy(pixels)).numpy()
         expected = [segmenter.predict(image).probabilities for image in images]
-        apart = np.abs(found - np.stack(expected))
-        assert np.quantile(apart, 0.99) < 1e-3
-        assert np.allclose(found.sum(axis=1), 1, atol=1e-4)
+        difference = np.abs(result - np.stack(expected))
+        assert np.quantile(difference, 0.99) < 1e-3
+        assert np.allclose(result.sum(axis=1), 1, atol=1e-4)
 
 
 def test_names_and_labels_are_inside(trained):  # noqa: F811
@@ -78,10 +78,10 @@ def test_real_pictures_give_the_same(trained, test_data):  # noqa: F811
     pictures = sorted((test_data / "voc_mini" / "JPEGImages").glob("*.jpg"))[:3]
     assert pictures
     for path in pictures:
-        [found] = session.run(None, {"images": stacked([read_picture(path)])})
+        [result] = session.run(None, {"images": stacked([read_picture(path)])})
         expected = segmenter.predict(path)
-        assert np.quantile(np.abs(found[0] - expected.probabilities), 0.999) < 1e-3
-        assert (found[0].argmax(axis=0) == expected.indices).mean() > 0.999
+        assert np.quantile(np.abs(result[0] - expected.probabilities), 0.999) < 1e-3
+        assert (result[0].argmax(axis=0) == expected.indices).mean() > 0.999
 
 
 def test_a_file_that_differs_is_refused_and_not_left(trained, monkeypatch):  # noqa: F811
@@ -98,7 +98,7 @@ def test_a_file_that_differs_is_refused_and_not_left(trained, monkeypatch):  # n
     assert not (trained / "model.pt").exists()
 
 
-def test_another_ending_and_missing_packages_are_told(trained, monkeypatch):  # noqa: F811
+def test_another_ending_and_missing_packages_are_named(trained, monkeypatch):  # noqa: F811
     with pytest.raises(ValueError, match=r"\.onnx or \.pt, but got .*model\.h5"):
         export(load(trained), trained / "model.h5")
     monkeypatch.setitem(sys.modules, "onnx", None)

@@ -1,18 +1,31 @@
 """Figures of an experiment."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from experiment import GROUPS, HOME, IOUS, MEANS, NAMES, STEPS, files_of, write_step
 from matplotlib.colors import to_rgba_array
 from PIL import Image
+from small_experiment import (
+    CLASS_IOUS,
+    CLASS_NAMES,
+    GROUPS,
+    MEAN_IOUS,
+    STEPS,
+    repeat_step,
+    step_owner,
+    step_result,
+    write_step,
+)
 
 from kproba.data.drawing import CLASS_COLOURS
 from kproba.data.index import index_dataset
 from kproba.data.label_images import label_palette, write_label_image
+from kproba.plan.artifacts import FIGURE_NAMES
+from kproba.plan.results import StepResult
 from kproba.results import figures
 from kproba.results.figures import draw_figures
 from kproba.runtime.files import write_json
@@ -33,16 +46,15 @@ def open_figures(monkeypatch) -> Iterator[list]:
         close(figure)
 
 
-def _draw(rows, index, folder: Path, groups=GROUPS) -> dict[str, Path]:
-    names = ("miou", "training", "classes", "pseudo_labels", "examples")
-    paths = {name: folder / f"{name}.png" for name in names}
-    draw_figures(rows, [index], groups=groups, **paths)
+def _draw(results, index, folder: Path, groups=GROUPS) -> dict[str, Path]:
+    paths = {name: folder / f"{name}.png" for name in FIGURE_NAMES}
+    draw_figures(results, [index], paths, groups=groups)
     return paths
 
 
-def test_figures_are_pictures_with_something_on_them(rows, index, tmp_path):
+def test_figures_are_pictures_with_something_on_them(results, index, tmp_path):
     open_before = figures.plt.get_fignums()
-    for path in _draw(rows, index, tmp_path / "figures").values():
+    for path in _draw(results, index, tmp_path / "figures").values():
         with Image.open(path) as image:
             assert image.format == "PNG"
             assert min(image.size) > 100
@@ -50,8 +62,8 @@ def test_figures_are_pictures_with_something_on_them(rows, index, tmp_path):
     assert figures.plt.get_fignums() == open_before
 
 
-def test_curves_follow_the_means_of_every_method(rows, index, tmp_path, open_figures):
-    _draw(rows, index, tmp_path / "figures")
+def test_curves_follow_the_means_of_methods(results, index, tmp_path, open_figures):
+    _draw(results, index, tmp_path / "figures")
     axes = open_figures[0].axes
     assert [axis.get_title() for axis in axes] == ["old", "new", "all", "hIoU"]
     for measure, axis in enumerate(axes[:3]):
@@ -59,28 +71,28 @@ def test_curves_follow_the_means_of_every_method(rows, index, tmp_path, open_fig
         assert curves.keys() == {"kproba", "finetune"}
         for method, line in curves.items():
             points = [
-                (step, MEANS[HOME.get((method, step), (method, step))][measure])
+                (step, MEAN_IOUS[step_owner(method, step)][measure])
                 for step in range(3)
             ]
             expected = [point for point in points if point[1] is not None]
             np.testing.assert_allclose(line.get_xydata(), expected)
         [level] = [line for line in axis.lines if line.get_label() == "joint"]
-        assert set(level.get_ydata()) == {MEANS["joint", 2][measure]}
+        assert set(level.get_ydata()) == {MEAN_IOUS["joint", 2][measure]}
     legend = [text.get_text() for text in open_figures[0].legends[0].get_texts()]
     assert legend == ["kproba", "finetune", "joint"]
 
 
-def test_heat_maps_hold_every_iou(rows, index, tmp_path, open_figures):
-    _draw(rows, index, tmp_path / "figures")
+def test_heat_maps_hold_every_iou(results, index, tmp_path, open_figures):
+    _draw(results, index, tmp_path / "figures")
     axes = open_figures[2].axes
     assert [axis.get_title() for axis in axes] == ["kproba", "finetune", "joint"]
     names = [label.get_text() for label in axes[0].get_yticklabels()]
-    assert names == list(NAMES)
+    assert names == list(CLASS_NAMES)
     for axis in axes:
         matrix = np.full((4, 3), np.nan)
         for method, step in STEPS:
             if method == axis.get_title():
-                ious = IOUS[HOME.get((method, step), (method, step))]
+                ious = CLASS_IOUS[step_owner(method, step)]
                 matrix[: len(ious), step] = [
                     np.nan if iou is None else iou for iou in ious
                 ]
@@ -88,19 +100,17 @@ def test_heat_maps_hold_every_iou(rows, index, tmp_path, open_figures):
         assert len(axis.texts) == np.isfinite(matrix).sum()
 
 
-def test_curves_and_heat_maps_average_seeds(rows, index, tmp_path, open_figures):
-    other = tmp_path / "other"
-    write_step(other, "finetune", 1)
-    again = {**rows[1], "seed": 1, **files_of(other)}
-    _draw([*rows, again], index, tmp_path / "figures")
+def test_curves_and_heat_maps_average_seeds(results, index, tmp_path, open_figures):
+    again = repeat_step(results[1], tmp_path / "other", "finetune", seed=1)
+    _draw([*results, again], index, tmp_path / "figures")
     curves = {c.get_label(): c[0] for c in open_figures[0].axes[0].containers}
     assert curves["kproba"].get_ydata()[1] == pytest.approx((50 + 30) / 2)
     matrix = open_figures[2].axes[0].images[0].get_array()
     np.testing.assert_allclose(matrix[:3, 1], [65, 15, 30])
 
 
-def test_examples_show_image_truth_and_predictions(rows, index, tmp_path, open_figures):
-    _draw(rows, index, tmp_path / "figures")
+def test_examples_show_truth_and_predictions(results, index, tmp_path, open_figures):
+    _draw(results, index, tmp_path / "figures")
     axes = np.reshape(open_figures[3].axes, (2, -1))
     titles = [axis.get_title() for axis in axes[0]]
     assert titles == [
@@ -109,34 +119,97 @@ def test_examples_show_image_truth_and_predictions(rows, index, tmp_path, open_f
         *("finetune\nstep 1", "finetune\nstep 2", "joint\nstep 2"),
     ]
     for number, line in enumerate(axes):
-        shown = [axis.images[0].get_array() for axis in line]
-        assert len(np.unique(shown[0])) > 16  # a photograph, here noise
-        assert tuple(shown[1][0, 0]) == (0, 0, 0)  # background
-        for picture, title in zip(shown[2:], titles[2:], strict=True):
+        pictures = [axis.images[0].get_array() for axis in line]
+        assert len(np.unique(pictures[0])) > 16  # a photograph, here noise
+        assert tuple(pictures[1][0, 0]) == (0, 0, 0)  # background
+        for picture, title in zip(pictures[2:], titles[2:], strict=True):
             label = (number + int(title[-1])) % 3
             assert picture.shape == (6, 8, 3)
             assert (picture == COLOURS[label]).all()
 
 
-def test_pictures_of_an_addition_are_shown_from_its_step_on(
-    rows, index, tmp_path, open_figures
+def example_titles(results, index, folder: Path, open_figures: list) -> list[str]:
+    """Titles of the columns of predictions."""
+    _draw(results, index, folder / "figures")
+    titles = [axis.get_title() for axis in open_figures[3].axes]
+    return list(filter(None, titles))[2:]
+
+
+def without_kproba(results, tmp_path: Path) -> list[StepResult]:
+    """without_bfd, whose step 0 was tested with a bank for kproba, then finetune."""
+    folder = tmp_path / "kproba" / "seed0" / "step0"
+    write_step(folder, "base", 0)
+    fused = replace(step_result(folder, "without_bfd", 0), bank="bank.safetensors")
+    later = [replace(result, method="without_bfd") for result in results[1:3]]
+    return [fused, *later, *results[3:6]]
+
+
+def test_step_0_with_a_bank_is_named_by_its_method(
+    results, index, tmp_path, open_figures
 ):
-    added = Path(rows[2]["examples"])
+    listed = without_kproba(results, tmp_path)
+    assert example_titles(listed, index, tmp_path, open_figures) == [
+        *("without_bfd\nstep 0", "without_bfd\nstep 1", "without_bfd\nstep 2"),
+        *("step 0", "finetune\nstep 1", "finetune\nstep 2"),
+    ]
+
+
+def test_step_0_with_a_shared_bank_is_shown_once(
+    results, index, tmp_path, open_figures
+):
+    listed = without_kproba(results, tmp_path)
+    other = replace(listed[0], method="without_gkd")
+    titles = example_titles([*listed, other], index, tmp_path, open_figures)
+    assert [title for title in titles if title.endswith("step 0")] == [
+        *("without_bfd\nstep 0", "step 0")
+    ]
+
+
+def test_second_step_0_of_the_network_alone_is_named_by_its_method(
+    results, index, tmp_path, open_figures
+):
+    """Two kinds of output, two trainings: only the first needs no name."""
+    folder = tmp_path / "base_softmax"
+    write_step(folder, "base", 0)
+    other = [step_result(folder, method, 0) for method in ("mib", "plop")]
+    titles = example_titles([*results[:4], *other], index, tmp_path, open_figures)
+    assert titles == [*("step 0", "kproba\nstep 1", "kproba\nstep 2", "mib\nstep 0")]
+
+
+def test_of_many_columns_first_and_last_step_stay(
+    results, index, tmp_path, open_figures
+):
+    """Steps that end alike, such as 2 and 12, are not confused."""
+    many = []
+    for number in range(5):
+        for result in results[1:3]:
+            folder = tmp_path / f"m{number}" / str(result.step)
+            write_step(folder, "kproba", result.step)
+            step = {1: 2, 2: 12}[result.step]
+            many.append(step_result(folder, f"m{number}", step))
+    titles = example_titles([results[0], *many], index, tmp_path, open_figures)
+    assert titles == ["step 0", *(f"m{number}\nstep 12" for number in range(5))]
+
+
+def test_pictures_of_an_addition_are_shown_from_its_step_on(
+    results, index, tmp_path, open_figures
+):
+    added = Path(results[2].examples)
     (added / "v2.png").rename(added / "w.png")
     table = pd.read_csv(index, dtype=str)
     table["id"] = table["id"].replace("v2", "w")
     table.to_csv(index, index=False)
-    for folder in {row["examples"] for row in rows} - {str(added)}:
+    for folder in {result.examples for result in results} - {str(added)}:
         (Path(folder) / "v2.png").unlink()
-    _draw(rows, index, tmp_path / "figures")
+    _draw(results, index, tmp_path / "figures")
     axes = np.reshape(open_figures[3].axes, (2, -1))
-    shown = [bool(axis.images) for axis in axes[1]]
+    drawn = [bool(axis.images) for axis in axes[1]]
     # image, truth, step 0, kproba's steps 1 and 2, ..
-    assert shown == [True, True, False, False, True, False, False, False]
+    assert drawn == [True, True, False, False, True, False, False, False]
 
 
-def test_truth_of_the_examples_is_in_output_order(rows, index, tmp_path, open_figures):
-    _draw(rows, index, tmp_path / "figures", groups=[[3], [1], [2]])
+def test_truth_of_examples_is_in_output_order(results, index, tmp_path, open_figures):
+    _draw(results, index, tmp_path / "figures", groups=[[3], [1], [2]])
     truth = open_figures[3].axes[1].images[0].get_array()
     outputs = np.array([0, 2, 3, 1]).repeat(12).reshape(6, 8)
     expected = COLOURS[outputs]
@@ -156,17 +229,17 @@ def test_legend_explains_the_colours_of_every_picture(
     (tmp_path / "run" / "examples").mkdir(parents=True)
     for name, mask in masks.items():
         write_label_image(tmp_path / "run" / "examples" / f"{name}.png", mask)
-    result = {"old": 1.0, "new": 1.0, "all": 1.0, "hiou": 1.0}
-    result["classes"] = [
+    content = {"old": 1.0, "new": 1.0, "all": 1.0, "hiou": 1.0}
+    content["classes"] = [
         {"index": k, "name": name, "step": 0, "iou": 1.0, "pixels": 1}
         for k, name in enumerate(names)
     ]
     evaluation = tmp_path / "run" / "evaluation.json"
-    write_json(evaluation, result)
+    write_json(evaluation, content)
     metrics = pd.DataFrame({"iteration": [1], "loss": [1.0]})
     metrics.to_csv(tmp_path / "run" / "metrics.csv", index=False)
-    row = {"method": "kproba", "seed": 0, "step": 0, **files_of(tmp_path / "run")}
-    _draw([row], tmp_path / "index.csv", tmp_path, groups=(tuple(range(1, 41)),))
+    single = step_result(tmp_path / "run", "kproba", 0)
+    _draw([single], tmp_path / "index.csv", tmp_path, groups=(tuple(range(1, 41)),))
     figure = open_figures[3]
     patches = figure.legends[0].get_patches()
     legend = [tuple(to_rgba_array(patch.get_facecolor())[0, :3]) for patch in patches]
@@ -175,35 +248,35 @@ def test_legend_explains_the_colours_of_every_picture(
     )
     for line, label in zip(np.reshape(figure.axes, (2, 3)), (1, 40), strict=True):
         for axis in line[1:]:
-            shown = axis.images[0].get_array()[0, 0] / 255
-            np.testing.assert_allclose(shown, legend[label])
+            colour = axis.images[0].get_array()[0, 0] / 255
+            np.testing.assert_allclose(colour, legend[label])
 
 
 def test_losses_have_a_panel_per_step_and_a_line_per_training(
-    rows, index, tmp_path, open_figures
+    results, index, tmp_path, open_figures
 ):
-    _draw(rows, index, tmp_path / "figures")
+    _draw(results, index, tmp_path / "figures")
     axes = open_figures[1].axes
     assert [axis.get_title() for axis in axes] == ["step 0", "step 1", "step 2"]
     lines = [{line.get_label(): line for line in axis.lines} for axis in axes]
     assert lines[0].keys() == {"kproba"}  # one training for both
     assert lines[1].keys() == {"kproba", "finetune"}
     assert lines[2].keys() == {"kproba", "finetune", "joint"}
-    for step, of_step in enumerate(lines):
-        for line in of_step.values():
+    for step, curves in enumerate(lines):
+        for line in curves.values():
             expected = [(1, 4), (2, 2), (3, step + 1)]
             np.testing.assert_allclose(line.get_xydata(), expected)
 
 
 def test_many_methods_are_ranked_by_their_last_step(
-    rows, index, tmp_path, open_figures
+    results, index, tmp_path, open_figures
 ):
-    many = [{**row, "method": f"m{k}"} for k in range(11) for row in rows[:3]]
+    many = [replace(r, method=f"m{k}") for k in range(11) for r in results[:3]]
     _draw(many, index, tmp_path / "figures")
     [axis] = open_figures[0].axes
     assert [label.get_text() for label in axis.get_yticklabels()] == [
         f"m{k}" for k in range(11)
     ]
     [points] = axis.containers
-    expected = [(MEANS["kproba", 2][2], place) for place in range(11)]
+    expected = [(MEAN_IOUS["kproba", 2][2], place) for place in range(11)]
     np.testing.assert_allclose(points[0].get_xydata(), expected)

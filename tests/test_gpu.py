@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from calls import ROOT, jobs, snakemake
 from safetensors.torch import load_file
-from steps import (
+from snakemake_calls import ROOT, jobs, snakemake
+from training_steps import (
     RATES,
     command,
     interrupt,

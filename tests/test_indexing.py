@@ -8,6 +8,7 @@ import struct
 import tarfile
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,20 @@ import pytest
 import torch
 from PIL import Image
 
+from kproba.data.augmentation import Augmentation
 from kproba.data.images import read_image
 from kproba.data.index import index_dataset
 from kproba.data.kinds import KINDS
-from kproba.data.kinds.folder import held_out
+from kproba.data.kinds.folder import is_held_out
 from kproba.data.kinds.pairs import MissingDatasetError
 from kproba.data.label_images import read_label_image, write_label_image
-from kproba.data.splits import parse_classes, read_index, select_images
+from kproba.data.loaders import TrainingImages, WholeImages
+from kproba.data.splits import (
+    parse_classes,
+    read_index,
+    select_images,
+    write_split,
+)
 from kproba.data.tasks import parse_task
 
 CLASS_COUNT = 3  # of the small folder
@@ -38,9 +46,9 @@ def _labels(*values: int, shape: tuple[int, int] = (4, 6)) -> np.ndarray:
 def test_index_names_size_subset_and_labels_of_every_image(small_folder, index_of):
     path, _ = index_of(small_folder)
     index = read_index(path)
-    assert list(index.columns) == (
-        ["id", "image", "mask", "width", "height", "subset", "classes"]
-    )
+    columns = ["id", "image", "mask", "width", "height", "subset", "classes"]
+    assert list(pd.read_csv(path).columns) == columns
+    assert list(index.columns) == [*columns, "label_offset"]
     facts = ["id", "width", "height", "subset", "classes"]
     assert index[facts].values.tolist() == [
         ["007", 4, 5, "train", "2"],
@@ -228,7 +236,7 @@ def test_faulty_image_is_refused_by_name_and_nothing_is_written(
 
 
 @pytest.mark.parametrize(("spoil", "kind", "named", "reason"), FAULTS)
-def test_faulty_image_is_skipped_when_asked(
+def test_faulty_image_is_skipped_on_request(
     small_folder, spoil, kind, named, reason, index_of
 ):
     spoil(small_folder)
@@ -304,7 +312,7 @@ def test_many_problems_are_counted_and_the_first_twenty_named(folder_dataset, in
     assert len(pd.read_csv(folder.parent / "out/problems.csv")) == 25
 
 
-def test_mended_dataset_leaves_no_list_of_problems(small_folder, index_of):
+def test_corrected_dataset_leaves_no_list_of_problems(small_folder, index_of):
     image = small_folder / "images/train/b.png"
     content = image.read_bytes()
     _cut_image(small_folder)
@@ -397,15 +405,15 @@ def test_tiff_is_used_upright_as_it_is_opened(small_folder, index_of):
     assert "turned image" not in json.loads(report.read_text())["warnings_by_kind"]
 
 
-def test_part_of_ade20k_is_told(small_folder, index_of, tmp_path):
+def test_part_of_ade20k_is_a_warning(small_folder, index_of, tmp_path):
     root = tmp_path / "ade"
     for subset, part in (("train", "training"), ("val", "validation")):
         shutil.copytree(small_folder / "images" / subset, root / "images" / part)
         shutil.copytree(small_folder / "masks" / subset, root / "annotations" / part)
     _, report = index_of(root, kind="ade20k", class_count=150)
     warnings = json.loads(report.read_text())["warnings"]
-    [told] = [entry for entry in warnings if entry["kind"] == "incomplete dataset"]
-    assert "'train': 20210, 'val': 2000" in told["text"]
+    [warning] = [entry for entry in warnings if entry["kind"] == "incomplete dataset"]
+    assert "'train': 20210, 'val': 2000" in warning["text"]
 
 
 def test_problems_and_warnings_are_logged(small_folder, index_of, caplog):
@@ -454,7 +462,7 @@ def test_hidden_and_other_files_are_left_out(small_folder, index_of):
     assert len(read_index(index)) == 5
 
 
-def test_same_picture_in_train_and_val_is_told(small_folder, index_of):
+def test_same_picture_in_train_and_val_is_a_warning(small_folder, index_of):
     shutil.copy(small_folder / "images/train/a.png", small_folder / "images/val/d.png")
     _, report = index_of(small_folder)
     [warning] = [
@@ -497,7 +505,7 @@ def test_share_is_held_out_by_name(folder_dataset, index_of):
 def test_larger_share_keeps_what_a_smaller_one_held_out():
     names = [str(number) for number in range(1000)]
     small, large = (
-        {name for name in names if held_out(name, share)} for share in (0.1, 0.3)
+        {name for name in names if is_held_out(name, share)} for share in (0.1, 0.3)
     )
     assert small < large
     assert 60 <= len(small) <= 140
@@ -588,7 +596,7 @@ def test_splits_of_the_real_masks_have_the_published_sizes(voc_index, task, sett
     assert counts == VOC_COUNTS[task, setting]
 
 
-def test_other_masks_in_the_place_of_voc_are_told(voc_index, voc_labels):
+def test_other_masks_in_the_place_of_voc_are_a_warning(voc_index, voc_labels):
     _, report, _ = voc_index
     masks = voc_labels / "SegmentationClassAug"
     name = sorted(masks.iterdir())[0]
@@ -609,3 +617,86 @@ def test_other_masks_in_the_place_of_voc_are_told(voc_index, voc_labels):
     content = json.loads((out / "report.json").read_text())
     assert content["warnings_by_kind"]["unusual masks"] == 1
     assert content["labels_sha256"] != report["labels_sha256"]
+
+
+# --- label offset ------------------------------------------------------------------
+
+
+@pytest.fixture
+def shifted(folder_dataset, monkeypatch):
+    """A folder of a kind whose masks store the first class as 0 and ignore 255."""
+    kind = replace(KINDS["folder"], name="shifted", label_offset=1)
+    monkeypatch.setitem(KINDS, "shifted", kind)
+    masks = {"a": _labels(), "b": _labels(2, 1, 255)}
+    return folder_dataset({"train": masks, "val": {"c": _labels(1)}})
+
+
+def test_label_offset_is_in_the_index_and_added_to_the_labels(shifted, index_of):
+    path, report = index_of(shifted, kind="shifted")
+    index = read_index(path)
+    assert index["label_offset"].tolist() == [1, 1, 1]
+    assert index["classes"].tolist() == ["1", "1 2 3 255", "1 2"]
+    content = json.loads(report.read_text())
+    assert content["images_with_label"] == {"1": 3, "2": 2, "3": 1, "255": 1}
+    assert content["warnings"] == []  # a mask of class 1 alone is not empty
+
+
+def test_class_count_is_checked_after_the_label_offset(shifted, index_of):
+    with pytest.raises(
+        ValueError, match=r"b\.png: holds the labels 3, .* end at 2"
+    ):
+        index_of(shifted, kind="shifted", class_count=2)
+    write_label_image(shifted / "masks/train/a.png", _labels(254))
+    with pytest.raises(ValueError, match=r"a\.png: Expected mask values that stay"):
+        index_of(shifted, kind="shifted")
+
+
+def test_without_an_offset_the_index_has_no_such_column(small_folder, index_of):
+    path, _ = index_of(small_folder)
+    header = path.read_text().splitlines()[0]
+    assert header == "id,image,mask,width,height,subset,classes"
+    assert read_index(path)["label_offset"].tolist() == [0] * 5
+
+
+def test_split_has_the_offset_only_if_a_row_needs_it(
+    shifted, folder_dataset, index_of, tmp_path
+):
+    groups = parse_task("offline", 3)
+    for kind, expected in (("shifted", True), ("folder", False)):
+        index, _ = index_of(shifted, kind=kind)
+        split = tmp_path / f"{kind}.csv"
+        write_split([index], split, groups=groups, setting="overlap")
+        assert ("label_offset" in split.read_text()) == expected
+
+
+def test_loaders_add_the_offset_of_each_row(shifted, index_of):
+    """As with an addition of another kind: one row with an offset, one without."""
+    index = read_index(index_of(shifted, kind="shifted")[0])
+    rows = index[index["id"] == "b"]
+    rows = pd.concat([rows, rows.assign(label_offset=0, id="b0")], ignore_index=True)
+    table = np.arange(256, dtype=np.uint8)
+    stored = _labels(2, 1, 255)
+    with_offset = np.where(stored == 255, 255, stored + 1)
+    augmentation = Augmentation(6, (1.0, 1.0), 0.0)
+    images = TrainingImages(rows, augmentation=augmentation, seed=0, label_table=table)
+    whole = [target for _, target, *_ in (WholeImages(rows, table)[k] for k in (0, 1))]
+    decoded = [images.decode(number)[1] for number in (0, 1)]
+    for targets in (whole, decoded):
+        np.testing.assert_array_equal(targets[0], with_offset)
+        np.testing.assert_array_equal(targets[1], stored)
+
+
+def test_pseudo_labels_have_no_offset(shifted, index_of, tmp_path):
+    rows = read_index(index_of(shifted, kind="shifted")[0])
+    pseudo_labels = tmp_path / "labels"
+    pseudo_labels.mkdir()
+    for name in rows["id"]:
+        write_label_image(pseudo_labels / f"{name}.png", _labels(2))
+    images = TrainingImages(
+        rows,
+        augmentation=Augmentation(6, (1.0, 1.0), 0.0),
+        seed=0,
+        label_table=None,
+        pseudo_labels=pseudo_labels,
+    )
+    np.testing.assert_array_equal(images.decode(0)[1], _labels(2))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from processes import finished_within, in_processes
+from gloo_processes import finished_within, in_processes
 from safetensors.torch import load_file
 
 from kproba.data.loaders import equal_sizes, whole_image_loader

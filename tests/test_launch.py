@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from kproba.runtime.launch import Job, command, free_port, main, threads_of
+from kproba.runtime.launch import Job, command, free_port, main, threads_per_process
 
 
 @pytest.mark.parametrize(("gpus", "processes"), [(0, 1), (1, 1), (1, 4)])
@@ -40,27 +40,27 @@ def test_a_pretended_job_computes_on_the_cpu_with_as_many_processes():
 )
 def test_threads_never_exceed_the_cores(cores, threads, processes, expected):
     job = Job("m", processes=processes, cores=cores, threads=threads)
-    assert threads_of(job) == expected
+    assert threads_per_process(job) == expected
 
 
 @pytest.mark.parametrize("policy", [None, "active"])
-def test_threads_are_set_and_the_users_own_environment_wins(monkeypatch, policy):
+def test_threads_are_set_and_the_environment_of_the_user_wins(monkeypatch, policy):
     started = []
     monkeypatch.setattr(os, "execvpe", lambda *call: started.append(call))
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     if policy:
         monkeypatch.setenv("OMP_WAIT_POLICY", policy)
-    main(["--threads", "3", "--processes", "2", "some.module", "a", "--own", "b"])
+    main(["--threads", "3", "--processes", "2", "some.module", "a", "--key", "b"])
     [(program, words, environment)] = started
     assert program == words[0]
-    assert words[-5:] == ["a", "--own", "b", "--gpus=0", "--threads=3"]
+    assert words[-5:] == ["a", "--key", "b", "--gpus=0", "--threads=3"]
     assert environment["OMP_NUM_THREADS"] == "3"
     assert environment["OMP_WAIT_POLICY"] == (policy or "passive")
     assert environment["PATH"] == os.environ["PATH"]
 
 
-TELLS = """
+REPORTS = """
 import logging
 from kproba.runtime.logs import PROGRESS, Terminal, log_to_stderr
 Terminal.__init__.__defaults__ = (0.0,)  # seconds
@@ -72,8 +72,8 @@ log.info("half done", extra=PROGRESS)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_progress_is_told_where_the_job_was_started(tmp_path, processes):
-    (tmp_path / "tells.py").write_text(TELLS)
+def test_progress_appears_where_the_job_was_started(tmp_path, processes):
+    (tmp_path / "reports.py").write_text(REPORTS)
     (tmp_path / "results/step1").mkdir(parents=True)
     words = [
         sys.executable,
@@ -83,7 +83,7 @@ def test_progress_is_told_where_the_job_was_started(tmp_path, processes):
         "results/step1/train.log",
     ]
     done = subprocess.run(
-        [*words, "--processes", str(processes), "tells"],
+        [*words, "--processes", str(processes), "reports"],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         cwd=tmp_path,
         capture_output=True,
@@ -98,14 +98,14 @@ def test_progress_is_told_where_the_job_was_started(tmp_path, processes):
 
 def test_progress_and_other_lines_share_a_file(tmp_path):
     """As with `snakemake > all.log 2>&1`, whose own lines come before and after."""
-    (tmp_path / "tells.py").write_text(TELLS)
+    (tmp_path / "reports.py").write_text(REPORTS)
     words = [
         sys.executable,
         "-m",
         "kproba.runtime.launch",
         "--log",
         "train.log",
-        "tells",
+        "reports",
     ]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     with (tmp_path / "all.log").open("w") as file:
@@ -127,8 +127,8 @@ def test_nodes_share_processes_evenly_or_not_at_all():
     assert {"--nnodes=2", "--nproc-per-node=2", "--local-addr=node2"} <= set(words)
     assert "--rdzv-endpoint=node1:1234" in words
     assert words[-2] == "--gpus=2"
-    told = "Expected a number of GPUs that 2 nodes can share evenly, but got 3"
-    with pytest.raises(ValueError, match=told):
+    message = "Expected a number of GPUs that 2 nodes can share evenly, but got 3"
+    with pytest.raises(ValueError, match=message):
         command(Job("m", gpus=3, nodes=2))
 
 
@@ -205,7 +205,7 @@ def test_in_a_slurm_job_srun_starts_every_node(module, tmp_path, monkeypatch):
     assert re.search(r"--rendezvous=127\.0\.0\.1:\d+ ", first)
 
 
-def test_several_nodes_without_slurm_want_a_rendezvous(monkeypatch):
+def test_several_nodes_without_slurm_need_a_rendezvous(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     job = launch("--nodes=2", "--processes=2", "some.module")
     output, _ = job.communicate(timeout=60)
@@ -242,15 +242,15 @@ def test_a_failing_rank_ends_the_job_at_once_with_its_traceback(module):
 STOPPING = """
 import argparse, signal, sys, time
 from kproba.runtime.job import job_process
-asked = []
-signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
-signal.signal(signal.SIGINT, lambda *_: asked.append(1))
+signals = []
+signal.signal(signal.SIGTERM, lambda *_: signals.append(1))
+signal.signal(signal.SIGINT, lambda *_: signals.append(1))
 options = argparse.Namespace(gpus=0, threads=1, deterministic=False)
 with job_process(options) as process:
     process.wait()
     sys.stdout.write(f"ready {process.rank}\\n")  # whole, beside other processes
     sys.stdout.flush()
-    while not asked:
+    while not signals:
         time.sleep(0.05)
     sys.stdout.write(f"saved {process.rank}\\n")
     sys.stdout.flush()

@@ -2,13 +2,19 @@
 
 import logging
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
+import kproba
+from kproba.bank.description import find_description
 from kproba.data.kinds import KINDS
+from kproba.data.tasks import parse_task
 from kproba.methods.losses import step as losses
+from kproba.runtime.devices import lock_file
 from kproba.runtime.logs import PROGRESS, Terminal, log_to
+from kproba.runtime.package import PACKAGE
 
 
 def test_error_of_the_package_is_its_message_alone(tmp_path):
@@ -18,6 +24,33 @@ def test_error_of_the_package_is_its_message_alone(tmp_path):
     assert stopped.value.code == 1
     assert log.read_text().startswith("Error: Expected `classes` to start with")
     assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize(
+    "raise_error",
+    [
+        lambda folder: KINDS["voc"].find_pairs(folder, 0.2),  # kproba/data/kinds
+        lambda folder: parse_task("15-", 20),  # kproba/data
+        find_description,  # kproba/bank
+        lambda folder: lock_file("0"),  # kproba/runtime
+    ],
+)
+def test_errors_of_all_folders_of_the_package_are_messages(
+    tmp_path, monkeypatch, raise_error
+):
+    monkeypatch.setenv("KPROBA_LOCKS", "/")
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    log = tmp_path / "a.log"
+    with pytest.raises(SystemExit), log_to(log):
+        raise_error(tmp_path)
+    assert log.read_text().startswith("Error: Expected ")
+    assert "Traceback" not in log.read_text()
+
+
+def test_the_package_is_where_its_init_file_is():
+    assert Path(kproba.__file__) == PACKAGE / "__init__.py"
+    for module in ("data/download.py", "runtime/logs.py", "bank/description.py"):
+        assert (PACKAGE / module).is_file()
 
 
 def test_other_errors_come_with_their_traceback(tmp_path):
@@ -30,9 +63,9 @@ def test_other_errors_come_with_their_traceback(tmp_path):
     )
 
 
-def test_a_full_gpu_tells_the_mend(tmp_path):
+def test_a_full_gpu_names_the_remedy(tmp_path):
     log = tmp_path / "a.log"
-    # As PyTorch raises it: from C, so that the last line known is one of the package.
+    # PyTorch raises it from C, so that the innermost known line is one of the package.
     line = "raise error('CUDA out of memory. Tried to allocate 9 GiB')"
     names = {"error": torch.OutOfMemoryError}
     with pytest.raises(SystemExit), log_to(log):
@@ -56,28 +89,28 @@ def test_log_lines_go_to_the_file_and_on_request_to_the_terminal(tmp_path, capfd
 
 
 @pytest.fixture
-def told(tmp_path):
-    """A logger that tells a file as if it were a terminal, at most every 15 seconds."""
-    log, handler = logging.getLogger("told"), Terminal(str(tmp_path / "terminal"))
+def reports(tmp_path):
+    """A logger that reports to a file as to a terminal, at most every 15 seconds."""
+    log, handler = logging.getLogger("reports"), Terminal(str(tmp_path / "terminal"))
     log.setLevel(logging.INFO)
     log.addHandler(handler)
     yield log, handler, tmp_path / "terminal"
     log.removeHandler(handler)
 
 
-def test_terminal_is_told_of_progress_alone_and_not_too_often(told, monkeypatch):
-    log, handler, terminal = told
+def test_terminal_gets_progress_only_and_not_too_often(reports, monkeypatch):
+    log, handler, terminal = reports
     log.info("a header")
     for second in range(1000):
         monkeypatch.setattr("time.monotonic", lambda s=second: handler.start + s)
         log.info("at %d", second, extra=PROGRESS)
-    told_at = [int(line.split()[-1]) for line in terminal.read_text().splitlines()]
-    assert told_at[:3] == [15, 30, 45]
-    assert told_at[-1] - told_at[-2] >= 45  # a twentieth of the time so far
+    seconds = [int(line.split()[-1]) for line in terminal.read_text().splitlines()]
+    assert seconds[:3] == [15, 30, 45]
+    assert seconds[-1] - seconds[-2] >= 45  # a twentieth of the time so far
 
 
-def test_closed_terminal_is_told_nothing_more(told, capfd, monkeypatch):
-    log, handler, _ = told
+def test_nothing_more_is_written_to_a_closed_terminal(reports, capfd, monkeypatch):
+    log, handler, _ = reports
     handler.start = handler.last = -1e9
     monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
     monkeypatch.setattr(log, "propagate", False)

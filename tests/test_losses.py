@@ -6,105 +6,42 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from loss_inputs import (
+    BATCH,
+    CELLS,
+    FIRST_NEW,
+    LEARNING,
+    PIXELS,
+    WIDTH,
+    assert_same,
+    binary_cross_entropy,
+    branch_logits,
+    gradients,
+    leaves,
+    losses_of,
+    masks_and_counts,
+    outputs_of,
+    plain_bce_per_channel,
+    plain_logits,
+    plain_protected_logits,
+    random,
+    uneven_targets,
+)
 
-from kproba.methods.builtin import METHODS
+from kproba.methods.builtin import METHODS, base_methods
 from kproba.methods.losses.barm import bfd, bga_ce, bga_t, gkd, pb_bce
 from kproba.methods.losses.case import Counts, Masks, cell_masks
 from kproba.methods.losses.cross_entropy import bce, full_bce
-from kproba.methods.losses.step import step_losses
 from kproba.methods.method import Method
-from kproba.methods.terms import OF_BRANCHES, LossWeights
+from kproba.methods.terms import needs_of
 from kproba.network.network import Outputs
 
-BATCH, CELLS, PIXELS, WIDTH = 4, (2, 3), (6, 9), 5
-CLASSES = (2, 1, 2)  # S_t = background, 1 2 | 3 | 4 5
-FIRST_NEW, CHANNELS = 4, 6
 OLD = (1, 2, 3)
-LEARNING = (0, 4, 5)
-
-
-def random(*shape, seed, scale=1.5):
-    generator = torch.Generator().manual_seed(seed)
-    return scale * torch.randn(shape, generator=generator)
-
-
-def branch_logits(seed):
-    return [random(BATCH, 1 + n, *CELLS, seed=seed + k) for k, n in enumerate(CLASSES)]
+FURTHER = ("bga_ce", "bga_t", "gkd", "bfd")  # terms beside the cross-entropy
 
 
 def branch_blocks(seed):
     return [random(BATCH, WIDTH, *CELLS, seed=seed + k).relu() for k in range(3)]
-
-
-def uneven_targets():
-    generator = torch.Generator().manual_seed(5)
-    targets = torch.randint(0, CHANNELS, (BATCH, *PIXELS), generator=generator)
-    targets[torch.rand(targets.shape, generator=generator) < 0.15] = 255
-    targets[1] = 255
-    targets[2][targets[2] >= FIRST_NEW] = 0  # M⁺ lies in the images 0 and 3 alone
-    return targets.to(torch.uint8)
-
-
-def leaves(tensors, dtype=torch.float32):
-    return [t.detach().to(dtype).requires_grad_() for t in tensors]
-
-
-def gradients(value, tensors):
-    return torch.autograd.grad(
-        value, tensors, allow_unused=True, materialize_grads=True
-    )
-
-
-def assert_same(ours, plain, our_leaves, plain_leaves):
-    torch.testing.assert_close(ours.double(), plain, rtol=1e-5, atol=1e-6)
-    for own, expected in zip(
-        gradients(ours, our_leaves), gradients(plain, plain_leaves), strict=True
-    ):
-        torch.testing.assert_close(own.double(), expected, rtol=1e-5, atol=1e-7)
-
-
-def binary_cross_entropy(z, target):
-    p = 1 / (1 + torch.exp(-z))
-    return -(target * torch.log(p) + (1 - target) * torch.log(1 - p))
-
-
-def falling(r):
-    return torch.where(r < 0, r, 0.0)
-
-
-def classes_of(branches):
-    return [z[:, c] for z in branches for c in range(1, z.shape[1])]
-
-
-def plain_logits(logits):
-    background = logits[0][:, 0]
-    for z in logits[1:]:
-        background = background + falling(z[:, 0])
-    return torch.stack([background, *classes_of(logits)], dim=1)
-
-
-def plain_protected_logits(logits):
-    *earlier, newest = logits
-    fixed = plain_logits(earlier).detach()
-    background = fixed[:, 0] + newest[:, 0]
-    old = [fixed[:, c] for c in range(1, fixed.shape[1])]
-    return torch.stack([background, *old, *classes_of([newest])], dim=1)
-
-
-def plain_bce_per_channel(logits, targets):
-    size = tuple(targets.shape[-2:])
-    z = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-    terms = [[] for _ in range(z.shape[1])]
-    for image, labels in zip(z, targets.tolist(), strict=True):
-        for row, line in enumerate(labels):
-            for column, label in enumerate(line):
-                if label == 255:
-                    continue
-                for channel, channel_terms in enumerate(terms):
-                    one_hot = float(channel == label)
-                    pixel = image[channel, row, column]
-                    channel_terms.append(binary_cross_entropy(pixel, one_hot))
-    return torch.stack([torch.stack(t).mean() for t in terms])
 
 
 def masked_mean(terms, mask):
@@ -151,33 +88,12 @@ def plain_bfd(student, teacher, mask):
     return total
 
 
-def counts_of(targets, masks):
-    return Counts(
-        pixels=float((targets != 255).sum()),
-        new=float(masks.new.sum()),
-        background=float(masks.background.sum()),
-        cells=float(masks.new.numel()),
-        images=float(len(targets)),
-        area=float(targets.numel()),
-        remaining=float(masks.remaining.sum()),
-    )
-
-
-def step_setting(targets):
-    masks = cell_masks(targets, FIRST_NEW, CELLS, sequential=False)
-    return masks, counts_of(targets, masks)
-
-
 def part_of(outputs, chosen):
     return Outputs(
         outputs.backbone[chosen],
         [g[chosen] for g in outputs.blocks],
         [z[chosen] for z in outputs.logits],
     )
-
-
-def outputs_of(blocks, logits):
-    return Outputs(torch.zeros(BATCH, 1, *CELLS), blocks, logits)
 
 
 def teacher_outputs():
@@ -208,8 +124,8 @@ def test_step_0_is_plain_bce_over_all_channels():
     logits = [random(BATCH, 5, *CELLS, seed=20)]
     ours, plain = leaves(logits), leaves(logits, torch.float64)
     counts = Counts(float((targets != 255).sum()), 0, 0, 0)
-    outputs = outputs_of([], ours)
-    losses = step_losses(outputs, None, targets, None, counts, METHODS["kproba"])
+    step_0 = base_methods()[METHODS["kproba"].base]
+    losses = losses_of(step_0, outputs_of([], ours), targets, counts)
     assert list(losses) == ["bce"]
     expected = plain_bce_per_channel(plain[0], targets).sum()
     assert_same(losses["bce"], expected, ours, plain)
@@ -253,7 +169,7 @@ def test_pb_bce_of_the_first_increment_has_one_old_branch():
 
 
 def test_bga_ce_pushes_background_down_on_new_classes():
-    masks, counts = step_setting(uneven_targets())
+    masks, counts = masks_and_counts(uneven_targets())
     r = random(BATCH, *CELLS, seed=60)
     ours, plain = leaves([r]), leaves([r], torch.float64)
     value = bga_ce(ours[0], masks.new, counts.new)
@@ -262,21 +178,20 @@ def test_bga_ce_pushes_background_down_on_new_classes():
 
 def test_background_may_fall_on_what_was_recognised_when_a_method_says_so():
     targets = uneven_targets()
-    masks, counts = step_setting(targets)
+    masks, counts = masks_and_counts(targets)
     assert 0 < counts.remaining < counts.background
     centres = F.interpolate(targets[:, None].float(), CELLS, mode="nearest-exact")
     assert torch.equal(masks.remaining, centres[:, 0] == 0)
     ours = leaves(branch_logits(75))
     plain = leaves(branch_logits(75), torch.float64)
-    method = Method(losses=LossWeights(bga_t=5.0), keeps_background="pseudo")
-    outputs = outputs_of([], ours)
-    losses = step_losses(outputs, None, targets, masks, counts, method)
+    method = Method(losses={"bga_t_remaining": 5.0})
+    losses = losses_of(method, outputs_of([], ours), targets, counts, masks)
     expected = 5 * plain_bga_t(plain[-1][:, 0], masks.remaining)
     assert_same(losses["bga_t"], expected, ours, plain)
 
 
 def test_bga_t_stops_background_from_falling_on_background():
-    masks, counts = step_setting(uneven_targets())
+    masks, counts = masks_and_counts(uneven_targets())
     r = random(BATCH, *CELLS, seed=70)
     assert (r[masks.background] > 0).any() and (r[masks.background] < 0).any()
     ours, plain = leaves([r]), leaves([r], torch.float64)
@@ -301,7 +216,7 @@ def test_gkd_has_no_gradient_where_student_and_teacher_agree():
 
 
 def test_bfd_is_the_mean_squared_error_on_background_summed_over_branches():
-    masks, counts = step_setting(uneven_targets())
+    masks, counts = masks_and_counts(uneven_targets())
     student, teacher = branch_blocks(100)[:-1], branch_blocks(110)[:-1]
     ours, plain = leaves(student), leaves(student, torch.float64)
     value = bfd(ours, teacher, masks.background, counts.background)
@@ -310,29 +225,30 @@ def test_bfd_is_the_mean_squared_error_on_background_summed_over_branches():
 
 
 @pytest.mark.parametrize(
-    ("keeps", "held"), [("raw", "background"), ("pseudo", "remaining")]
+    ("term", "cells"), [("bga_t", "background"), ("bga_t_remaining", "remaining")]
 )
 @pytest.mark.parametrize("known", ["barm", "kproba"])
-def test_the_terms_have_the_weights_of_the_paper(known, keeps, held):
-    assert METHODS[known].keeps_background == "raw"
-    method = replace(METHODS[known], keeps_background=keeps)
+def test_the_terms_have_the_weights_of_the_paper(known, term, cells):
+    weights = dict(METHODS[known].losses)
+    assert "bga_t_remaining" not in weights
+    weights[term] = weights.pop("bga_t")
+    method = replace(METHODS[known], losses=weights)
     targets = uneven_targets()
-    masks, counts = step_setting(targets)
+    masks, counts = masks_and_counts(targets)
     blocks, logits, teacher = branch_blocks(200), branch_logits(210), teacher_outputs()
     ours, our_blocks = leaves(logits), leaves(blocks)
-    losses = step_losses(
-        outputs_of(our_blocks, ours), teacher, targets, masks, counts, method
-    )
+    student = outputs_of(our_blocks, ours)
+    losses = losses_of(method, student, targets, counts, masks, teacher)
     plain, plain_blocks = leaves(logits, torch.float64), leaves(blocks, torch.float64)
     per_channel = plain_bce_per_channel(plain_protected_logits(plain), targets)
-    taught = [z.double() for z in teacher.logits]
-    taught_blocks = [g.double() for g in teacher.blocks]
+    teacher_logits = [z.double() for z in teacher.logits]
+    teacher_blocks = [g.double() for g in teacher.blocks]
     expected = {
         "bce": per_channel[list(LEARNING)].sum(),
         "bga_ce": 1 * plain_bga_ce(plain[-1][:, 0], masks.new),
-        "bga_t": 5 * plain_bga_t(plain[-1][:, 0], getattr(masks, held)),
-        "gkd": 1 * plain_gkd(plain[:-1], taught),
-        "bfd": 4 * plain_bfd(plain_blocks[:-1], taught_blocks, masks.background),
+        "bga_t": 5 * plain_bga_t(plain[-1][:, 0], getattr(masks, cells)),
+        "gkd": 1 * plain_gkd(plain[:-1], teacher_logits),
+        "bfd": 4 * plain_bfd(plain_blocks[:-1], teacher_blocks, masks.background),
     }
     assert list(losses) == list(expected)
     for name, value in losses.items():
@@ -341,29 +257,26 @@ def test_the_terms_have_the_weights_of_the_paper(known, keeps, held):
 
 def test_finetune_is_nothing_but_bce_over_all_channels():
     targets, logits = uneven_targets(), branch_logits(220)
-    masks, counts = step_setting(targets)
+    masks, counts = masks_and_counts(targets)
     ours, plain = leaves(logits), leaves(logits, torch.float64)
     outputs = outputs_of(branch_blocks(230), ours)
-    losses = step_losses(
-        outputs, teacher_outputs(), targets, masks, counts, METHODS["finetune"]
-    )
+    finetune = METHODS["finetune"]
+    losses = losses_of(finetune, outputs, targets, counts, masks, teacher_outputs())
     assert list(losses) == ["bce"]
     composed = plain_logits(plain)
     expected = plain_bce_per_channel(composed, targets).sum()
     assert_same(losses["bce"], expected, ours, plain)
 
 
-@pytest.mark.parametrize("term", OF_BRANCHES)
+@pytest.mark.parametrize("term", FURTHER)
 def test_a_term_scales_with_its_own_weight_and_vanishes_at_zero(term):
     targets = uneven_targets()
-    masks, counts = step_setting(targets)
+    masks, counts = masks_and_counts(targets)
     outputs = outputs_of(branch_blocks(200), branch_logits(210))
 
     def losses(weight):
-        ones = dict.fromkeys(OF_BRANCHES, 1.0)
-        method = Method(losses=LossWeights(**{**ones, term: weight}))
-        teacher = teacher_outputs()
-        return step_losses(outputs, teacher, targets, masks, counts, method)
+        method = Method(losses={**dict.fromkeys(FURTHER, 1.0), term: weight})
+        return losses_of(method, outputs, targets, counts, masks, teacher_outputs())
 
     once, thrice, without = losses(1.0), losses(3.0), losses(0.0)
     assert set(without) == set(once) - {term}
@@ -375,25 +288,38 @@ def test_a_term_scales_with_its_own_weight_and_vanishes_at_zero(term):
 
 def test_without_a_teacher_nothing_is_distilled():
     targets = uneven_targets()
-    masks, counts = step_setting(targets)
+    masks, counts = masks_and_counts(targets)
     outputs = outputs_of(branch_blocks(200), branch_logits(210))
-    losses = step_losses(outputs, None, targets, masks, counts, METHODS["kproba"])
+    method = METHODS["kproba"]
+    distilling = {name for name in method.losses if "teacher" in needs_of([name])}
+    assert distilling == {"gkd", "bfd"}
+    for name in distilling:
+        alone = Method(losses={name: 1.0})
+        with pytest.raises(ValueError, match="Expected the outputs of a teacher"):
+            losses_of(alone, outputs, targets, counts, masks)
+    others = {n: w for n, w in method.losses.items() if n not in distilling}
+    losses = losses_of(
+        replace(method, losses=others), outputs, targets, counts, masks
+    )
     assert set(losses) == {"bce", "bga_ce", "bga_t"}
+
+
+def test_a_term_of_an_increment_is_refused_at_step_0():
+    targets = uneven_targets()
+    _, counts = masks_and_counts(targets)
+    outputs = outputs_of(branch_blocks(200), branch_logits(210))
+    for term in ("bga_ce", "bga_t", "bga_t_remaining"):
+        with pytest.raises(ValueError, match="Expected M⁺ and M⁻"):
+            losses_of(Method(losses={term: 1.0}), outputs, targets, counts)
 
 
 @pytest.mark.parametrize("label", [0, FIRST_NEW, 255])
 def test_an_empty_selection_contributes_zero(label):
     targets = torch.full((BATCH, *PIXELS), label, dtype=torch.uint8)
-    masks, counts = step_setting(targets)
+    masks, counts = masks_and_counts(targets)
     ours, our_blocks = leaves(branch_logits(240)), leaves(branch_blocks(250))
-    losses = step_losses(
-        outputs_of(our_blocks, ours),
-        teacher_outputs(),
-        targets,
-        masks,
-        counts,
-        METHODS["kproba"],
-    )
+    student, method = outputs_of(our_blocks, ours), METHODS["kproba"]
+    losses = losses_of(method, student, targets, counts, masks, teacher_outputs())
     empty = {
         0: {"bga_ce"},
         FIRST_NEW: {"bga_t", "bfd"},
@@ -420,24 +346,23 @@ def test_an_ignored_image_adds_nothing_to_the_cross_entropy(term):
 @pytest.mark.parametrize("parts", [[[0], [1, 2, 3]], [[0, 1], [2], [3]]])
 def test_micro_batches_add_up_to_the_global_batch(parts):
     targets, teacher = uneven_targets(), teacher_outputs()
-    masks, counts = step_setting(targets)
+    masks, counts = masks_and_counts(targets)
     whole, whole_blocks = leaves(branch_logits(270)), leaves(branch_blocks(280))
     split, split_blocks = leaves(whole), leaves(whole_blocks)
     method = METHODS["kproba"]
 
-    losses = step_losses(
-        outputs_of(whole_blocks, whole), teacher, targets, masks, counts, method
-    )
+    student = outputs_of(whole_blocks, whole)
+    losses = losses_of(method, student, targets, counts, masks, teacher)
     sum(losses.values()).backward()
     sums = dict.fromkeys(losses, 0.0)
     for part in parts:
-        partial = step_losses(
-            part_of(outputs_of(split_blocks, split), part),
-            part_of(outputs_of(teacher.blocks, teacher.logits), part),
-            targets[part],
-            Masks(*(mask[part] for mask in masks)),
-            counts,
+        partial = losses_of(
             method,
+            part_of(outputs_of(split_blocks, split), part),
+            targets[part],
+            counts,
+            Masks(*(mask[part] for mask in masks)),
+            part_of(outputs_of(teacher.blocks, teacher.logits), part),
         )
         sum(partial.values()).backward()
         sums = {name: sums[name] + partial[name].item() for name in sums}
@@ -453,7 +378,7 @@ def test_micro_batches_add_up_to_the_global_batch(parts):
 @pytest.mark.parametrize("name", ["kproba", "finetune"])
 def test_logits_in_half_precision_are_summed_in_single_precision(name):
     targets = uneven_targets()
-    masks, counts = step_setting(targets)
+    masks, counts = masks_and_counts(targets)
     halves = outputs_of(
         [g.bfloat16() for g in branch_blocks(200)],
         [z.bfloat16() for z in branch_logits(210)],
@@ -462,8 +387,8 @@ def test_logits_in_half_precision_are_summed_in_single_precision(name):
         [g.float() for g in halves.blocks], [z.float() for z in halves.logits]
     )
     method, teacher = METHODS[name], teacher_outputs()
-    rounded = step_losses(halves, teacher, targets, masks, counts, method)
-    exact = step_losses(singles, teacher, targets, masks, counts, method)
+    rounded = losses_of(method, halves, targets, counts, masks, teacher)
+    exact = losses_of(method, singles, targets, counts, masks, teacher)
     for term, value in rounded.items():
         assert value.dtype == torch.float32
         # Only the background's sum of logits is rounded to eight bits.

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_losses import (
+from loss_inputs import (
     BATCH,
     CELLS,
     CHANNELS,
@@ -15,21 +15,20 @@ from test_losses import (
     assert_same,
     branch_logits,
     leaves,
+    losses_of,
+    masks_and_counts,
     outputs_of,
     plain_bce_per_channel,
     plain_protected_logits,
     random,
-    step_setting,
     uneven_targets,
 )
 
-from kproba.methods.builtin import METHODS
+from kproba.methods.builtin import METHODS, base_methods
 from kproba.methods.losses.cross_entropy import ce, unbiased_ce
 from kproba.methods.losses.distillation import kd, unbiased_kd
 from kproba.methods.losses.pod import local_pod, logits_for_pod, pod
-from kproba.methods.losses.step import step_losses
 from kproba.methods.method import Method
-from kproba.methods.terms import LossWeights
 from kproba.network.network import Outputs
 
 NEW = CHANNELS - FIRST_NEW
@@ -79,11 +78,11 @@ def plain_unbiased_ce(z, targets, old):
     return torch.stack(terms).mean()
 
 
-def plain_kd(z, taught, temperature):
+def plain_kd(z, old_z, temperature):
     total = 0
     for own, other in zip(
         z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]),
-        taught.permute(0, 2, 3, 1).reshape(-1, taught.shape[1]),
+        old_z.permute(0, 2, 3, 1).reshape(-1, old_z.shape[1]),
         strict=True,
     ):
         old = len(other)
@@ -94,11 +93,11 @@ def plain_kd(z, taught, temperature):
     return total / (z.numel() / z.shape[1])
 
 
-def plain_unbiased_kd(z, taught):
+def plain_unbiased_kd(z, old_z):
     total = 0
     for own, other in zip(
         z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]),
-        taught.permute(0, 2, 3, 1).reshape(-1, taught.shape[1]),
+        old_z.permute(0, 2, 3, 1).reshape(-1, old_z.shape[1]),
         strict=True,
     ):
         old = len(other)
@@ -179,25 +178,25 @@ def test_unbiased_ce_lets_background_be_any_old_class():
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_kd_is_the_cross_entropy_of_softened_old_classes(temperature):
-    z, taught = (
+    z, old_z = (
         random(BATCH, channels, *CELLS, seed=3) for channels in (CHANNELS, FIRST_NEW)
     )
     ours, plain = leaves([z]), leaves([z], torch.float64)
-    value = kd(ours[0], taught, BATCH * CELLS[0] * CELLS[1], temperature)
-    expected = plain_kd(plain[0], taught.double(), temperature)
+    value = kd(ours[0], old_z, BATCH * CELLS[0] * CELLS[1], temperature)
+    expected = plain_kd(plain[0], old_z.double(), temperature)
     assert_same(value, expected, ours, plain)
     assert (
-        torch.autograd.grad(kd(ours[0], taught, 1), ours)[0][:, FIRST_NEW:] == 0
+        torch.autograd.grad(kd(ours[0], old_z, 1), ours)[0][:, FIRST_NEW:] == 0
     ).all()
 
 
 def test_unbiased_kd_counts_new_classes_as_background():
-    z, taught = (
+    z, old_z = (
         random(BATCH, channels, *CELLS, seed=4) for channels in (CHANNELS, FIRST_NEW)
     )
     ours, plain = leaves([z]), leaves([z], torch.float64)
-    value = unbiased_kd(ours[0], taught, BATCH * CELLS[0] * CELLS[1])
-    assert_same(value, plain_unbiased_kd(plain[0], taught.double()), ours, plain)
+    value = unbiased_kd(ours[0], old_z, BATCH * CELLS[0] * CELLS[1])
+    assert_same(value, plain_unbiased_kd(plain[0], old_z.double()), ours, plain)
 
 
 @pytest.mark.parametrize("shape", [*STAGES, (2, 9, 7), (1, 1, 1)])
@@ -238,28 +237,27 @@ def mib_terms(z, other, targets):
 @pytest.mark.parametrize(("method", "terms"), [("lwf", lwf_terms), ("mib", mib_terms)])
 def test_distilling_methods_are_a_cross_entropy_and_a_distillation(method, terms):
     targets, logits = uneven_targets(), softmax_logits(30)
-    masks, counts = step_setting(targets)
+    masks, counts = masks_and_counts(targets)
     ours, plain = leaves(logits), leaves(logits, torch.float64)
-    taught = softmax_logits(40)[:-1]
-    outputs = softmax_outputs(ours), softmax_outputs(taught)
-    losses = step_losses(*outputs, targets, masks, counts, METHODS[method])
-    z, other = at_full_size(plain), at_full_size([t.double() for t in taught])
+    old_logits = softmax_logits(40)[:-1]
+    student, teacher = softmax_outputs(ours), softmax_outputs(old_logits)
+    losses = losses_of(METHODS[method], student, targets, counts, masks, teacher)
+    z, other = at_full_size(plain), at_full_size([t.double() for t in old_logits])
     assert_same_terms(losses, terms(z, other, targets), ours, plain)
 
 
 def test_plop_is_scaled_ce_and_pod_of_features_and_logits():
     targets, logits = uneven_targets(), softmax_logits(70)
-    masks, counts = step_setting(targets)
+    masks, counts = masks_and_counts(targets)
     certainty = torch.tensor([1.0, 0.3, 0.0, 0.6])
-    taught = softmax_logits(80)[:-1]
+    old_logits = softmax_logits(80)[:-1]
     stages, block = stages_of(90), random(BATCH, 5, *CELLS, seed=91)
     old_stages, old_block = stages_of(95), random(BATCH, 5, *CELLS, seed=96)
     leaf = leaves([*logits, *stages, block])
-    losses = step_losses(
-        softmax_outputs(leaf[:3], leaf[3:-1], leaf[-1]),
-        softmax_outputs(taught, old_stages, old_block),
-        targets, masks, counts, METHODS["plop"], certainty,
-    )  # fmt: skip
+    student = softmax_outputs(leaf[:3], leaf[3:-1], leaf[-1])
+    teacher = softmax_outputs(old_logits, old_stages, old_block)
+    case = (student, targets, counts, masks, teacher, certainty)
+    losses = losses_of(METHODS["plop"], *case)
     plain = leaves([*logits, *stages, block], torch.float64)
     assert list(losses) == ["ce", "pod", "pod_logits"]
 
@@ -278,7 +276,7 @@ def test_plop_is_scaled_ce_and_pod_of_features_and_logits():
     z = composed(plain[:3])
     background = z[:, :1] + z[:, FIRST_NEW:].sum(dim=1, keepdim=True)
     z = torch.cat([background, z[:, 1:FIRST_NEW]], dim=1)
-    other = composed([t.double() for t in taught])
+    other = composed([t.double() for t in old_logits])
     expected = 0.0005 * schedule * plain_pod([z], [other]) / maps
     assert_same(losses["pod_logits"], expected, leaf, plain)
 
@@ -290,11 +288,9 @@ def test_logits_for_pod_have_the_channels_of_the_teacher():
 
 def test_ssul_teaches_background_and_new_classes_alone():
     targets, logits = uneven_targets(), branch_logits(100)
-    masks, counts = step_setting(targets)
+    masks, counts = masks_and_counts(targets)
     ours, plain = leaves(logits), leaves(logits, torch.float64)
-    losses = step_losses(
-        outputs_of([], ours), None, targets, masks, counts, METHODS["ssul"]
-    )
+    losses = losses_of(METHODS["ssul"], outputs_of([], ours), targets, counts, masks)
     assert list(losses) == ["bce"]
     per_channel = plain_bce_per_channel(plain_protected_logits(plain), targets)
     expected = per_channel[list(LEARNING)].sum()
@@ -305,12 +301,11 @@ def test_ssul_teaches_background_and_new_classes_alone():
 def test_step_0_of_a_softmax_is_plain_ce(method):
     targets = uneven_targets()
     targets[(targets > 2) & (targets != 255)] = 0
-    _, counts = step_setting(targets)
+    _, counts = masks_and_counts(targets)
     logits = [random(BATCH, 3, *CELLS, seed=110)]
     ours, plain = leaves(logits), leaves(logits, torch.float64)
-    losses = step_losses(
-        softmax_outputs(ours), None, targets, None, counts, METHODS[method]
-    )
+    step_0 = base_methods()[METHODS[method].base]
+    losses = losses_of(step_0, softmax_outputs(ours), targets, counts)
     assert list(losses) == ["ce"]
     assert_same(losses["ce"], plain_ce(at_full_size(plain), targets), ours, plain)
 
@@ -319,12 +314,12 @@ def test_step_0_of_a_softmax_is_plain_ce(method):
 @pytest.mark.parametrize("method", ["lwf", "mib", "plop"])
 def test_uniform_targets_give_finite_terms_and_gradients(method, label):
     targets = torch.full((BATCH, *PIXELS), label, dtype=torch.uint8)
-    masks, counts = step_setting(targets)
+    masks, counts = masks_and_counts(targets)
     ours = leaves(softmax_logits(120))
-    losses = step_losses(
-        softmax_outputs(ours), softmax_outputs(softmax_logits(130)[:-1]), targets,
-        masks, counts, METHODS[method], torch.zeros(BATCH),
-    )  # fmt: skip
+    student = softmax_outputs(ours)
+    teacher = softmax_outputs(softmax_logits(130)[:-1])
+    case = (student, targets, counts, masks, teacher, torch.zeros(BATCH))
+    losses = losses_of(METHODS[method], *case)
     for value in losses.values():
         assert value.isfinite()
     total = sum(losses.values())
@@ -335,18 +330,19 @@ def test_uniform_targets_give_finite_terms_and_gradients(method, label):
 @pytest.mark.parametrize("method", ["lwf", "mib", "plop"])
 def test_parts_of_a_batch_add_up_to_the_whole(method):
     targets, logits = uneven_targets(), softmax_logits(140)
-    masks, counts = step_setting(targets)
+    masks, counts = masks_and_counts(targets)
     student = softmax_outputs(logits, stages_of(150))
     teacher = softmax_outputs(softmax_logits(160)[:-1], stages_of(170))
     certainty = torch.tensor([1.0, 0.3, 0.0, 0.6])
 
     def losses(chosen):
-        return step_losses(
-            *(part_of(outputs, chosen) for outputs in (student, teacher)),
-            targets[chosen],
-            type(masks)(*(mask[chosen] for mask in masks)),
-            counts,
+        return losses_of(
             METHODS[method],
+            part_of(student, chosen),
+            targets[chosen],
+            counts,
+            type(masks)(*(mask[chosen] for mask in masks)),
+            part_of(teacher, chosen),
             certainty[chosen],
         )
 
@@ -367,9 +363,9 @@ def part_of(outputs, chosen):
 
 def test_pod_can_be_added_to_branches():
     targets = uneven_targets()
-    masks, counts = step_setting(targets)
-    method = Method(losses=LossWeights(pod=1.0))
+    masks, counts = masks_and_counts(targets)
+    method = Method(losses={"pod": 1.0})
     student = softmax_outputs(branch_logits(180), stages_of(190))
     teacher = softmax_outputs(branch_logits(185)[:-1], stages_of(195))
-    losses = step_losses(student, teacher, targets, masks, counts, method)
+    losses = losses_of(method, student, targets, counts, masks, teacher)
     assert set(losses) == {"bce", "pod"}

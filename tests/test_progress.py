@@ -11,7 +11,7 @@ from kproba.runtime.progress import Stage
 
 
 class Clock:
-    """Stands still but for what is asked of it."""
+    """Stands still unless a test moves it."""
 
     def __init__(self, monkeypatch):
         self.now = 100.0
@@ -31,9 +31,9 @@ def lines(caplog) -> list[str]:
 def test_a_log_gets_a_line_every_20_seconds_and_one_at_the_end(clock, caplog):
     caplog.set_level(logging.INFO)
     batches = [[1, 2], [3, 4], [5]]
-    told = Stage(batches, "testing", 5, size=len)
+    stage = Stage(batches, "testing", 5, size=len)
     taken = []
-    for batch in told:
+    for batch in stage:
         taken.append(batch)
         clock.now += 16
     assert taken == batches
@@ -42,7 +42,7 @@ def test_a_log_gets_a_line_every_20_seconds_and_one_at_the_end(clock, caplog):
         "testing: 5/5 images, 0.1 a second, 0:00:00 left",
     ]
     caplog.clear()
-    assert list(told) == batches  # a second pass counts anew, and is quick
+    assert list(stage) == batches  # a second pass starts at zero, and is quick
     assert lines(caplog) == []
 
 
@@ -54,9 +54,9 @@ def test_a_thousand_items_do_not_flood_a_log(clock, caplog):
     assert lines(caplog)[0].startswith("checking: 40/1000 files, 2.0 a second, 0:08:00")
 
 
-def test_other_processes_tell_nothing(clock, caplog):
+def test_other_processes_report_nothing(clock, caplog):
     caplog.set_level(logging.INFO)
-    for _ in Stage(range(3), "testing", 3, shown=False):
+    for _ in Stage(range(3), "testing", 3, enabled=False):
         clock.now += 60
     assert lines(caplog) == []
 
@@ -68,7 +68,7 @@ def test_a_terminal_gets_a_bar_and_no_lines(monkeypatch, caplog):
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(progress, "tqdm", Bar)
     assert list(Stage("abc", "testing", 6, size=lambda _: 2)) == list("abc")
-    assert Bar.made.how["total"] == 6
+    assert Bar.made.options["total"] == 6
     assert Bar.made.done == [2, 2, 2]
     assert lines(caplog) == []
 
@@ -76,8 +76,8 @@ def test_a_terminal_gets_a_bar_and_no_lines(monkeypatch, caplog):
 class Bar:
     """Stands in for tqdm."""
 
-    def __init__(self, **how):
-        self.how, self.done = how, []
+    def __init__(self, **options):
+        self.options, self.done = options, []
         Bar.made = self
 
     def __enter__(self):

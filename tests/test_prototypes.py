@@ -16,10 +16,10 @@ from kproba.bank.bank import PrototypeBank, bank_features
 from kproba.bank.build import (
     FeatureBatch,
     build_bank,
-    cells_of,
     draw_sample,
-    follow,
+    labelled_cells,
     sampled_images,
+    update_bank,
 )
 from kproba.bank.feature_maps import FourierFeatures
 from kproba.bank.moments import Moments
@@ -274,7 +274,7 @@ def test_a_cell_has_the_label_of_its_centre_pixel_and_ignored_cells_are_dropped(
     targets[0, 2::4, 2::4] = torch.tensor([[1, 255], [3, 4]])
     targets[1, 2::4, 2::4] = torch.tensor([[255, 6], [255, 255]])
     features = torch.arange(16.0).view(2, 2, 2, 2)
-    vectors, labels = cells_of(features, targets)
+    vectors, labels = labelled_cells(features, targets)
     assert labels.tolist() == [1, 3, 4, 6]
     assert vectors.tolist() == [[0, 4], [2, 6], [3, 7], [9, 13]]
 
@@ -351,7 +351,7 @@ def test_a_sample_takes_cells_of_every_image_with_their_labels():
     sample = draw_sample(passes(features, targets), settings, images=6, seed=0)
     assert len(sample.labels) == 6 * 64
     for image, target in zip(features, targets, strict=True):
-        cells, labels = cells_of(image[None], target[None])
+        cells, labels = labelled_cells(image[None], target[None])
         known = {tuple(c): int(k) for c, k in zip(cells.tolist(), labels, strict=True)}
         taken = [
             (tuple(cell), int(label))
@@ -595,7 +595,7 @@ def test_old_classes_follow_with_momentum_and_new_ones_are_taken_as_measured():
         [[2, 0], [0, 3]],
         temperature=4.0,
     )
-    bank = follow(previous, current)
+    bank = update_bank(previous, current)
     expected = [[1, 0], [1, 1], [2, 3], [7, 8]]
     np.testing.assert_allclose(bank.means[0], expected)
     assert bank.scatter[0].tolist() == [[7, 1], [1, 8]]
@@ -611,7 +611,7 @@ def test_a_class_that_is_shown_for_the_first_time_is_taken_as_measured():
     empty = [[1, 0], [0, 1]]
     previous = bank_by_hand([6, 0, 0], [[2, 2], [0, 0], [0, 0]], empty)
     current = bank_by_hand([0, 3, 0, 9], [[0, 0], [4, 5], [0, 0], [7, 8]], empty)
-    bank = follow(previous, current)
+    bank = update_bank(previous, current)
     assert bank.means[0].tolist() == [[2, 2], [4, 5], [0, 0], [7, 8]]
     assert bank.count.tolist() == [6, 3, 0, 9]
     np.testing.assert_allclose(bank.share, [1, 3 / 12, 0, 9 / 12])

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from calls import ROOT, jobs, names, snakemake
+from snakemake_calls import ROOT, jobs, names, snakemake
 
 pytestmark = pytest.mark.workflow
 

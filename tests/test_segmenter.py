@@ -1,8 +1,9 @@
-"""Loading what a step learned, images of any size, and the command `kproba`."""
+"""Loading what a step has learned, images of any size, and the command `kproba`."""
 
 import csv
 import io
 import itertools
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,13 @@ from PIL import Image
 from test_inference import all_jobs, step  # noqa: F401  # a fixture
 
 import kproba
-from kproba.bank.description import SeenClass
+from kproba.bank.description import SeenClass, convert_description
 from kproba.data.label_images import read_label_image
 from kproba.predict import cli, segmenter
-from kproba.predict.segmenter import Segmenter, load, read_picture, tile_starts
+from kproba.predict.info import head_name
+from kproba.predict.predict import choose_device
+from kproba.predict.segmenter import Segmenter, load, read_picture
+from kproba.predict.tiles import tile_starts
 from kproba.runtime.distributed import Process
 from kproba.runtime.files import read_json, write_json
 
@@ -58,9 +62,9 @@ def test_what_was_tested_is_what_is_loaded(trained):
     examples = sorted((trained / "examples").glob("*.png"))
     assert examples
     for path in examples:
-        found = loaded.predict(trained / f"dataset/images/val/{path.name}")
-        assert np.array_equal(found.indices, read_label_image(path))
-        assert found.how == "whole"
+        predicted = loaded.predict(trained / f"dataset/images/val/{path.name}")
+        assert np.array_equal(predicted.indices, read_label_image(path))
+        assert predicted.how == "whole"
 
 
 def test_a_moved_step_loads_as_long_as_its_files_move_together(trained, tmp_path):
@@ -74,6 +78,21 @@ def test_a_moved_step_loads_as_long_as_its_files_move_together(trained, tmp_path
         load(moved)
     with pytest.raises(FileNotFoundError, match=r"predictor\.json.*does not exist"):
         load(trained)
+
+
+def test_a_description_of_version_0_1_loads(trained):
+    """It has "source" where "feature_network" is now."""
+    description = read_json(trained / "predictor.json")
+    assert "source" not in description
+    for network in (None, description["network"]):
+        released = {**description, "feature_network": network}
+        released["source"] = released.pop("feature_network")
+        write_json(trained / "predictor.json", released)
+        converted = convert_description(released)
+        assert converted == {**description, "feature_network": network}
+        assert load(trained).classes == tuple(
+            SeenClass(**entry) for entry in description["classes"]
+        )
 
 
 def test_kinds_of_images_are_one_image(trained):
@@ -90,13 +109,13 @@ def test_kinds_of_images_are_one_image(trained):
 
 
 def test_probabilities_are_those_of_the_likeliest_class(trained):
-    found = load(trained).predict(noise(60, 40))
-    assert found.probabilities.shape == (3, 40, 60)
-    assert np.allclose(found.probabilities.sum(axis=0), 1, atol=1e-5)
-    assert np.array_equal(found.probabilities.argmax(axis=0), found.indices)
-    assert np.allclose(found.probabilities.max(axis=0), found.confidence, atol=1e-5)
-    assert sum(found.pixels().values()) == 2400
-    assert found.areas() == {k: n / 2400 for k, n in found.pixels().items() if n}
+    result = load(trained).predict(noise(60, 40))
+    assert result.probabilities.shape == (3, 40, 60)
+    assert np.allclose(result.probabilities.sum(axis=0), 1, atol=1e-5)
+    assert np.array_equal(result.probabilities.argmax(axis=0), result.indices)
+    assert np.allclose(result.probabilities.max(axis=0), result.confidence, atol=1e-5)
+    assert sum(result.pixels().values()) == 2400
+    assert result.areas() == {k: n / 2400 for k, n in result.pixels().items() if n}
 
 
 def test_a_photo_is_turned_upright(tmp_path):
@@ -139,11 +158,11 @@ class Columns:
     """Stands in for a network: a pixel's class follows from its own value."""
 
     def __init__(self):
-        self.asked = []
+        self.shapes = []
 
     def log_scores(self, images):
         """Red pixels are background."""
-        self.asked.append(tuple(images.shape))
+        self.shapes.append(tuple(images.shape))
         chance = images[:, :1].float() / 300 + 0.05
         return torch.cat([chance, 1 - chance], dim=1).log()
 
@@ -160,57 +179,57 @@ def columns() -> Segmenter:
 
 @pytest.mark.parametrize("size", [(200, 150), (64, 300), (65, 20), (150, 64)])
 def test_tiles_give_what_the_whole_image_gives(size):
-    """Of a network that sees one pixel at a time, whatever the weights."""
+    """If the network sees one pixel at a time; the weights do not matter then."""
     image = noise(*size)
     whole, tiled = columns(), columns()
     expected = whole.predict(image)
-    found = tiled.predict(image, tile=64)
-    assert whole.predictor.asked == [(1, 3, *size[::-1])]
-    assert len(tiled.predictor.asked) == int(found.how.split()[0]) > 1
-    assert max(max(shape[2:]) for shape in tiled.predictor.asked) <= 64
+    result = tiled.predict(image, tile=64)
+    assert whole.predictor.shapes == [(1, 3, *size[::-1])]
+    assert len(tiled.predictor.shapes) == int(result.how.split()[0]) > 1
+    assert max(max(shape[2:]) for shape in tiled.predictor.shapes) <= 64
     # What fits an image as a whole sees it as a whole.
     assert tiled.predictor.fitted == (1, 2, *size[::-1])
-    assert np.array_equal(found.indices, expected.indices)
-    assert np.allclose(found.confidence, expected.confidence, atol=1e-5)
-    assert set(np.unique(found.labels)) == {0, 7}
+    assert np.array_equal(result.indices, expected.indices)
+    assert np.allclose(result.confidence, expected.confidence, atol=1e-5)
+    assert set(np.unique(result.labels)) == {0, 7}
 
 
-def test_an_image_is_scaled_on_request_and_told_so():
+def test_an_image_is_scaled_on_request_and_the_result_says_so():
     image = Image.fromarray(np.tile(np.uint8([0, 250])[:, None, None], (1, 80, 3)))
     image = image.resize((80, 40), Image.Resampling.NEAREST)  # two halves
-    asked = columns()
-    found = asked.predict(image, long_side=32)
-    assert asked.predictor.asked == [(1, 3, 16, 32)]
-    assert found.how == "scaled to 32x16"
-    assert found.indices.shape == (40, 80)
-    assert (found.indices[:17] == 1).all() and (found.indices[23:] == 0).all()
-    assert np.allclose(found.probabilities.max(0), found.confidence, atol=1e-5)
+    stand_in = columns()
+    result = stand_in.predict(image, long_side=32)
+    assert stand_in.predictor.shapes == [(1, 3, 16, 32)]
+    assert result.how == "scaled to 32x16"
+    assert result.indices.shape == (40, 80)
+    assert (result.indices[:17] == 1).all() and (result.indices[23:] == 0).all()
+    assert np.allclose(result.probabilities.max(0), result.confidence, atol=1e-5)
 
 
 def test_what_needs_too_much_memory_is_scaled_down(monkeypatch):
     monkeypatch.setattr(segmenter, "MOST_VALUES", 2 * 50 * 100)
-    asked = columns()
-    found = asked.predict(noise(200, 100))
-    assert found.how == "scaled to 100x50"
-    assert found.labels.shape == (100, 200)
-    asked.predict_batch([noise(60, 60), noise(60, 60)])  # two at once would not fit
-    assert asked.predictor.asked[1:] == [(1, 3, 60, 60)] * 2
+    stand_in = columns()
+    result = stand_in.predict(noise(200, 100))
+    assert result.how == "scaled to 100x50"
+    assert result.labels.shape == (100, 200)
+    stand_in.predict_batch([noise(60, 60), noise(60, 60)])  # two at once would not fit
+    assert stand_in.predictor.shapes[1:] == [(1, 3, 60, 60)] * 2
 
 
-def test_images_of_one_size_are_asked_together(trained):
+def test_images_of_one_size_are_stacked(trained):
     loaded = load(trained)
     images = [noise(48, 64, seed) for seed in range(3)]
     together = loaded.predict_batch(images)
-    for image, found in zip(images, together, strict=True):
+    for image, result in zip(images, together, strict=True):
         alone = loaded.predict(image)
         # To rounding, which an untrained network of noise makes much of in places.
-        assert np.isclose(found.confidence, alone.confidence, atol=1e-3).mean() > 0.99
-        assert (found.indices == alone.indices).mean() > 0.99
-    asked = columns()
-    asked.predict_batch([*images, noise(64, 48)])
-    assert [shape[0] for shape in asked.predictor.asked] == [1, 1, 1, 1]
-    asked.predict_batch(images)
-    assert asked.predictor.asked[-1][0] == 3
+        assert np.isclose(result.confidence, alone.confidence, atol=1e-3).mean() > 0.99
+        assert (result.indices == alone.indices).mean() > 0.99
+    stand_in = columns()
+    stand_in.predict_batch([*images, noise(64, 48)])
+    assert [shape[0] for shape in stand_in.predictor.shapes] == [1, 1, 1, 1]
+    stand_in.predict_batch(images)
+    assert stand_in.predictor.shapes[-1][0] == 3
 
 
 @pytest.mark.parametrize("how", [{"tile": 16}, {"long_side": 8}])
@@ -228,7 +247,7 @@ def test_predict_writes_masks_overlays_and_areas(trained, capsys):
     noise(60, 40).save(photos / "a.png")
     noise(60, 40, 1).save(photos / "a.jpg")
     noise(50, 70, 2).convert("L").save(photos / "deep" / "grey.tif")
-    (photos / "notes.txt").write_text("no image, and not asked for")
+    (photos / "notes.txt").write_text("not an image, and to be ignored")
     out = trained / "out"
     wanted = ["--confidence", "--probabilities", "--batch-size", 2]
     code, _ = run(capsys, "predict", trained, photos, "--out", out, *wanted)
@@ -240,21 +259,21 @@ def test_predict_writes_masks_overlays_and_areas(trained, capsys):
         ("confidence", "png"),
         ("probabilities", "npz"),
     ]:
-        found = sorted(out.glob(f"{kind}/**/*.*"))
-        assert found == sorted(out / kind / f"{name}.{ending}" for name in names)
-    found = load(trained).predict(photos / "deep" / "grey.tif")
+        result = sorted(out.glob(f"{kind}/**/*.*"))
+        assert result == sorted(out / kind / f"{name}.{ending}" for name in names)
+    result = load(trained).predict(photos / "deep" / "grey.tif")
     mask = Image.open(out / "masks/deep/grey.png")
     assert mask.mode == "P"
-    assert np.array_equal(np.asarray(mask), found.labels)
+    assert np.array_equal(np.asarray(mask), result.labels)
     saved = np.load(out / "probabilities/deep/grey.npz")
     assert saved["classes"].tolist() == ["background", "cat", "dog"]
-    assert np.abs(saved["probabilities"] - found.probabilities).max() < 1e-3
+    assert np.abs(saved["probabilities"] - result.probabilities).max() < 1e-3
     grey = np.asarray(Image.open(out / "confidence/deep/grey.png"))
-    assert np.abs(grey / 255 - found.confidence).max() < 1 / 255
+    assert np.abs(grey / 255 - result.confidence).max() < 1 / 255
     areas = rows(out / "areas.csv")
     of_grey = [row for row in areas if row["file"].endswith("grey.tif")]
     assert {row["class"]: int(row["pixels"]) for row in of_grey} == {
-        name: n for name, n in found.pixels().items() if n
+        name: n for name, n in result.pixels().items() if n
     }
     assert {(row["width"], row["height"], row["how"]) for row in of_grey} == {
         ("50", "70", "whole")
@@ -269,12 +288,12 @@ def test_an_overlay_has_the_colours_and_a_legend_of_what_it_shows(trained, capsy
     sheet = Image.open(out / "overlays/a.jpg")
     assert sheet.width == 300 and sheet.height > 200
     legend = np.asarray(sheet)[200:].reshape(-1, 3).astype(int)
-    found = set(np.unique(load(trained).predict(noise(300, 200)).indices)) - {0}
-    assert found
+    result = set(np.unique(load(trained).predict(noise(300, 200)).indices)) - {0}
+    assert result
     palette = np.array(Image.open(out / "masks/a.png").getpalette()).reshape(-1, 3)
     for index in (1, 2):
         near = (np.abs(legend - palette[index]).max(axis=1) < 12).mean()
-        assert (near > 0.005) == (index in found)
+        assert (near > 0.005) == (index in result)
 
 
 def test_unreadable_files_are_named_and_the_others_done(trained, capsys, caplog):
@@ -287,10 +306,10 @@ def test_unreadable_files_are_named_and_the_others_done(trained, capsys, caplog)
     bad = [trained / name for name in ("cut.png", "text.jpg", "deep.png", "none.png")]
     code, _ = run(capsys, "predict", trained, *bad, good, "--out", out)
     assert code == 3
-    told = caplog.text
+    lines = caplog.text
     for path in bad:
-        assert f"skipped {path}: " in told
-    assert "No such file" in told and "8 bits" in told
+        assert f"skipped {path}: " in lines
+    assert "No such file" in lines and "8 bits" in lines
     assert [path.name for path in (out / "masks").iterdir()] == ["good.png"]
     assert {row["file"] for row in rows(out / "areas.csv")} == {str(good)}
 
@@ -308,28 +327,28 @@ def test_a_list_of_files_comes_from_standard_input(trained, capsys, monkeypatch)
     assert not (out / "overlays").exists()
 
 
-def test_predict_without_images_or_step_says_so(trained, capsys):
+def test_predict_without_images_or_step_is_an_error(trained, capsys):
     (trained / "empty").mkdir()
-    for words, told in (
+    for words, message in (
         ([trained, trained / "empty"], "found none in"),
         ([trained / "empty", trained], "Expected a tested step"),
     ):
         with pytest.raises(SystemExit) as ended:
             cli.main(["predict", *map(str, words), "--out", str(trained / "out")])
         assert ended.value.code == 1
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert cli.device_of("auto") == "cpu"
+    assert choose_device("auto") == "cpu"
     with pytest.raises(ValueError, match="found none"):
-        cli.device_of("cuda:1")
+        choose_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert cli.device_of("auto") == "cuda"
+    assert choose_device("auto") == "cuda"
 
 
-def test_info_tells_classes_files_bank_and_result(trained, capsys):
+def test_info_prints_classes_files_bank_and_result(trained, capsys):
     description = read_json(trained / "predictor.json")
     description["about"] = {
         "dataset": "pets",
@@ -343,7 +362,7 @@ def test_info_tells_classes_files_bank_and_result(trained, capsys):
     model = read_json(trained / "model.json")
     made = SimpleNamespace(torch="9.9", commit=None)
     write_json(trained / "model.json", model | {"provenance": vars(made)})
-    code, told = run(capsys, "info", trained)
+    code, printed = run(capsys, "info", trained)
     assert code == 0
     bank = read_json(trained / "prototypes.json")
     for wanted in (
@@ -356,5 +375,70 @@ def test_info_tells_classes_files_bank_and_result(trained, capsys):
         f"all {read_json(trained / 'evaluation.json')['all']:.1f} percent on 3 images",
         "torch        9.9",
     ):
-        assert wanted in told
-    assert "commit" not in told
+        assert wanted in printed
+    assert "commit" not in printed
+
+
+@pytest.mark.parametrize(
+    ("architecture", "head"),
+    [
+        ({"head": "branches"}, "branches"),
+        ({"head": "softmax"}, "softmax"),
+        ({"softmax": False}, "branches"),
+        ({"softmax": True}, "softmax"),
+    ],
+)
+def test_info_knows_the_heads_of_this_and_the_released_version(
+    trained, capsys, architecture, head
+):
+    assert head_name(architecture) == head
+    model = read_json(trained / "model.json")
+    for key in ("head", "softmax"):
+        model["architecture"].pop(key, None)
+    model["architecture"] |= architecture
+    write_json(trained / "model.json", model | {"provenance": {}})
+    description = read_json(trained / "predictor.json")
+    run_keys = ("dataset", "task", "setting", "method", "seed", "step")
+    description["about"] = dict.fromkeys(run_keys, "a")
+    write_json(trained / "predictor.json", description)
+    code, printed = run(capsys, "info", trained)
+    assert code == 0
+    expected = "one softmax over all classes" if head == "softmax" else "a branch with"
+    assert f"output stride 16, {expected}" in printed
+
+
+LIGHT = """
+import sys
+from kproba.predict import cli
+try:
+    cli.main(sys.argv[1:])
+finally:
+    heavy = {"torch", "torchvision", "pandas", "sklearn"} & set(sys.modules)
+    print("imported", sorted(heavy))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["predict", "--help"], 0),
+        ([], 2),
+        (["no-such-command"], 2),
+        (["predict", "step"], 2),
+        (["info", "step", "another"], 2),
+        (["info", "no/such/step"], 1),
+    ],
+)
+def test_help_version_and_mistakes_do_not_import_torch(words, status):
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status
+    assert done.stdout.endswith("imported []\n")
+    if words == ["--version"]:
+        assert done.stdout.startswith(kproba.__version__)

@@ -8,16 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import wait_until
+from gloo_processes import wait_until
 
-# Writes to a file of its own that it was told, and goes on.
+# Writes each SIGTERM to a file, and goes on.
 LISTENER = """
 import pathlib, signal, sys, time
 me = pathlib.Path(sys.argv[1])
-def told(*_):
+def note(*_):
     with me.open("a") as file:
-        file.write("told\\n")
-signal.signal(signal.SIGTERM, told)
+        file.write("SIGTERM\\n")
+signal.signal(signal.SIGTERM, note)
 me.touch()
 while True:
     time.sleep(0.05)
@@ -66,32 +66,32 @@ def watch(start, program: subprocess.Popen) -> subprocess.Popen:
     return sentinel
 
 
-def test_a_program_gets_it_each_time_and_its_end_ends_the_sentinel(start, tmp_path):
-    told = tmp_path / "told"
-    program = start("-c", LISTENER, str(told))
-    wait_until(told.exists, 20)
+def test_a_program_gets_each_signal_and_its_end_ends_the_sentinel(start, tmp_path):
+    notes = tmp_path / "notes"
+    program = start("-c", LISTENER, str(notes))
+    wait_until(notes.exists, 20)
     sentinel = watch(start, program)
     for count in (1, 2):
         sentinel.terminate()
-        wait_until(lambda count=count: told.read_text().count("told") == count, 20)
+        wait_until(lambda count=count: notes.read_text().count("SIGTERM") == count, 20)
     assert sentinel.poll() is None
     program.kill()  # and stays a zombie until it is waited for
     assert sentinel.wait(timeout=20) == 0
 
 
-def test_ranks_get_it_and_torchrun_and_others_do_not(start, tmp_path):
+def test_ranks_get_the_signal_but_not_torchrun_or_other_children(start, tmp_path):
     agent = start("-c", AGENT, str(tmp_path), LISTENER)
     names = ("ready", "0", "1", "x")
     wait_until(lambda: all((tmp_path / name).exists() for name in names), 20)
     watch(start, agent).terminate()
     wait_until(
-        lambda: all("told" in (tmp_path / name).read_text() for name in "01"), 20
+        lambda: all("SIGTERM" in (tmp_path / name).read_text() for name in "01"), 20
     )
     assert not (tmp_path / "agent").exists()
     assert (tmp_path / "x").read_text() == ""
 
 
-def test_a_program_that_is_gone_is_no_error(start):
+def test_a_program_that_has_ended_is_no_error(start):
     gone = start("-c", "")
     gone.wait()
     assert start("-m", "kproba.runtime.sentinel", str(gone.pid)).wait(timeout=20) == 0

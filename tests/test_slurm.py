@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from calls import ROOT, command, snakemake
-from processes import wait_until
+from gloo_processes import wait_until
+from snakemake_calls import ROOT, command, snakemake
 from test_workflow import CHAIN, hold_until_told_to_stop, write_config
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slurm]

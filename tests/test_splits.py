@@ -404,7 +404,7 @@ def test_published_validation_counts(presence_index, dataset, task):
     assert counts == VAL_COUNTS[dataset, task]
 
 
-# --- own tasks ---------------------------------------------------------------------
+# --- tasks of the configuration ----------------------------------------------------
 
 LABELS = {"cat": 1, "dog": 2, "cow": 3}
 

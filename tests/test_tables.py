@@ -1,27 +1,28 @@
 """Tables of results."""
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from experiment import (
-    HOME,
-    IOUS,
-    MEANS,
-    NAMES,
+from small_experiment import (
+    CLASS_IOUS,
+    CLASS_NAMES,
+    MEAN_IOUS,
     STEPS,
-    files_of,
-    write_step,
+    repeat_step,
+    step_owner,
+    step_result,
     write_tables,
 )
 
+from kproba.results.measures import class_forgetting
 from kproba.results.tables import (
-    first_seeds,
+    keep_first_seed,
     main,
     markdown_table,
-    over_steps,
     read_summary,
     short_table,
     summarise,
@@ -33,57 +34,81 @@ def test_summary_has_a_row_for_every_run_and_step(tables):
     summary = read_summary(tables[0])
     assert list(zip(summary["method"], summary["step"], strict=True)) == STEPS
     assert set(summary["task"]) == {"1-1"}  # not the task of the shared step 0
-    for (method, step), line in zip(STEPS, summary.to_dict("records"), strict=True):
-        expected = MEANS[HOME.get((method, step), (method, step))]
+    for step, line in zip(STEPS, summary.to_dict("records"), strict=True):
+        expected = MEAN_IOUS[step_owner(*step)]
         numbers = [np.nan if number is None else number for number in expected]
         measured = [line["old"], line["new"], line["all"]]
         assert measured == pytest.approx(numbers, nan_ok=True)
         assert np.isnan(line["hiou"])
 
 
-def test_seconds_are_summed_over_the_jobs_of_a_step(rows, tmp_path):
-    more = tmp_path / "prototypes.benchmark.tsv"
-    more.write_text("s\th:m:s\n1.5\t0:00:01\n2.5\t0:00:02\n")
-    rows[1]["times"].append(str(more))
-    rows[2]["times"] = []
-    summarise(rows, tmp_path / "summary.csv", tmp_path / "classes.csv")
+def test_columns_of_the_summary(tables):
+    assert list(read_summary(tables[0])) == [
+        *("dataset", "task", "setting", "method", "seed", "step"),
+        *("old", "new", "all", "hiou", "avg", "forgetting", "seconds", "folder"),
+    ]
+
+
+def test_summary_names_the_folder_of_every_test(tables, tmp_path):
+    folders = read_summary(tables[0])["folder"]
+    assert folders[0] == folders[3] == str(tmp_path / "base" / "0")
+    assert folders[2] == str(tmp_path / "kproba" / "2")
+
+
+def test_seconds_are_summed_over_the_jobs_of_a_step(results, tmp_path):
+    bank = tmp_path / "prototypes.benchmark.tsv"
+    bank.write_text("s\th:m:s\n1.5\t0:00:01\n2.5\t0:00:02\n")
+    times = {**results[1].times, "bank": str(bank)}
+    results[1] = replace(results[1], times=times)
+    results[2] = replace(results[2], times={})
+    summarise(results, tmp_path / "summary.csv", tmp_path / "classes.csv")
     assert list(read_summary(tmp_path / "summary.csv")["seconds"][:3]) == [10, 14, 0]
 
 
-def test_seconds_of_a_training_are_those_of_all_its_attempts(rows, tmp_path):
-    write_json(rows[1]["usage"], {"seconds": 500.0})
-    write_json(rows[2]["usage"], {"seconds": 3.0})
-    summarise(rows, tmp_path / "summary.csv", tmp_path / "classes.csv")
+def test_seconds_of_a_training_are_those_of_all_its_attempts(results, tmp_path):
+    write_json(results[1].usage, {"seconds": 500.0})
+    write_json(results[2].usage, {"seconds": 3.0})
+    summarise(results, tmp_path / "summary.csv", tmp_path / "classes.csv")
     seconds = read_summary(tmp_path / "summary.csv")["seconds"]
     assert list(seconds[:3]) == [10, 500, 10]
 
 
-def test_every_method_is_shown_with_its_first_seed():
-    rows = [
-        {"method": method, "seed": seed, "step": step}
+def test_jobs_of_a_step_are_known_by_what_they_do_not_by_file_names(results, tmp_path):
+    """The benchmark of a training may have any name."""
+    path = tmp_path / "renamed.tsv"
+    path.write_text("s\th:m:s\n7\t0:00:07\n")
+    write_json(results[1].usage, {"seconds": 8.0})
+    results[1] = replace(results[1], times={"training": str(path)})
+    summarise(results, tmp_path / "summary.csv", tmp_path / "classes.csv")
+    assert read_summary(tmp_path / "summary.csv")["seconds"][1] == 8
+
+
+def test_every_method_keeps_its_first_seed(tmp_path):
+    results = [
+        replace(step_result(tmp_path, method, step), seed=seed)
         for method, seeds in (("kproba", (3, 1, 2)), ("joint", (0,)))
         for seed in seeds
         for step in (0, 1)
     ]
-    found = [(row["method"], row["seed"], row["step"]) for row in first_seeds(rows)]
-    assert found == [
+    kept = [(r.method, r.seed, r.step) for r in keep_first_seed(results)]
+    assert kept == [
         *(("kproba", 1, 0), ("kproba", 1, 1), ("joint", 0, 0), ("joint", 0, 1))
     ]
 
 
 def test_class_table_has_a_row_for_every_class_of_every_step(tables):
     classes = pd.read_csv(tables[1])
-    assert len(classes) == sum(len(IOUS[HOME.get(key, key)]) for key in STEPS)
-    own = classes[(classes["method"] == "kproba") & (classes["step"] == 2)]
-    assert list(own["class"]) == list(NAMES)
-    assert list(own["index"]) == [0, 1, 2, 3]
-    assert list(own["introduced"]) == [0, 0, 1, 2]
-    np.testing.assert_array_equal(own["iou"], [75, 10, 30, np.nan])
+    assert len(classes) == sum(len(CLASS_IOUS[step_owner(*step)]) for step in STEPS)
+    last = classes[(classes["method"] == "kproba") & (classes["step"] == 2)]
+    assert list(last["class"]) == list(CLASS_NAMES)
+    assert list(last["index"]) == [0, 1, 2, 3]
+    assert list(last["introduced"]) == [0, 0, 1, 2]
+    np.testing.assert_array_equal(last["iou"], [75, 10, 30, np.nan])
 
 
 @pytest.mark.parametrize("name", ["007", "1e3", "null", "None"])
-def test_names_stay_text(rows, tmp_path, name):
-    renamed = [{**row, "dataset": name, "method": name} for row in rows]
+def test_names_stay_text(results, tmp_path, name):
+    renamed = [replace(result, dataset=name, method=name) for result in results]
     summarise(renamed, tmp_path / "summary.csv", tmp_path / "classes.csv")
     summary = read_summary(tmp_path / "summary.csv")
     assert set(summary["dataset"]) == set(summary["method"]) == {name}
@@ -148,11 +173,9 @@ def test_command_without_a_file_says_how_to_use_it(monkeypatch, capsys):
     assert "usage:" in capsys.readouterr().err
 
 
-def test_markdown_has_the_last_step_with_deviations(rows, tmp_path):
-    other = tmp_path / "other"
-    write_step(other, "finetune", 2)
-    again = {**rows[2], "seed": 1, **files_of(other)}
-    summary, *_ = write_tables([*rows, again], tmp_path)
+def test_markdown_has_the_last_step_with_deviations(results, tmp_path):
+    again = repeat_step(results[2], tmp_path / "other", "finetune", seed=1)
+    summary, *_ = write_tables([*results, again], tmp_path)
     lines = markdown_table(read_summary(summary)).splitlines()
     assert lines[0] == "pets 1-1 overlap, after the last step:"
     cells = {line.split(" | ")[0][2:]: line.split(" | ") for line in lines[4:]}
@@ -169,7 +192,7 @@ def test_markdown_has_the_last_step_with_deviations(rows, tmp_path):
 def test_table_of_pseudo_labels_has_a_row_per_class(tables):
     table = read_summary(tables[2])
     assert set(table["method"]) == {"kproba"}
-    assert list(table["class"]) == [*NAMES[:2], *NAMES[:3]]
+    assert list(table["class"]) == [*CLASS_NAMES[:2], *CLASS_NAMES[:3]]
     assert table.loc[1, "of_future"] == 5
 
 
@@ -192,8 +215,8 @@ def test_forgetting_by_hand(tables):
     assert summary["finetune", 2] == pytest.approx(expected, abs=1e-4)
     assert np.isnan(summary["joint", 2])
     classes = pd.read_csv(tables[1])
-    own = classes[(classes["method"] == "kproba") & (classes["step"] == 2)]
-    np.testing.assert_allclose(own["forgetting"], [5, 30, -10, np.nan])
+    last = classes[(classes["method"] == "kproba") & (classes["step"] == 2)]
+    np.testing.assert_allclose(last["forgetting"], [5, 30, -10, np.nan])
 
 
 def test_forgetting_leaves_out_a_background_that_is_not_counted():
@@ -203,4 +226,4 @@ def test_forgetting_leaves_out_a_background_that_is_not_counted():
 
     for policy, expected in (("ssul", {0: 40, 1: 5}), ("mib", {1: 5})):
         steps = [result(policy, 90.0, 40.0), result(policy, 50.0, 35.0, 7.0)]
-        assert over_steps(steps)[1] == expected
+        assert class_forgetting(steps) == expected

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from processes import finished_within, in_processes
+from gloo_processes import finished_within, in_processes
 from safetensors.torch import load_file, save_file
-from steps import (
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_steps import (
     RATES,
     command,
     interrupt,
@@ -24,7 +25,6 @@ from steps import (
     step_settings,
     write_data,
 )
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kproba.data.label_images import read_label_image, write_label_image
 from kproba.data.labels import UNSURE, LabelMap

@@ -20,15 +20,15 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from calls import ROOT, command, jobs, snakemake
 from PIL import Image
 from safetensors.torch import load_file
+from snakemake_calls import ROOT, command, jobs, snakemake
 
 import kproba
 from kproba.data.kinds.digits import CLASS_NAMES
 from kproba.data.label_images import read_label_image, write_label_image
 from kproba.runtime.files import read_json
-from kproba.runtime.locks import lock_of
+from kproba.runtime.locks import lock_path
 
 CHAIN = "results/tiny/6-2-overlap"
 BASE = "results/tiny/6-overlap/base/seed0/step0"
@@ -445,7 +445,7 @@ def test_a_job_takes_as_many_gpus_as_resources_allow(
 
 def hold_until_told_to_stop(log: Path) -> None:
     """Let the job that writes a log stand still until the next one wants its place."""
-    job = json.loads(lock_of(log).read_text())["pid"]
+    job = json.loads(lock_path(log).read_text())["pid"]
     os.kill(job, signal.SIGSTOP)
 
     def go_on() -> None:

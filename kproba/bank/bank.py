@@ -249,7 +249,9 @@ class PrototypeBank:
         )
 
 
-def bank_of_model(bank: str | Path, model: str | Path, device: str) -> PrototypeBank:
+def load_bank_of_model(
+    bank: str | Path, model: str | Path, device: str
+) -> PrototypeBank:
     """Load a bank that was built with this model.
 
     Raises:

@@ -1,8 +1,9 @@
-"""TODO bank.build."""
+"""Building the bank of a step in one pass over its training images."""
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -39,7 +40,7 @@ class Sample(NamedTuple):
     labels: torch.Tensor
 
 
-def cells_of(
+def labelled_cells(
     features: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Labelled cells of a feature map.
@@ -72,21 +73,21 @@ def build_bank(
 ) -> PrototypeBank:
     """Build the bank of a step in one streaming pass over its training images.
 
-    The sample gives standardisation and γ before the pass (step 0 only) and the
+    Standardisation and γ come from the sample before the pass (step 0 only), the
     temperature after it. Memory is bounded by the bank and the sample.
 
     Args:
-        batches: The pass: this process's part of the step's images.
-        sample: Some of the step's cells (`draw_sample`).
-        settings: Of the bank.
+        batches: This process's part of the step's images.
+        sample: Cells of the step, from `draw_sample`.
+        settings: What the bank is built from.
         classes: |S_t|.
-        seed: Of the maps.
+        seed: Seed of the maps.
         previous: Bank of step t-1, whose maps and standardisation are kept. Its
             classes that the step shows again move by `settings.momentum`.
-        keep_temperature: Take the temperature of `previous`, if there is one. A later
-            step shows few classes, and so calibrates too boldly; it must where the
-            features are of another network than before.
-        process: This one of several, which get the same bank; the first alone
+        keep_temperature: Take the temperature of `previous`, if there is one, because a
+            step with few classes calibrates too confidently. Features of another
+            network than before need a temperature of their own.
+        process: This process of several; all get the same bank, but only the first
             calibrates it.
     """
     cells = sample.cells
@@ -96,23 +97,19 @@ def build_bank(
     else:
         centre, spread, gamma = previous.centre, previous.spread, previous.gamma
         seed, maps = previous.seed, previous.maps
-    dimension = len(centre) if settings.map == "identity" else settings.dimension
-    moments = [
-        Moments.empty(
-            classes, dimension, scatter=settings.scatter, device=str(cells.device)
-        )
-        for _ in maps
-    ]
+    dimension = settings.dimension or len(centre)
+    empty = partial(Moments.empty, classes, dimension, device=str(cells.device))
+    moments = [empty(scatter=settings.scatter) for _ in maps]
     for features, targets, _ in batches:
-        vectors, labels = cells_of(features, targets)
+        vectors, labels = labelled_cells(features, targets)
         x = (vectors - centre) / spread
         for part, phi in zip(moments, maps, strict=True):
             part.update(x, labels, phi)
     for part in moments:
         part.add_up(process)
-    bank = _bank_of_step(settings, seed, gamma, centre, spread, moments)
+    bank = _step_bank(settings, seed, gamma, centre, spread, moments)
     if previous is not None:
-        bank = follow(previous, bank)
+        bank = update_bank(previous, bank)
     if previous is not None and keep_temperature:
         bank.temperature = previous.temperature
     elif settings.scatter and process.first:
@@ -121,9 +118,9 @@ def build_bank(
 
 
 def sampled_images(images: int, settings: BankSettings) -> list[int]:
-    """Numbers of the images, spread over all, that a sample is drawn from."""
-    wanted = min(images, -(-settings.calibration_cells // CELLS_PER_IMAGE))
-    spread = [round(i * (images - 1) / max(1, wanted - 1)) for i in range(wanted)]
+    """Numbers of the images, spread evenly over all, that a sample is drawn from."""
+    count = min(images, -(-settings.calibration_cells // CELLS_PER_IMAGE))
+    spread = [round(i * (images - 1) / max(1, count - 1)) for i in range(count)]
     return list(dict.fromkeys(spread))
 
 
@@ -142,27 +139,27 @@ def draw_sample(
 
     Args:
         batches: This process's part of the images.
-        settings: Of the bank.
+        settings: What the bank is built from.
         images: Number of images over all processes.
-        seed: Of the choice.
-        process: This one of several, which all get the whole sample.
+        seed: Seed of the choice.
+        process: This process of several; all get the whole sample.
 
     Raises:
         ValueError: No labelled cell.
     """
     per_image = max(CELLS_PER_IMAGE, -(-settings.calibration_cells // max(images, 1)))
-    chosen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    drawn: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     device = torch.device(process.device)
     for features, targets, keys in batches:
         for feature, target, key in zip(features, targets, keys, strict=True):
-            cells, labels = cells_of(feature[None], target[None])
+            cells, labels = labelled_cells(feature[None], target[None])
             generator = torch.Generator().manual_seed((seed << 32) + int(key))
             order = torch.randperm(len(cells), generator=generator)[:per_image]
-            chosen[int(key)] = (cells[order].cpu(), labels[order].cpu())
+            drawn[int(key)] = (cells[order].cpu(), labels[order].cpu())
             device = feature.device
-    for part in process.gather(chosen):
-        chosen.update(part)
-    parts = [chosen[key] for key in sorted(chosen)]
+    for part in process.gather(drawn):
+        drawn.update(part)
+    parts = [drawn[key] for key in sorted(drawn)]
     if not sum(len(labels) for _, labels in parts):
         raise ValueError("Expected labelled cells to build a bank from, but got none.")
     vectors, classes = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -192,7 +189,7 @@ def _standardisation(
     return centre, spread, 1 / max(float(median), 1e-12)
 
 
-def _bank_of_step(
+def _step_bank(
     settings: BankSettings,
     seed: int,
     gamma: float | None,
@@ -217,7 +214,7 @@ def _bank_of_step(
     )
 
 
-def follow(previous: PrototypeBank, current: PrototypeBank) -> PrototypeBank:
+def update_bank(previous: PrototypeBank, current: PrototypeBank) -> PrototypeBank:
     """The bank after a step: old classes follow, new classes are taken as measured.
 
     A class of S_{t-1} (background included) that the step shows moves by the momentum
@@ -227,15 +224,23 @@ def follow(previous: PrototypeBank, current: PrototypeBank) -> PrototypeBank:
     Args:
         previous: Bank over S_{t-1}.
         current: Statistics of step t alone, over S_t, in the same maps.
+
+    Raises:
+        ValueError: `current` has no momentum.
     """
     old = previous.classes
     momentum = current.settings.momentum
-    shown = (current.count[:old] > 0)[:, None]
+    if momentum is None:
+        raise ValueError(
+            "Expected a momentum for a bank that has a previous one, but got None. Set "
+            "BankSettings.momentum."
+        )
+    seen_again = (current.count[:old] > 0)[:, None]
     first = previous.count == 0
     means = []
     for before, now in zip(previous.means, current.means, strict=True):
         moved = torch.where(
-            shown, momentum * before + (1 - momentum) * now[:old], before
+            seen_again, momentum * before + (1 - momentum) * now[:old], before
         )
         moved = torch.where(first[:, None], now[:old], moved)
         means.append(torch.cat([moved, now[old:]]))

@@ -1,24 +1,31 @@
-"""TODO bank.description."""
+"""predictor.json: what a tested step predicts with, for `kproba.load`.
+
+The file names the network, the bank if there is one, and the classes. Paths in it are
+relative to its folder, so that a step can move together with the files that it names.
+"""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kproba.runtime.files import write_json
+from kproba.runtime.files import read_json, write_json
 
 PREDICTOR = "predictor.json"
+
+# Keys that name a file, or null.
+FILES = ("network", "bank", "feature_network")
 
 
 @dataclass(frozen=True)
 class SeenClass:
-    """A class that a model knows.
+    """A class that a model has learned.
 
     Attributes:
-        label: Its value in the dataset's masks, and in those that are written.
-        name: Its name.
-        step: The step that introduced it; the background belongs to step 0.
+        label: Value of the class in the dataset's masks and in predicted masks.
+        name: Name of the class.
+        step: Step that introduced the class; the background belongs to step 0.
     """
 
     label: int
@@ -26,59 +33,105 @@ class SeenClass:
     step: int
 
 
-def describe(
-    path: str | Path,
-    *,
-    network: str | Path,
-    bank: str | Path | None,
-    source: str | Path | None,
-    rule: dict[str, Any] | None,
-    classes: Sequence[SeenClass],
-    channels: Sequence[int],
-    about: dict[str, Any],
-) -> None:
-    """Write predictor.json: all that `load` needs, files named from its own folder.
+@dataclass(frozen=True)
+class StepDescription:
+    """What a step predicts with.
+
+    Attributes:
+        network: model.safetensors of the step.
+        bank: prototypes.safetensors, if network and bank predict together; else None.
+        feature_network: model.safetensors of the network whose features the bank
+            reads, if that is not `network`.
+        decision: `Decision` as a dictionary, if network and bank predict together.
+        classes: The classes in output order, background first.
+        channels: The network's channel of each class.
+        about: The run and the step: dataset, task, setting, method, seed, step.
+    """
+
+    network: Path
+    bank: Path | None
+    feature_network: Path | None
+    decision: dict[str, Any] | None
+    classes: tuple[SeenClass, ...]
+    channels: tuple[int, ...]
+    about: dict[str, Any]
+
+
+def write_description(path: str | Path, description: StepDescription) -> None:
+    """Write predictor.json.
 
     Args:
         path: Output JSON.
-        network: model.safetensors of the step.
-        bank: prototypes.safetensors, where network and bank predict together.
-        source: model.safetensors of the bank's features, if another.
-        rule: `PseudoLabelSettings` as a dictionary, with a bank.
-        classes: In output order.
-        channels: Per class the network's channel.
-        about: Which run and step.
+        description: Its content; its paths may be relative to the current folder.
     """
-    here = Path(path).parent
-    files = {"network": network, "bank": bank, "source": source}
+    folder = Path(path).parent
+    files = {key: getattr(description, key) for key in FILES}
     write_json(
         path,
         {
             **{
-                name: None if file is None else os.path.relpath(file, here)
-                for name, file in files.items()
+                key: None if file is None else os.path.relpath(file, folder)
+                for key, file in files.items()
             },
-            "rule": rule,
-            "classes": [vars(entry) for entry in classes],
-            "channels": list(channels),
-            "about": about,
+            "decision": description.decision,
+            "classes": [vars(entry) for entry in description.classes],
+            "channels": description.channels,
+            "about": description.about,
         },
     )
 
 
-def find_description(path: str | Path) -> Path:
-    """The predictor.json that a path means: itself, in that folder, or of that model.
+def read_description(path: str | Path) -> StepDescription:
+    """Read predictor.json; paths start with the folder of that file.
+
+    Args:
+        path: As for `find_description`.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: There is no such file.
+    """
+    file = find_description(path)
+    content = convert_description(read_json(file))
+
+    def locate(key: str) -> Path | None:
+        return None if content[key] is None else file.parent / content[key]
+
+    return StepDescription(
+        network=file.parent / content["network"],
+        bank=locate("bank"),
+        feature_network=locate("feature_network"),
+        decision=content["decision"],
+        classes=tuple(SeenClass(**entry) for entry in content["classes"]),
+        channels=tuple(content["channels"]),
+        about=content["about"],
+    )
+
+
+def convert_description(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of predictor.json with the keys of this version.
+
+    Version 0.1.0 named the feature network "source" and the decision "rule".
+    """
+    renamed = {"source": "feature_network", "rule": "decision"}
+    return {renamed.get(key, key): value for key, value in content.items()}
+
+
+def find_description(path: str | Path) -> Path:
+    """The predictor.json of a step.
+
+    Args:
+        path: That file, the folder of the step, or a model in that folder.
+
+    Raises:
+        FileNotFoundError: There is no such file.
     """
     given = Path(path)
     folder = given if given.is_dir() else given.parent
-    found = given if given.name == PREDICTOR else folder / PREDICTOR
-    if not found.is_file():
+    file = given if given.name == PREDICTOR else folder / PREDICTOR
+    if not file.is_file():
         raise FileNotFoundError(
-            f"Expected a tested step, a folder with {PREDICTOR}, but {found} does not "
+            f"Expected a tested step, a folder with {PREDICTOR}, but {file} does not "
             f"exist. Name results/<dataset>/<task>-<setting>/<method>/seed<n>/step<t>, "
             f"after Snakemake has made its evaluation.json."
         )
-    return found
+    return file

@@ -1,4 +1,4 @@
-"""TODO bank.feature_maps."""
+"""The maps φ: random Fourier features, or none."""
 
 import math
 from collections.abc import Iterable
@@ -48,7 +48,7 @@ class FourierFeatures:
         dimension_in: Length of x.
         dimension: D, even.
         gamma: γ of the kernel exp(-γ‖u-v‖²).
-        seed: Of ω and β.
+        seed: Seed of ω and β.
 
     Raises:
         ValueError: D is odd.
@@ -107,8 +107,11 @@ def make_maps(
         if settings.maps != 1:
             raise ValueError(f"Expected 1 identity map, but got maps={settings.maps}.")
         return [IDENTITY]
-    if gamma is None:
-        raise ValueError("Expected gamma for random Fourier features, but got None.")
+    if gamma is None or settings.dimension is None:
+        raise ValueError(
+            f"Expected γ and a dimension for random Fourier features, but got {gamma} "
+            f"and {settings.dimension}."
+        )
     return [
         FourierFeatures(dimension_in, settings.dimension, gamma, seed + number)
         for number in range(settings.maps)

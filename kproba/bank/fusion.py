@@ -1,60 +1,136 @@
-"""TODO bank.fusion."""
+"""Network and bank combined: the one place that test, teacher and pseudo labels use.
+
+The network says how likely a pixel is of any class at all, and both say of which (or
+both say everything, `Decision.foreground`); and as an image shows few classes, those
+count more that it shows much of.
+"""
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
-from kproba.bank.bank import PrototypeBank, bank_features
-from kproba.network.network import Outputs
+from kproba.bank.bank import PrototypeBank, bank_features, load_bank_of_model
+from kproba.bank.decision import Decision
+from kproba.network.files import load_model
+from kproba.network.layers import upsample
+from kproba.network.network import Outputs, SegmentationNetwork
 
 LEAST_EVIDENCE = -60.0  # log q or log κ
-
-
 LEAST_SHARE = 1e-6  # of a class
 
 
 @dataclass(frozen=True)
-class PseudoLabelSettings:
-    """The rule and its numbers.
+class Combination:
+    """A bank, the network whose features it reads, and how it decides with a network.
 
     Attributes:
-        rule: One of `kproba.methods.rules.RULES`.
-        threshold: Least p of `confidence` and `agree`.
-        score_threshold: Least s of `klda`, `lda` and `kappa`.
-        foreground: Who says how likely a pixel is of any class at all, the "network" or
-            "both"; of the same rules.
-        probability_weight: w of the same; 0: the bank alone.
-        posterior_weight: a of `klda` and `lda`.
-        foreground_bias: b of `klda` and `lda`, where both say how much foreground.
-        image_prior: How often the classes' shares are fitted to the image, of the same
-            rules; 0: never. See `fit_to_image`.
-        temperature: τ of `kappa`.
-        metric: "euclidean" or "mahalanobis", of `kappa`.
+        bank: On the device of the networks.
+        decision: How network and bank decide together.
+        feature_network: Network of the bank's features; None: the network that decides
+            with it.
     """
 
-    rule: str
-    threshold: float
-    score_threshold: float
-    foreground: Literal["network", "both"]
-    probability_weight: float
-    posterior_weight: float
-    foreground_bias: float
-    image_prior: int
-    temperature: float
-    metric: Literal["euclidean", "mahalanobis"]
+    bank: PrototypeBank
+    decision: Decision
+    feature_network: SegmentationNetwork | None = None
 
+    @classmethod
+    def load(
+        cls,
+        bank: str | Path,
+        decision: Decision,
+        *,
+        network: str | Path,
+        feature_network: str | Path | None,
+        device: str,
+    ) -> "Combination":
+        """Read bank and feature network from files.
 
-def log_probabilities(logits: torch.Tensor, *, softmax: bool) -> torch.Tensor:
-    """Log p, a sigmoid per class or one softmax; logits (B, C, H, W)."""
-    return logits.log_softmax(dim=1) if softmax else F.logsigmoid(logits)
+        Args:
+            bank: prototypes.safetensors.
+            decision: How network and bank decide together.
+            network: model.safetensors of the network that decides with the bank.
+            feature_network: model.safetensors of the bank's features, if not `network`.
+            device: Where to put them.
+
+        Raises:
+            ValueError: The bank was built with another model.
+        """
+        loaded = load_bank_of_model(bank, feature_network or network, device)
+        other = None
+        if feature_network is not None:
+            other = load_model(feature_network, device=device)
+        return cls(loaded, decision, other)
+
+    def features(self, outputs: Outputs, images: torch.Tensor) -> Outputs:
+        """The outputs that hold the bank's features.
+
+        Args:
+            outputs: Of the network that decides with the bank.
+            images: (B, 3, H, W) uint8, which they are of.
+        """
+        if self.feature_network is None:
+            return outputs
+        features: Outputs = self.feature_network(images)
+        return features
+
+    def log_evidence(self, features: Outputs) -> torch.Tensor:
+        """The bank's log evidence of every cell, (B, C, h, w) float32, at least -60.
+
+        Args:
+            features: What `features` returned.
+        """
+        maps = bank_features(features, self.bank.settings).float()
+        batch, _, height, width = maps.shape
+        cells = maps.permute(0, 2, 3, 1).flatten(0, 2)
+        if self.decision.rule == "kappa":
+            evidence = self.bank.log_kappa(
+                cells,
+                temperature=self.decision.temperature,
+                metric=self.decision.metric,
+            )
+        else:
+            evidence = self.bank.log_posterior(cells)
+        # Of a class without prototype it is -inf, which must not be interpolated.
+        evidence = evidence.clamp(min=LEAST_EVIDENCE)
+        return evidence.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+    def log_evidence_of_pixels(
+        self, outputs: Outputs, images: torch.Tensor
+    ) -> torch.Tensor:
+        """The bank's log evidence at the size of the images, (B, C, H, W) float32.
+
+        Arguments as in `features`.
+        """
+        evidence = self.log_evidence(self.features(outputs, images))
+        return upsample(evidence, images.shape[-2:])
+
+    def log_scores(
+        self, log_p: torch.Tensor, log_evidence: torch.Tensor
+    ) -> torch.Tensor:
+        """Log s of every pixel or cell by itself; see `fuse`."""
+        return fuse(log_p, log_evidence, self.decision)
+
+    def fit(
+        self, log_s: torch.Tensor, counted: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Log s with the prior of each image, if the decision has one.
+
+        Args:
+            log_s: What `log_scores` returned, of whole images.
+            counted: See `fit_to_image`.
+        """
+        iterations = self.decision.image_prior
+        if not iterations:
+            return log_s
+        return fit_to_image(log_s, self.bank.share, iterations, counted)
 
 
 def fuse(
-    log_p: torch.Tensor, log_evidence: torch.Tensor, settings: PseudoLabelSettings
+    log_p: torch.Tensor, log_evidence: torch.Tensor, decision: Decision
 ) -> torch.Tensor:
-    """What network and bank together make of every pixel: log s, (B, C, H, W) float32.
+    """Scores of network and bank together: log s, (B, C, H, W) float32.
 
     With p̄ the network's probabilities normalised over the classes and q the bank's,
     where the network says how much foreground there is,
@@ -67,14 +143,14 @@ def fuse(
     Args:
         log_p: Log-probabilities of the network, (B, C, H, W).
         log_evidence: Log q or log κ of the bank, (B, C, H, W).
-        settings: The rule, one of `kproba.methods.rules.RULES_THAT_SCORE`.
+        decision: How they decide together.
     """
     log_p = log_p.log_softmax(dim=1)
-    by_kappa = settings.rule == "kappa"
-    score = settings.probability_weight * log_p
-    score += log_evidence * (1.0 if by_kappa else settings.posterior_weight)
-    if settings.foreground == "both":
-        score[:, 1:] += 0.0 if by_kappa else settings.foreground_bias
+    by_kappa = decision.rule == "kappa"
+    score = decision.probability_weight * log_p
+    score += log_evidence * (1.0 if by_kappa else decision.posterior_weight)
+    if decision.foreground == "both":
+        score[:, 1:] += 0.0 if by_kappa else decision.foreground_bias
         return score.log_softmax(dim=1)
     foreground = log_p[:, 1:].logsumexp(dim=1, keepdim=True)
     return torch.cat([log_p[:, :1], foreground + score[:, 1:].log_softmax(1)], dim=1)
@@ -118,21 +194,3 @@ def fit_to_image(
         change = shown.clamp(min=LEAST_SHARE).log() - trained
         fitted = (first + change[:, :, None, None]).log_softmax(dim=1)
     return torch.cat([log_s[:, :1], foreground + fitted], dim=1)
-
-
-def evidence(
-    outputs: Outputs, bank: PrototypeBank, settings: PseudoLabelSettings
-) -> torch.Tensor:
-    """The bank's log evidence of every cell, (B, C, h, w) float32, at least -60."""
-    features = bank_features(outputs, bank.settings).float()
-    batch, _, height, width = features.shape
-    cells = features.permute(0, 2, 3, 1).flatten(0, 2)
-    if settings.rule == "kappa":
-        log_evidence = bank.log_kappa(
-            cells, temperature=settings.temperature, metric=settings.metric
-        )
-    else:
-        log_evidence = bank.log_posterior(cells)
-    # Of a class without prototype it is -inf, which must not be interpolated.
-    log_evidence = log_evidence.clamp(min=LEAST_EVIDENCE)
-    return log_evidence.view(batch, height, width, -1).permute(0, 3, 1, 2)

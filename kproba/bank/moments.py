@@ -1,4 +1,4 @@
-"""TODO bank.moments."""
+"""Counts, sums and second moments of labelled vectors."""
 
 from dataclasses import dataclass
 from functools import partial

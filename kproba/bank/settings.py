@@ -1,4 +1,4 @@
-"""TODO bank.settings."""
+"""What a bank is built from."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,23 +12,24 @@ class BankSettings:
         feature: "backbone": b; "block": g_0, the output of branch 0's 3×3 block;
             "both": b and g_0, one after the other.
         map: "rff" for random Fourier features, "identity" for none (LDA).
-        dimension: D, random features per map, an even number.
-        maps: E, number of maps (1 for "identity").
-        gamma: γ on standardised features; "median": 1 / median ‖x - x'‖² of the
-            calibration cells.
         scatter: Whether the shared within-class scatter is accumulated.
-        momentum: Of an old class's mean when a later step shows the class again.
         ridge: Added to the scatter's diagonal, as a share of the mean of its diagonal.
         calibration_cells: Cells drawn from the training images for standardisation,
             γ and temperature.
+        dimension: D, random features per map, an even number; None for "identity".
+        maps: E, number of maps; 1 for "identity".
+        gamma: γ on standardised features; "median": 1 / median ‖x - x'‖² of the
+            calibration cells; None for "identity".
+        momentum: Of an old class's mean when a later step shows the class again; None
+            at step 0, which has no old classes.
     """
 
     feature: Literal["backbone", "block", "both"]
     map: Literal["rff", "identity"]
-    dimension: int
-    maps: int
-    gamma: float | Literal["median"]
     scatter: bool
-    momentum: float
     ridge: float
     calibration_cells: int
+    dimension: int | None = None
+    maps: int = 1
+    gamma: float | Literal["median"] | None = None
+    momentum: float | None = None

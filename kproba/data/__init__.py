@@ -1,1 +1,1 @@
-"""TODO data."""
+"""Datasets: kinds, index, tasks, splits, labels, images, augmentation and loaders."""

@@ -1,8 +1,10 @@
-"""TODO data.augmentation."""
+"""Random scaling, cropping, flipping and colour changes of training images."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +16,12 @@ from kproba.data.labels import IGNORE
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random scale, crop and flip, the field's usual training augmentation.
+    """Settings of the augmentation.
 
     Attributes:
         crop_size: Side of the square crop in pixels.
-        scale: Smallest and largest factor on the image's own size.
-        horizontal_flip: Probability; 0 where left and right mean something.
+        scale: Smallest and largest factor on the size of the image.
+        horizontal_flip: Probability of a flip; 0 where left and right have a meaning.
         brightness, contrast, saturation: Largest relative change, 0 for none.
     """
 
@@ -30,9 +32,14 @@ class Augmentation:
     contrast: float = 0.0
     saturation: float = 0.0
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Augmentation":
+        """From a section of the configuration."""
+        return cls(**{**content, "scale": tuple(content["scale"])})
+
 
 def keyed_generator(*key: object) -> np.random.Generator:
-    """A generator that depends on nothing but its key (such as seed, epoch, id)."""
+    """A random generator that depends only on its key, such as (seed, epoch, id)."""
     digest = hashlib.sha256(json.dumps(key).encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
@@ -43,17 +50,17 @@ def augment(
     settings: Augmentation,
     rng: np.random.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale, crop and flip one image with its target.
+    """Scale, crop, flip and recolour one image with its target.
 
     Args:
         image: (3, H, W) uint8.
         target: (H, W) uint8, 255 ignored.
-        settings: How much.
-        rng: Source of every choice.
+        settings: Ranges of the changes.
+        rng: Source of all randomness.
 
     Returns:
-        Image (3, S, S) and target (S, S), uint8, S = crop_size. What the crop shows
-        outside the image is 255 in the target and mid grey in the image.
+        Image (3, S, S) and target (S, S), uint8, S = crop_size. Where
+        the crop exceeds the image, the target is 255 and the image is mid grey.
     """
     side = settings.crop_size
     factor = rng.uniform(*settings.scale)

@@ -1,4 +1,4 @@
-"""Archives of public datasets: downloaded with resume and checksum, unpacked safely."""
+"""Downloads archives of public datasets, verifies them, and unpacks them safely."""
 
 import gzip
 import hashlib
@@ -24,32 +24,32 @@ log = logging.getLogger("kproba")
 CHUNK = 1 << 20  # bytes
 
 
-TIMEOUT = (20, 60)  # seconds to connect, and between two packets
+TIMEOUT = (20, 60)  # seconds to connect, and to wait for more data
 
 
-TRIES = 4  # per mirror, each going on where the last one stopped
+TRIES = 4  # per mirror; each continues where the last one stopped
 
 
-PAUSE = 2.0  # seconds before the second try, doubled each time
+PAUSE = 2.0  # seconds before the second try, doubled for each further one
 
 
-PROGRESS = 10.0  # seconds between two lines
+PROGRESS = 10.0  # seconds between two log lines
 
 
 ALGORITHMS = {32: "md5", 40: "sha1", 64: "sha256"}  # by length in hex digits
 
 
 class DownloadError(RuntimeError):
-    """No mirror delivered the file; the message says what to fetch by hand."""
+    """No mirror delivered a file; the message says how to fetch it by hand."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to download.
+    """An archive to download.
 
     Attributes:
-        name: File name.
-        mirrors: URLs, tried in order.
+        name: Name of the file.
+        mirrors: URLs, which are tried in this order.
         checksum: MD5, SHA-1 or SHA-256 in hexadecimal; None if none is published.
     """
 
@@ -59,14 +59,19 @@ class Archive:
 
 
 def download(archive: Archive, path: str | Path) -> None:
-    """Fetch an archive to `path`, whole and verified, or not at all.
+    """Download an archive to `path`, complete and verified, or not at all.
 
-    What arrived before an interruption stays in `path`.part and is continued by the
-    next call, also from another mirror when there is a checksum to catch a mixture.
+    After an interruption, the file `path`.part keeps what has arrived, and the next
+    call continues it. If there is a checksum, which would detect a mixture of two
+    versions, another mirror may continue it.
+
+    Args:
+        archive: The archive.
+        path: Output file.
 
     Raises:
-        DownloadError: Every mirror failed; names each with its reason.
-        OSError: The file cannot be written, such as on a full disk.
+        DownloadError: Every mirror failed; the message gives the reason of each.
+        OSError: The file cannot be written, for example because the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,35 +84,47 @@ def download(archive: Archive, path: str | Path) -> None:
             try:
                 verify(part, archive.checksum)
             except ChecksumError:
-                _forget(part)
+                _remove_part(part)
                 if not continued:
                     raise
-                log.warning("%s: what was kept is spoilt; starting again", url)
+                log.warning(
+                    "%s: the part that was kept is damaged; starting again", url
+                )
                 _fetch(url, part, mixable=True)
                 verify(part, archive.checksum)
-        except (requests.RequestException, _CutOff, ValueError) as error:
+        except (requests.RequestException, _Interrupted, ValueError) as error:
             if isinstance(error, ChecksumError):
-                _forget(part)
+                _remove_part(part)
             reasons.append(f"{url}: {error}")
             log.warning("%s", reasons[-1])
         else:
             part.replace(path)
-            _forget(part)
+            _remove_part(part)
             return
-    listed = "".join(f"\n  {reason}" for reason in reasons) or "\n  no mirror is named"
+    listed = "".join(f"\n  {reason}" for reason in reasons) or "\n  no mirror is known"
     raise DownloadError(
         f"Expected to download {archive.name}, but no mirror delivered it:{listed}\n"
-        f"Run again to go on where it stopped; or fetch {archive.name} by hand, put it "
-        f"at {path} and run again; or name another URL under `mirrors`."
+        f"Run again to continue where it stopped; or fetch {archive.name} by hand, put "
+        f"it at {path} and run again; or name another URL under `mirrors`."
     )
 
 
 def _fetch(url: str, part: Path, *, mixable: bool) -> None:
-    """Append to `part` until the file at `url` is complete."""
+    """Append to `part` until the file at `url` is complete.
+
+    Args:
+        url: The file.
+        part: What has arrived so far, if anything.
+        mixable: Whether `part` may come from another URL.
+    """
     for attempt in range(TRIES):
         try:
             _fetch_once(url, part, mixable=mixable)
-        except (requests.ConnectionError, requests.Timeout, _CutOff) as error:
+        except (
+            requests.ConnectionError,
+            requests.Timeout,
+            _Interrupted,
+        ) as error:
             if attempt == TRIES - 1:
                 raise
             log.warning("%s: %s; trying again", url, error)
@@ -116,8 +133,8 @@ def _fetch(url: str, part: Path, *, mixable: bool) -> None:
             return
 
 
-class _CutOff(OSError):
-    """The connection ended before the file did."""
+class _Interrupted(OSError):
+    """The connection ended before the end of the file."""
 
 
 def _fetch_once(url: str, part: Path, *, mixable: bool) -> None:
@@ -133,12 +150,14 @@ def _fetch_once(url: str, part: Path, *, mixable: bool) -> None:
         if same:
             headers["If-Range"] = source["version"]
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as reply:
-        if reply.status_code == 416 and have:  # nothing after what we have
+        if reply.status_code == 416 and have:  # no bytes after those that we have
             whole = reply.headers.get("Content-Range", "").rpartition("/")[2]
             if whole == str(have):
                 return
             part.unlink()
-            raise _CutOff(f"kept {have} bytes, but the file has {whole or 'fewer'}")
+            raise _Interrupted(
+                f"kept {have} bytes, but the file has {whole or 'fewer'}"
+            )
         reply.raise_for_status()
         kind = reply.headers.get("Content-Type", "")
         if kind.startswith("text/html"):
@@ -147,12 +166,14 @@ def _fetch_once(url: str, part: Path, *, mixable: bool) -> None:
         if resumed and not reply.headers.get("Content-Range", "").startswith(
             f"bytes {have}-"
         ):
-            raise ValueError("the server resumes at another place than asked")
+            raise ValueError("the server resumes at another byte than requested")
         if not resumed:
             have = 0
-            part.unlink(missing_ok=True)  # before the note says where it comes from
+            part.unlink(missing_ok=True)  # before the note names another source
         version = reply.headers.get("ETag", "")
-        if not version or version.startswith("W/"):  # weak tags cannot resume
+        if not version or version.startswith(
+            "W/"
+        ):  # weak tags do not stand for equal bytes
             version = reply.headers.get("Last-Modified", "")
         write_json(note, {"url": url, "version": version})
         length = reply.headers.get("Content-Length")
@@ -160,7 +181,7 @@ def _fetch_once(url: str, part: Path, *, mixable: bool) -> None:
         with part.open("ab" if have else "wb") as file:
             have = _copy(reply, file, have=have, total=total, name=part.stem)
     if total is not None and have != total:
-        raise _CutOff(f"the connection ended after {have} of {total} bytes")
+        raise _Interrupted(f"the connection ended after {have} of {total} bytes")
 
 
 def _copy(
@@ -171,10 +192,12 @@ def _copy(
     total: int | None,
     name: str,
 ) -> int:
-    """Write a reply to a file, telling how far it is; returns the file's size."""
+    """Write a reply to a file and log progress; returns the size of the file."""
     started, first, last = time.monotonic(), have, time.monotonic()
     try:
-        reply.raw.enforce_content_length = False  # keep what came before a cut
+        reply.raw.enforce_content_length = (
+            False  # keep the bytes before an interruption
+        )
         while chunk := reply.raw.read(CHUNK):
             file.write(chunk)
             have += len(chunk)
@@ -185,25 +208,26 @@ def _copy(
                 of = f" of {total / 1e6:.0f}" if total else ""
                 log.info("%s: %.0f%s MB, %.1f MB/s", name, have / 1e6, of, speed)
     except urllib3.exceptions.HTTPError as error:
-        raise _CutOff(f"the connection broke after {have} bytes") from error
+        raise _Interrupted(f"the connection broke after {have} bytes") from error
     return have
 
 
-def _forget(part: Path) -> None:
+def _remove_part(part: Path) -> None:
+    """Remove an incomplete file and the note about its source."""
     for path in (part, part.with_name(part.name + ".json")):
         path.unlink(missing_ok=True)
 
 
 class ChecksumError(ValueError):
-    """A file is not the one that was published."""
+    """A file differs from the published one."""
 
 
 def verify(path: str | Path, checksum: str | None) -> None:
     """Compare a file with its checksum.
 
     Args:
-        path: File.
-        checksum: MD5, SHA-1 or SHA-256 in hexadecimal; None checks nothing.
+        path: The file.
+        checksum: MD5, SHA-1 or SHA-256 in hexadecimal; None to check nothing.
 
     Raises:
         ChecksumError: They differ.
@@ -211,26 +235,26 @@ def verify(path: str | Path, checksum: str | None) -> None:
     if checksum is None:
         return
     with Path(path).open("rb") as file:
-        got = hashlib.file_digest(file, ALGORITHMS[len(checksum)]).hexdigest()
-    if got != checksum.lower():
+        actual = hashlib.file_digest(file, ALGORITHMS[len(checksum)]).hexdigest()
+    if actual != checksum.lower():
         raise ChecksumError(
-            f"expected {ALGORITHMS[len(checksum)]} {checksum}, but {path} has {got}"
+            f"expected {ALGORITHMS[len(checksum)]} {checksum}, but {path} has {actual}"
         )
 
 
 def unpack(archives: Sequence[tuple[Path, str | None]], folder: str | Path) -> None:
-    """Unpack archives into one new folder, whole or not at all.
+    """Unpack archives into one new folder, completely or not at all.
 
-    Nothing is written outside the folder, and no links, devices or permissions are
-    taken over, whatever the archives say.
+    Archives cannot write outside the folder, and cannot create links, devices or
+    permissions.
 
     Args:
         archives: Files (.tar, .tar.gz, .tar.xz, .zip) with their checksums.
-        folder: Where to; replaced if it exists.
+        folder: Output folder, which is replaced if it exists.
 
     Raises:
-        ValueError: A file is damaged, not the published one, or holds an entry that an
-            archive of pictures never holds; names it.
+        ValueError: An archive is damaged, is not the published one, or has an entry
+            that is unsafe; the message names both.
         OSError: The disk is full.
     """
     with atomic_directory(folder) as temporary:
@@ -238,7 +262,7 @@ def unpack(archives: Sequence[tuple[Path, str | None]], folder: str | Path) -> N
             try:
                 verify(path, checksum)
                 for name, size, stream in _entries(path):
-                    _write(temporary / _safe(name), size, stream)
+                    _write(temporary / _check_name(name), size, stream)
             except (
                 ChecksumError,
                 UnsafeEntryError,
@@ -248,34 +272,34 @@ def unpack(archives: Sequence[tuple[Path, str | None]], folder: str | Path) -> N
                 zlib.error,
                 lzma.LZMAError,
                 EOFError,
-                RuntimeError,  # zipfile: encrypted, or of an unknown compression
+                RuntimeError,  # zipfile: encrypted, or of unknown compression
             ) as error:
                 raise ValueError(
                     f"Expected an undamaged archive in {path}, but: {error}. Delete "
-                    f"the file and run again, or put a good copy there."
+                    f"the file and run again, or replace it by a good copy."
                 ) from error
 
 
 class UnsafeEntryError(ValueError):
-    """An archive holds an entry that must not be unpacked."""
+    """An archive has an entry that must not be unpacked."""
 
 
 def _entries(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
-    """Name, size and content of every file in an archive; folders are left out."""
+    """Name, size and content of every file in an archive, without folders."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 kind = (info.external_attr >> 16) & 0o170000
                 if kind not in (0, 0o100000, 0o040000):
                     raise UnsafeEntryError(f"'{info.filename}' is a link or a device")
-                _safe(info.filename)
+                _check_name(info.filename)
                 if not info.is_dir():
                     with archive.open(info) as stream:
                         yield info.filename, info.file_size, stream
         return
     with tarfile.open(path) as archive:
         for member in archive:
-            _safe(member.name)
+            _check_name(member.name)
             if member.isdir():
                 continue
             if not member.isreg():
@@ -284,11 +308,15 @@ def _entries(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
             assert content is not None  # a regular file
             yield member.name, member.size, content
         while archive.fileobj is not None and archive.fileobj.read(CHUNK):
-            pass  # a compressed file's own checksum is at its end
+            pass  # to the end, where a compressed file has its checksum
 
 
-def _safe(name: str) -> PurePosixPath:
-    """The name of an entry, if it stays below the folder it is unpacked to."""
+def _check_name(name: str) -> PurePosixPath:
+    """The name of an entry as a path that stays inside the folder.
+
+    Raises:
+        UnsafeEntryError: It leads out of the folder.
+    """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
         raise UnsafeEntryError(f"'{name}' leads out of the folder")
@@ -296,16 +324,17 @@ def _safe(name: str) -> PurePosixPath:
 
 
 def _write(path: Path, size: int, content: IO[bytes]) -> None:
+    """Write a new file of a known size."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("xb")
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise UnsafeEntryError(f"'{path.name}' is there twice") from error
+        raise UnsafeEntryError(f"'{path.name}' appears twice") from error
     free = shutil.disk_usage(path.parent).free
     if size > free:
         raise OSError(
             f"Expected room for {size} bytes in {path.parent}, but {free} are free. "
-            f"Free some and run again."
+            f"Free some space and run again."
         )
     with file:
         shutil.copyfileobj(content, file, CHUNK)

@@ -1,4 +1,4 @@
-"""Colours of classes, overlays and legends."""
+"""Colours of classes, and overlays with legends."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ from PIL import Image, ImageDraw, ImageFont
 from kproba.data.label_images import label_palette
 from kproba.data.labels import IGNORE
 
-# Colours that stay apart in a small picture: those of Okabe and Ito first, and each of
-# the later ones as far as can be from all before it and from grey, in CIELAB, as seen
-# with all cones, without red and without green ones (Machado et al. 2009).
+# Colours that can be told apart in a small picture. The first ones are those of Okabe
+# and Ito. Each later one is as far as possible, in CIELAB, from all colours before it
+# and from grey, for normal, protanopic and deuteranopic vision (Machado et al. 2009).
 CLASS_COLOURS = [
     (0, 0, 0),
     (230, 159, 0),
@@ -48,10 +48,14 @@ CLASS_COLOURS = [
 
 
 def class_colours(classes: int) -> np.ndarray:
-    """Colours of output indices, (256, 3) uint8, for a task of so many classes.
+    """Colours of output indices, (256, 3) uint8.
 
-    Up to 32 classes get colours that stay apart, also for colour-blind readers, and
-    that a further class does not change; more get VOC's colour map. 255 is grey.
+    Up to 32 classes get colours that can be told apart, also by colour-blind readers,
+    and that stay the same when classes are added. More than 32 get VOC's colour map.
+    Index 255 is grey.
+
+    Args:
+        classes: Number of classes, background included.
     """
     palette = np.array(label_palette(), np.uint8).reshape(256, 3)
     if classes <= len(CLASS_COLOURS):
@@ -63,29 +67,29 @@ def class_colours(classes: int) -> np.ndarray:
 def overlay(
     image: Image.Image, indices: np.ndarray, names: Sequence[str], opacity: float = 0.6
 ) -> Image.Image:
-    """An image with its classes in colour, and a legend of those that it shows.
+    """An image painted with the colours of its classes, above a legend.
 
     Args:
-        image: RGB.
-        indices: Output indices (H, W) uint8; 0, the background, is left as it is.
-        names: By output index.
-        opacity: Of the colours.
+        image: RGB image.
+        indices: Output indices (H, W) uint8. Index 0, the background, is not painted.
+        names: Names of the classes by output index.
+        opacity: Opacity of the colours, from 0 to 1.
     """
     palette = class_colours(len(names))
     pixels = np.asarray(image, dtype=np.float32)
     painted = pixels + opacity * (palette[indices] - pixels)
     painted = np.where(indices[..., None] > 0, painted, pixels)
-    found = [int(index) for index in np.unique(indices) if index > 0]
+    present = [int(index) for index in np.unique(indices) if index > 0]
     return _with_legend(
         Image.fromarray(painted.round().astype(np.uint8)),
-        [(names[index], tuple(palette[index].tolist())) for index in found],
+        [(names[index], tuple(palette[index].tolist())) for index in present],
     )
 
 
 def _with_legend(
     picture: Image.Image, entries: Sequence[tuple[str, tuple[int, ...]]]
 ) -> Image.Image:
-    """A strip below the picture: a square and a name per entry, in as many rows."""
+    """Add rows of coloured squares with names below a picture."""
     size = max(11, min(picture.size) // 24)
     font, gap = ImageFont.load_default(size), size // 2
     widths = [3 * gap + size + round(font.getlength(name)) for name, _ in entries]

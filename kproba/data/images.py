@@ -1,4 +1,4 @@
-"""TODO data.images."""
+"""Reads images as tensors."""
 
 import contextlib
 from pathlib import Path
@@ -12,8 +12,11 @@ from torchvision.transforms.v2 import functional as F
 def read_image(path: str | Path) -> torch.Tensor:
     """Decode an image to (3, H, W) uint8 RGB.
 
-    JPEGs of one or three channels go through torchvision, whose pixels are Pillow's in
-    two thirds of the time; all others, and damaged ones, through Pillow.
+    torchvision decodes JPEGs of one or three channels: it gives the same pixels as
+    Pillow in two thirds of the time. Pillow decodes all other images, and damaged ones.
+
+    Raises:
+        OSError: The file cannot be read.
     """
     content = io.read_file(str(path))
     if content[:2].tolist() == [0xFF, 0xD8]:

@@ -1,7 +1,9 @@
-"""The index of a dataset: every image and mask read once, every fault named.
+"""The index of a dataset: reads every image and mask once, and names every fault.
 
 index.csv has one row per image: id, image, mask, width, height, subset, and `classes`,
-the raw labels present, such as "0 3 255". integrity.json has what was found wrong.
+the raw labels in the mask, such as "0 3 255". If the masks of the dataset need a label
+offset, it is in the column `label_offset`, and `classes` has the labels with it.
+integrity.json lists problems and warnings.
 """
 
 import hashlib
@@ -20,46 +22,54 @@ from PIL import ExifTags, Image
 
 from kproba.data.kinds import KINDS
 from kproba.data.kinds.pairs import SUBSETS, VAL_SHARE, Pair, Problem
-from kproba.data.label_images import WrongModeError, label_values
+from kproba.data.label_images import (
+    LabelRangeError,
+    WrongModeError,
+    label_values,
+)
 from kproba.data.labels import IGNORE
 from kproba.runtime.files import atomic_path, write_json
 from kproba.runtime.progress import Stage
 
 log = logging.getLogger("kproba")
 
-NAMED = 20  # problems in an error message
+LISTED = 20  # problems in an error message
 
 
-BATCH = 64  # pairs handed to a process at once
+BATCH = 64  # pairs that a worker process gets at once
 
 
 # What Pillow raises for files that it cannot read.
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
-DEEP = ("I", "F")  # modes of 16 and 32 bits begin so; as RGB they would turn white
+# First letters of Pillow's modes of 16 and 32 bits. Converted to RGB, such images would
+# be white.
+DEEP_MODES = ("I", "F")
 
 
-UPRIGHT = (0, 1)  # EXIF orientations that mean "as stored"
+UPRIGHT = (0, 1)  # EXIF orientations of images that are not turned
 
 
 @dataclass(frozen=True)
-class Row:
-    """What reading an image and its mask told.
+class ImageRecord:
+    """The facts about an image and its mask.
 
     Attributes:
-        pair: The files.
-        width, height: Pixels, as stored.
-        labels: Pixels per raw label, only those present.
+        pair: The two files.
+        width, height: Size in pixels, as stored.
+        labels: Number of pixels of each raw label in the mask.
+        label_offset: Offset that was added to the values of the mask.
         image_digest: SHA-256 of the image file.
-        labels_digest: SHA-256 of size and label values of the mask.
-        warnings: What is unusual, but can be used.
+        labels_digest: SHA-256 of size and labels of the mask.
+        warnings: Unusual facts that do not prevent the use of the image.
     """
 
     pair: Pair
     width: int
     height: int
     labels: dict[int, int]
+    label_offset: int
     image_digest: str
     labels_digest: str
     warnings: tuple[Problem, ...]
@@ -79,97 +89,114 @@ def index_dataset(
     """Check a dataset and write its index and integrity report.
 
     Args:
-        index: Output: index.csv.
-        report: Output: integrity.json. When the check fails, problems.csv beside it
-            has every problem instead.
-        kind: "digits", "folder", "voc" or "ade20k".
-        folder: Where it is.
+        index: Output CSV, index.csv.
+        report: Output JSON, integrity.json. If the check fails, problems.csv beside it
+            lists every problem instead.
+        kind: Kind of dataset, a key of `kproba.data.kinds.KINDS`.
+        folder: Folder of the dataset.
         class_count: Largest label besides 255.
-        val_share: Of a folder without validation images: the share held out.
+        val_share: Share of the images that is held out for validation, if a folder
+            dataset has no validation images.
         on_error: "stop" at any problem, or "skip" the images that have one.
-        workers: Processes.
+        workers: Number of processes.
 
     Raises:
         MissingDatasetError: The dataset is not there.
-        ValueError: There are problems; the message names the first 20 and the total.
-            Or nothing is left to train or to test on.
+        ValueError: There are problems; the message lists the first 20 and the total.
+            Or there are no images to train or to test on.
     """
-    pairs, problems = KINDS[kind].find_pairs(Path(folder), val_share)
-    rows: list[Row] = []
-    results = _read_all(pairs, class_count, workers)
+    dataset_kind = KINDS[kind]
+    pairs, problems = dataset_kind.find_pairs(Path(folder), val_share)
+    records: list[ImageRecord] = []
+    results = _read_all(pairs, class_count, dataset_kind.label_offset, workers)
     for result in Stage(results, "checking", len(pairs)):
-        if isinstance(result, Row):
-            rows.append(result)
+        if isinstance(result, ImageRecord):
+            records.append(result)
         else:
             problems.append(result)
-    rows.sort(key=lambda row: (row.pair.subset, row.pair.id))
+    records.sort(key=lambda record: (record.pair.subset, record.pair.id))
     problems.sort()
-    listed = Path(report).with_name("problems.csv")
-    listed.unlink(missing_ok=True)
-    content = _report(kind, folder, rows, problems, on_error)
+    problems_file = Path(report).with_name("problems.csv")
+    problems_file.unlink(missing_ok=True)
+    content = _make_report(kind, folder, records, problems, on_error)
     if problems and on_error == "stop":
-        with atomic_path(listed) as temporary:
+        with atomic_path(problems_file) as temporary:
             pd.DataFrame(problems).to_csv(temporary, index=False)
-        raise ValueError(_explain(folder, problems, listed))
-    for subset, images in content["images"].items():
-        if not images:
-            raise ValueError(
-                f"Expected {subset} images in {folder}, but there are none"
-                + (f" left without the {len(problems)} skipped" if problems else "")
-                + ". Add some; of a folder without val folders, a share of "
-                f"{val_share:g} is held out by name (`val_share`)."
-            )
+        raise ValueError(_problems_message(folder, problems, problems_file))
+    _check_subsets(content["images"], folder, len(problems), val_share)
     warnings = [Problem(**entry) for entry in content["warnings"]]
-    for what, told in (("skipped", problems), ("unusual", warnings)):
-        if told:
-            log.warning("%d %s, all in %s:", len(told), what, report)
-        for entry in told[:NAMED]:
+    for adjective, entries in (("skipped", problems), ("unusual", warnings)):
+        if entries:
+            log.warning("%d %s, all in %s:", len(entries), adjective, report)
+        for entry in entries[:LISTED]:
             log.warning("  %s", entry)
     write_json(report, content)
     with atomic_path(index) as temporary:
-        pd.DataFrame([_cells(row) for row in rows]).to_csv(temporary, index=False)
+        rows = [_index_row(record) for record in records]
+        pd.DataFrame(rows).to_csv(temporary, index=False)
     log.info("%s", {**content["images"], "problems": len(problems)})
 
 
-def _explain(folder: str | Path, problems: list[Problem], listed: Path) -> str:
-    named = "".join(f"\n  {problem}" for problem in problems[:NAMED])
-    more = len(problems) - NAMED
+def _check_subsets(
+    images: dict[str, int], folder: str | Path, skipped: int, val_share: float
+) -> None:
+    """Raise a ValueError if there are no images to train or to test on."""
+    for subset, count in images.items():
+        if not count:
+            besides = f" besides the {skipped} skipped" if skipped else ""
+            raise ValueError(
+                f"Expected {subset} images in {folder}, but there are none{besides}. "
+                f"Add some. (In a folder dataset without val folders, images are held "
+                f"out by name: a share of {val_share:g}, set by `val_share`.)"
+            )
+
+
+def _problems_message(folder: str | Path, problems: list[Problem], file: Path) -> str:
+    """The error message about problems, which are all listed in `file`."""
+    lines = "".join(f"\n  {problem}" for problem in problems[:LISTED])
+    more = len(problems) - LISTED
     return (
         f"Expected a complete dataset in {folder}, but found {len(problems)} "
-        f"problem(s):{named}"
-        + (f"\n  and {more} more, all in {listed}" if more > 0 else "")
-        + "\nMend or remove these files and run again, or set `on_error: skip` of the "
-        "dataset to go on without them."
+        f"problem(s):{lines}"
+        + (f"\n  and {more} more, all in {file}" if more > 0 else "")
+        + "\nCorrect or remove these files and run again, or set `on_error: skip` of "
+        "the dataset to go on without them."
     )
 
 
-def _cells(row: Row) -> dict[str, object]:
-    """A row of index.csv."""
-    return {
-        "id": row.pair.id,
-        "image": str(row.pair.image),
-        "mask": str(row.pair.mask),
-        "width": row.width,
-        "height": row.height,
-        "subset": row.pair.subset,
-        "classes": " ".join(map(str, row.labels)),
+def _index_row(record: ImageRecord) -> dict[str, object]:
+    """The cells of a row of index.csv by column."""
+    row: dict[str, object] = {
+        "id": record.pair.id,
+        "image": str(record.pair.image),
+        "mask": str(record.pair.mask),
+        "width": record.width,
+        "height": record.height,
+        "subset": record.pair.subset,
+        "classes": " ".join(map(str, record.labels)),
     }
+    if record.label_offset:
+        row["label_offset"] = record.label_offset
+    return row
 
 
-def _report(
+def _make_report(
     kind: str,
     folder: str | Path,
-    rows: list[Row],
+    records: list[ImageRecord],
     problems: list[Problem],
     on_error: str,
 ) -> dict[str, Any]:
+    """The content of integrity.json."""
     images_of_label: Counter[int] = Counter()
-    for row in rows:
-        images_of_label.update(row.labels.keys())
-    digest = labels_digest(rows)
-    warnings = [warning for row in rows for warning in row.warnings]
-    images = {subset: sum(r.pair.subset == subset for r in rows) for subset in SUBSETS}
-    warnings += _equal_images(rows) + _not_as_published(kind, folder, images, digest)
+    for record in records:
+        images_of_label.update(record.labels.keys())
+    digest = labels_digest(records)
+    subsets = Counter(record.pair.subset for record in records)
+    images = {subset: subsets[subset] for subset in SUBSETS}
+    warnings = [warning for record in records for warning in record.warnings]
+    warnings += _find_equal_images(records)
+    warnings += _compare_with_published(kind, folder, images, digest)
     return {
         "kind": kind,
         "folder": str(folder),
@@ -186,90 +213,91 @@ def _report(
     }
 
 
-def labels_digest(rows: Iterable[Row]) -> str:
-    """SHA-256 over ids and label values of all masks, however the files hold them."""
+def labels_digest(records: Iterable[ImageRecord]) -> str:
+    """SHA-256 over ids and labels of all masks, whatever their file format."""
     digest = hashlib.sha256()
-    for row in sorted(rows, key=lambda row: row.pair.id):
-        digest.update(f"{row.pair.id} {row.labels_digest}\n".encode())
+    for record in sorted(records, key=lambda record: record.pair.id):
+        digest.update(f"{record.pair.id} {record.labels_digest}\n".encode())
     return digest.hexdigest()
 
 
-def _not_as_published(
+def _compare_with_published(
     kind: str, folder: str | Path, images: dict[str, int], digest: str
 ) -> list[Problem]:
-    """Warnings if a public dataset is not the whole one, or has other masks."""
-    whole = KINDS[kind].published_images or images
-    if images != whole:
-        text = f"has {images} images, the published dataset {whole}"
+    """Warnings if a public dataset is incomplete or has unusual masks."""
+    complete = KINDS[kind].published_images or images
+    if images != complete:
+        text = f"has {images} images, the published dataset {complete}"
         return [Problem("incomplete dataset", str(folder), text)]
     published = KINDS[kind].published_labels or digest
     if published != digest:
-        text = f"labels_sha256 is {digest}, of the copies that are in use {published}"
+        text = f"labels_sha256 is {digest}, but that of the usual copies is {published}"
         return [Problem("unusual masks", str(folder), text)]
     return []
 
 
-def _equal_images(rows: list[Row]) -> list[Problem]:
-    """Warnings for images that are the same file under two names."""
+def _find_equal_images(records: list[ImageRecord]) -> list[Problem]:
+    """Warnings about images that are the same file under two names."""
     first: dict[str, Pair] = {}
     warnings = []
-    for row in rows:
-        other = first.setdefault(row.image_digest, row.pair)
-        if other is not row.pair:
-            crossed = other.subset != row.pair.subset
-            kind = "same image in train and val" if crossed else "same image twice"
+    for record in records:
+        other = first.setdefault(record.image_digest, record.pair)
+        if other is not record.pair:
+            leaks = other.subset != record.pair.subset
+            kind = "same image in train and val" if leaks else "same image twice"
             text = f"the same bytes as {other.image}"
-            warnings.append(Problem(kind, str(row.pair.image), text))
+            warnings.append(Problem(kind, str(record.pair.image), text))
     return warnings
 
 
 def _read_all(
-    pairs: list[Pair], class_count: int, workers: int
-) -> Iterator[Row | Problem]:
-    """Results in the order of `pairs`, with a bounded number of batches in flight."""
+    pairs: list[Pair], class_count: int, label_offset: int, workers: int
+) -> Iterator[ImageRecord | Problem]:
+    """Results in the order of `pairs`; the number of pending batches is bounded."""
     batches = [pairs[start : start + BATCH] for start in range(0, len(pairs), BATCH)]
     parallel = Parallel(min(workers, len(batches)) or 1, return_as="generator")
-    for results in parallel(delayed(_read_batch)(b, class_count) for b in batches):
+    for results in parallel(
+        delayed(_read_batch)(batch, class_count, label_offset) for batch in batches
+    ):
         yield from results
 
 
-def _read_batch(pairs: list[Pair], class_count: int) -> list[Row | Problem]:
-    return [read_pair(pair, class_count) for pair in pairs]
+def _read_batch(
+    pairs: list[Pair], class_count: int, label_offset: int
+) -> list[ImageRecord | Problem]:
+    return [read_pair(pair, class_count, label_offset) for pair in pairs]
 
 
-def read_pair(pair: Pair, class_count: int) -> Row | Problem:
+def read_pair(
+    pair: Pair, class_count: int, label_offset: int = 0
+) -> ImageRecord | Problem:
     """Read an image and its mask.
 
     Args:
         pair: The files.
-        class_count: Largest label besides 255.
+        class_count: Largest label besides 255, the offset included.
+        label_offset: Added to every value of the mask but 255.
+
+    Returns:
+        The facts about them, or the problem that prevents their use.
     """
     try:
         content = pair.image.read_bytes()
         size, orientation = _decode(content)
     except UNREADABLE as error:
-        return Problem("unreadable image", str(pair.image), _why(error))
+        return Problem("unreadable image", str(pair.image), _reason(error))
     try:
         with _open(pair.mask.read_bytes()) as mask:
             mask_size = mask.size
-            values = label_values(mask, pair.mask)
+            values = label_values(mask, pair.mask, label_offset)
     except WrongModeError as error:
-        return Problem("no label image", str(pair.mask), _why(error))
+        return Problem("no label image", str(pair.mask), _reason(error))
+    except LabelRangeError as error:
+        return Problem("label out of range", str(pair.mask), _reason(error))
     except UNREADABLE as error:
-        return Problem("unreadable mask", str(pair.mask), _why(error))
+        return Problem("unreadable mask", str(pair.mask), _reason(error))
     if mask_size != size:
-        turned = orientation not in UPRIGHT and mask_size == size[::-1]
-        return Problem(
-            "size mismatch",
-            str(pair.mask),
-            f"{_by(mask_size)} pixels, but {pair.image} has {_by(size)}"
-            + (
-                f"; the image is stored turned (EXIF orientation {orientation}) and "
-                f"the mask is upright: save the image upright"
-                if turned
-                else ""
-            ),
-        )
+        return _describe_mismatch(pair, size, mask_size, orientation)
     counts = np.bincount(values.ravel(), minlength=256)
     labels = {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
     wrong = [label for label in labels if class_count < label < IGNORE]
@@ -277,23 +305,39 @@ def read_pair(pair: Pair, class_count: int) -> Row | Problem:
         return Problem(
             "label out of range",
             str(pair.mask),
-            f"holds the labels {_some(wrong)}, but the classes end at {class_count}; "
-            f"name these classes or mend the mask",
+            f"holds the labels {_first_five(wrong)}, but the classes end at "
+            f"{class_count}; name these classes or correct the mask",
         )
-    return Row(
+    return ImageRecord(
         pair=pair,
         width=size[0],
         height=size[1],
         labels=labels,
+        label_offset=label_offset,
         image_digest=hashlib.sha256(content).hexdigest(),
         labels_digest=hashlib.sha256(
             str(values.shape).encode() + values.tobytes()
         ).hexdigest(),
-        warnings=tuple(_warnings(pair, labels, orientation)),
+        warnings=tuple(_find_warnings(pair, labels, orientation)),
     )
 
 
-def _warnings(
+def _describe_mismatch(
+    pair: Pair, size: tuple[int, int], mask_size: tuple[int, int], orientation: int
+) -> Problem:
+    """The problem of a mask that does not have the size of its image."""
+    text = (
+        f"{_format_size(mask_size)} pixels, but {pair.image} has {_format_size(size)}"
+    )
+    if orientation not in UPRIGHT and mask_size == size[::-1]:
+        text += (
+            f"; the image is stored turned (EXIF orientation {orientation}) and the "
+            f"mask is upright: save the image upright"
+        )
+    return Problem("size mismatch", str(pair.mask), text)
+
+
+def _find_warnings(
     pair: Pair, labels: dict[int, int], orientation: int
 ) -> Iterator[Problem]:
     if not set(labels) - {0, IGNORE}:
@@ -314,28 +358,32 @@ def _open(content: bytes) -> Image.Image:
 
 
 def _decode(content: bytes) -> tuple[tuple[int, int], int]:
-    """Size as stored and EXIF orientation of an image that can be read to its end."""
+    """Size as stored and EXIF orientation of an image, which is read to its end.
+
+    Raises:
+        OSError, ValueError, SyntaxError, DecompressionBombError: It cannot be read.
+    """
     with _open(content) as image:
         size = image.size
         orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-        if image.mode.startswith(DEEP):
+        if image.mode.startswith(DEEP_MODES):
             raise OSError(f"has mode {image.mode}; save it with 8 bits per channel")
-        image.draft("L", (1, 1))  # a JPEG is read whole, but at an eighth of its size
+        image.draft("L", (1, 1))  # decodes a whole JPEG, but at an eighth of its size
         image.load()
-        if image.format == "TIFF":  # Pillow turns these by itself
+        if image.format == "TIFF":  # Pillow has turned it already
             return image.size, UPRIGHT[0]
     return size, orientation
 
 
-def _why(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     text = str(error)
     return "no known image format" if "cannot identify" in text else text
 
 
-def _by(size: tuple[int, int]) -> str:
+def _format_size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def _some(values: list[int]) -> str:
-    shown = ", ".join(map(str, values[:5]))
-    return shown + (", .." if len(values) > 5 else "")
+def _first_five(values: list[int]) -> str:
+    text = ", ".join(map(str, values[:5]))
+    return text + (", .." if len(values) > 5 else "")

@@ -1,4 +1,4 @@
-"""TODO data.labels."""
+"""Look-up tables from the labels in mask files to training and test targets."""
 
 from dataclasses import dataclass
 
@@ -6,18 +6,18 @@ import numpy as np
 
 from kproba.data.tasks import Groups
 
-IGNORE = 255
+IGNORE = 255  # in masks and targets: not trained on, not tested
 
 
-UNSURE = 254  # in targets: background or old, but the pseudo labels do not say which
+UNSURE = 254  # in targets: background or an old class, left open by pseudo labels
 
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Raw labels to output indices at the last step of `groups`.
+    """Maps raw labels to output indices at the last step of `groups`.
 
     Attributes:
-        groups: Raw labels of the steps 0..t.
+        groups: Raw labels of the classes of each step 0..t.
         setting: "overlap", "disjoint" or "sequential".
     """
 
@@ -40,10 +40,11 @@ class LabelMap:
         return self.channels - len(self.groups[-1])
 
     def training_table(self) -> np.ndarray:
-        """Look-up table (256,) uint8, raw label to training target.
+        """Look-up table (256,) uint8 from raw label to training target.
 
-        Classes of C_t get their output index, 255 stays 255, everything else (old,
-        future and background) is 0; under "sequential" old classes keep their index.
+        Classes of C_t get their output index, 255 stays 255, and everything else (old
+        and future classes, background) becomes 0. If the setting is "sequential", old
+        classes get their output index, too.
         """
         table = np.zeros(256, np.uint8)
         named = self.groups if self.setting == "sequential" else self.groups[-1:]
@@ -55,10 +56,10 @@ class LabelMap:
     def evaluation_table(
         self, *, unseen: int = IGNORE, background: int = 0
     ) -> np.ndarray:
-        """Look-up table (256,) uint8, raw label to ground truth: all seen classes.
+        """Look-up table (256,) uint8 from raw label to true class, for seen classes.
 
         Args:
-            unseen: Target of labels that are not seen yet (255: ignored).
+            unseen: Target of classes that are not seen yet (255: ignored).
             background: Target of raw label 0 (255: ignored).
         """
         table = np.full(256, unseen, np.uint8)

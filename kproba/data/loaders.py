@@ -1,9 +1,9 @@
-"""Augmentation and the loaders of a step.
+"""Loaders of training images and of whole images.
 
-The training order is one endless stream: the permutations of the epochs laid end to
-end, cut into global batches. No batch is ever partial and no image is dropped. Order
-and augmentation are pure functions of (seed, epoch, image id), so neither the number of
-processes nor the number of loader workers nor a restart changes what is trained on.
+The training order is one endless stream: the random orders of all epochs, one after the
+other, cut into global batches. Every batch is full, and no image is dropped. Order and
+augmentation depend only on seed, epoch and image id. The number of processes, the
+number of loader workers and restarts therefore do not change the training data.
 """
 
 import logging
@@ -29,27 +29,28 @@ log = logging.getLogger("kproba")
 SHARED_MEMORY = Path("/dev/shm")
 
 
-PREFETCHED = 2  # batches that a worker prepares ahead, PyTorch's default
+PREFETCHED = 2  # batches that each worker prepares in advance, PyTorch's default
 
 
-BYTES_PER_PIXEL = 4  # of an image with its target
+BYTES_PER_PIXEL = 4  # three of an image, one of its target
 
 
 class Item(NamedTuple):
-    """One place of the training stream."""
+    """One position of the training stream."""
 
     epoch: int
-    image: int  # row of the split
+    image: int  # number of the row of the split
 
 
 class Batch(NamedTuple):
-    """What a loader yields.
+    """A batch of images with their targets.
 
     Attributes:
         images: (B, 3, H, W) uint8.
         targets: (B, H, W) uint8 training targets, 255 ignored.
-        ids: Names of the images.
-        keys: (B,) int64, one number per place of the stream; seeds per-image dropout.
+        ids: Ids of the images.
+        keys: (B,) int64, a number for each position of the training stream, which seeds
+            the dropout of the image. For whole images: the numbers of their rows.
     """
 
     images: torch.Tensor
@@ -61,21 +62,23 @@ class Batch(NamedTuple):
 class TrainingStream(Sampler[list[Item]]):
     """Micro-batches of one process, from iteration `start` to the end.
 
-    The global batch i holds the places i·B..(i+1)·B-1 of the stream. Process r of R
-    takes its r-th R-th part, cut into `accumulation` micro-batches.
+    Global batch i holds the positions i·B to (i+1)·B-1 of the stream. It is cut into as
+    many equal parts as there are processes; process r takes part r and cuts it into
+    `accumulation` micro-batches.
 
     Args:
         images: Number of images of the split.
-        epochs: How often each image is seen; the last batch is filled up.
+        epochs: How often each image is used. The last batch is filled with images of
+            the next epoch.
         batch_size: Images per iteration over all processes.
-        seed: Of the permutations.
+        seed: Seed of the random orders.
         rank: Number of this process.
         world_size: Number of processes.
         accumulation: Micro-batches per iteration and process.
-        start: First iteration, for resuming.
+        start: First iteration, if training resumes.
 
     Raises:
-        ValueError: The batch cannot be divided by processes and accumulation.
+        ValueError: The batch size is not a multiple of processes x accumulation.
     """
 
     def __init__(
@@ -119,7 +122,7 @@ class TrainingStream(Sampler[list[Item]]):
                 yield items
 
     def __len__(self) -> int:
-        """Number of micro-batches of this process that are still to come."""
+        """Number of micro-batches of this process from `start` to the end."""
         return (self.iterations - self.start) * self.accumulation
 
 
@@ -127,12 +130,16 @@ class TrainingImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
     """Augmented images and targets of a split.
 
     Args:
-        split: Rows with `id`, `image` and `mask`.
-        augmentation: Its settings.
-        seed: Of the augmentation.
-        label_table: (256,) uint8, raw label to training target; None when the targets
+        split: Table with the columns `id`, `image`, `mask`, and `label_offset` if
+            masks need one.
+        augmentation: Settings of the augmentation.
+        seed: Seed of the augmentation.
+        label_table: (256,) uint8 from raw label to training target; None if the targets
             come from `pseudo_labels`.
-        pseudo_labels: Folder with one target image per id.
+        pseudo_labels: Folder with one target image per id, or None.
+
+    Raises:
+        ValueError: There is neither a label_table nor a pseudo_labels folder.
     """
 
     def __init__(
@@ -144,16 +151,21 @@ class TrainingImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
         label_table: np.ndarray | None,
         pseudo_labels: Path | None = None,
     ):
-        # Python lists of short strings, not a data frame: workers fork cheaply.
+        # Lists of short strings, because forking a worker with a data frame costs more.
         self.ids = split["id"].tolist()
         self.paths = split["image"].tolist()
         if pseudo_labels is not None:
             self.targets = [str(pseudo_labels / f"{name}.png") for name in self.ids]
+            self.offsets = [0] * len(self.ids)
             label_table = np.arange(256, dtype=np.uint8)
         else:
             self.targets = split["mask"].tolist()
+            self.offsets = label_offsets(split)
         if label_table is None:
-            raise ValueError("Expected a label_table or a pseudo_labels folder.")
+            raise ValueError(
+                "Expected a label_table or a pseudo_labels folder, but got neither. "
+                "Pass one of them."
+            )
         self.label_table = label_table
         self.augmentation, self.seed = augmentation, seed
         self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -171,17 +183,18 @@ class TrainingImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
 
     def decode(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Image (3, H, W) and target (H, W), uint8, of a row of the split."""
-        labels = self.label_table[read_label_image(self.targets[number])]
-        return read_image(self.paths[number]), torch.from_numpy(labels)
+        labels = read_label_image(self.targets[number], self.offsets[number])
+        target = torch.from_numpy(self.label_table[labels])
+        return read_image(self.paths[number]), target
 
     def keep_decoded(self, budget: float, *, threads: int) -> None:
-        """Decode the first images now and keep them, as many as fit into a budget.
+        """Decode images in advance and keep them, from the first on, as memory allows.
 
         Worker processes share this memory with their parent.
 
         Args:
-            budget: Bytes.
-            threads: How many decode at once.
+            budget: Bytes of memory.
+            threads: Number of threads that decode.
         """
         with ThreadPoolExecutor(threads) as pool:
             for start in range(0, len(self), 64):
@@ -195,8 +208,15 @@ class TrainingImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
                     self.kept[number] = pair
 
 
+def label_offsets(rows: pd.DataFrame) -> list[int]:
+    """The label offset of each row: the column `label_offset`, or 0 without it."""
+    if "label_offset" not in rows:
+        return [0] * len(rows)
+    return [int(offset) for offset in rows["label_offset"]]
+
+
 def collate(samples: Sequence[tuple[torch.Tensor, torch.Tensor, str, int]]) -> Batch:
-    """Stack equal-sized samples."""
+    """Stack samples of one size."""
     images, targets, ids, keys = zip(*samples, strict=True)
     return Batch(
         torch.stack(images), torch.stack(targets), list(ids), torch.tensor(keys)
@@ -206,7 +226,13 @@ def collate(samples: Sequence[tuple[torch.Tensor, torch.Tensor, str, int]]) -> B
 def training_loader(
     images: TrainingImages, stream: TrainingStream, *, workers: int
 ) -> DataLoader[Batch]:
-    """Loader of one process's micro-batches."""
+    """Loader of the micro-batches of one process.
+
+    Args:
+        images: The images of the split.
+        stream: Positions of the training stream that this process takes.
+        workers: Number of worker processes; fewer if shared memory is short.
+    """
     pixels = images.augmentation.crop_size**2 * stream.micro_batch
     workers = workers_that_fit(workers, BYTES_PER_PIXEL * pixels)
     return _loader(images, stream, workers)
@@ -218,7 +244,7 @@ def _loader(
     workers: int,
 ) -> DataLoader[Batch]:
     return DataLoader(
-        images,  # type: ignore[arg-type]  # the collate function makes the batches
+        images,  # type: ignore[arg-type]  # `collate` makes the batches
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,
@@ -229,22 +255,27 @@ def _loader(
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Schedulers signal all processes at once; the parent needs its workers to stop."""
+    """Ignore signals to stop: the parent needs its workers until its state is saved.
+
+    Schedulers signal all processes of a job at once.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 class WholeImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
-    """Images at their own size with mapped masks, for banks, export and evaluation.
+    """Images with their targets, not resized, for banks, pseudo labels and tests.
 
     Args:
-        rows: Rows with `id`, `image` and `mask`.
-        label_table: (256,) uint8, raw label to target.
+        rows: Table with the columns `id`, `image`, `mask`, and `label_offset` if masks
+            need one.
+        label_table: (256,) uint8 from raw label to target.
     """
 
     def __init__(self, rows: pd.DataFrame, label_table: np.ndarray):
         self.ids = rows["id"].tolist()
         self.paths, self.masks = rows["image"].tolist(), rows["mask"].tolist()
+        self.offsets = label_offsets(rows)
         self.label_table = label_table
 
     def __len__(self) -> int:
@@ -252,9 +283,9 @@ class WholeImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, str, int]:
-        labels = self.label_table[read_label_image(self.masks[index])]
-        image = read_image(self.paths[index])
-        return image, torch.from_numpy(labels), self.ids[index], index
+        labels = read_label_image(self.masks[index], self.offsets[index])
+        target = torch.from_numpy(self.label_table[labels])
+        return read_image(self.paths[index]), target, self.ids[index], index
 
 
 def whole_image_loader(
@@ -265,20 +296,26 @@ def whole_image_loader(
     workers: int = 0,
     process: Process = ALONE,
 ) -> DataLoader[Batch]:
-    """Loader over one process's part of whole images, in batches of one size each.
+    """Loader of the whole images of one process, in batches of equal size.
 
-    The batches are those of a single process, dealt out in turn: every image is in one
-    batch of one process, whatever their number, and none is resized or padded.
-    `Batch.keys` are the numbers of the rows.
+    The batches are the same for any number of processes, which take them in turn. No
+    image is resized or padded.
+
+    Args:
+        rows: As for `WholeImages`, with the columns `width` and `height`.
+        label_table: As for `WholeImages`.
+        batch_size: Most images in a batch.
+        workers: Number of worker processes; fewer if shared memory is short.
+        process: This process.
     """
-    own = equal_sizes(rows, batch_size)[process.rank :: process.world_size]
+    batches = equal_sizes(rows, batch_size)[process.rank :: process.world_size]
     pixels = batch_size * int(max(rows["width"] * rows["height"], default=0))
-    workers = workers_that_fit(min(workers, len(own)), BYTES_PER_PIXEL * pixels)
-    return _loader(WholeImages(rows, label_table), own, workers)
+    workers = workers_that_fit(min(workers, len(batches)), BYTES_PER_PIXEL * pixels)
+    return _loader(WholeImages(rows, label_table), batches, workers)
 
 
 def equal_sizes(rows: pd.DataFrame, batch_size: int) -> list[list[int]]:
-    """Numbers of the rows in batches of images of one size, every row once."""
+    """Numbers of the rows in batches of images of equal size; each row is in one."""
     sizes = zip(rows["width"], rows["height"], strict=True)
     return batches_of_one_size(sizes, batch_size)
 
@@ -286,7 +323,12 @@ def equal_sizes(rows: pd.DataFrame, batch_size: int) -> list[list[int]]:
 def batches_of_one_size(
     sizes: Iterable[tuple[int, int]], batch_size: int
 ) -> list[list[int]]:
-    """Numbers of images in batches of one size, every image once."""
+    """Numbers of images in batches of equal size; each image is in one.
+
+    Args:
+        sizes: Width and height of each image.
+        batch_size: Most images in a batch.
+    """
     batches: list[list[int]] = []
     open_batch: dict[tuple[int, int], list[int]] = {}
     for number, size in enumerate(sizes):
@@ -299,15 +341,15 @@ def batches_of_one_size(
 
 
 def workers_that_fit(workers: int, batch_bytes: int) -> int:
-    """As many loader workers as shared memory has room for; says so if fewer.
+    """Number of loader workers whose batches fit into shared memory, at most `workers`.
 
-    Workers hand batches over in shared memory. Containers often have 64 MiB of it, and
-    a worker that finds it full dies of a bus error. The number of workers changes no
-    result, so fewer are taken.
+    Workers pass batches on in shared memory. Containers often have only 64 MiB of it,
+    and a worker that finds it full ends with a bus error. As the number of workers does
+    not change results, this function lowers it, with a warning.
 
     Args:
-        workers: How many are wanted.
-        batch_bytes: Size of the largest batch.
+        workers: Number of workers in the configuration.
+        batch_bytes: Size of the largest batch in bytes.
     """
     if workers == 0 or not SHARED_MEMORY.is_dir():
         return workers
@@ -315,9 +357,13 @@ def workers_that_fit(workers: int, batch_bytes: int) -> int:
     fitting = min(workers, int(free // max(1, batch_bytes * (PREFETCHED + 1))))
     if fitting < workers:
         log.warning(
-            "%s has %.0f MiB free, room for the batches of %d loader worker(s), not of "
-            "%d: using %d. The result is the same. For full speed give the container "
-            "more (docker run --shm-size=8g, or --ipc=host).",
-            *(SHARED_MEMORY, free / 2**20, fitting, workers, fitting),
+            "%s has %.0f MiB free, which is enough for the batches of %d loader "
+            "worker(s), but not of %d. Using %d; the result is the same. For full "
+            "speed, give the container more (docker run --shm-size=8g, or --ipc=host).",
+            SHARED_MEMORY,
+            free / 2**20,
+            fitting,
+            workers,
+            fitting,
         )
     return fitting

@@ -1,4 +1,4 @@
-"""Tasks, class orders and image lists: which classes and images belong to a step.
+"""Splits: which images and classes belong to a step.
 
 A *raw* label is the value in the mask file (0 background, 1..N classes, 255 ignored).
 An *output index* is the channel of the network: 0 background, then the classes in the
@@ -22,14 +22,14 @@ SETTINGS = ("overlap", "disjoint", "sequential")
 def in_step(
     present: frozenset[int], seen: frozenset[int], new: frozenset[int], setting: str
 ) -> bool:
-    """Whether an image belongs to a step.
+    """Whether an image belongs to the training images of a step.
 
     Args:
-        present: Raw labels in the image; 0 and 255 may be among them.
-        seen: Classes of S_t.
-        new: Classes of C_t.
+        present: Raw labels in the image, with or without 0 and 255.
+        seen: Raw labels of S_t, the classes of the steps 0..t.
+        new: Raw labels of C_t, the classes of step t.
         setting: "overlap": at least one class of C_t is present. "disjoint" and
-            "sequential": besides, no class that is not seen yet.
+            "sequential": in addition, no class of a later step is present.
     """
     classes = present - {0, IGNORE}
     return bool(classes & new) and (setting == "overlap" or classes <= seen)
@@ -41,31 +41,38 @@ def parse_classes(cell: object) -> frozenset[int]:
 
 
 def read_index(path: str | Path) -> pd.DataFrame:
-    """Read index.csv; ids and class lists stay text, whatever they look like."""
-    return pd.read_csv(
+    """Read index.csv or a split of it.
+
+    Ids and class lists are text, even if they look like numbers. The column
+    `label_offset` is 0 if the file does not have it.
+    """
+    table = pd.read_csv(
         path,
         dtype={"id": str, "image": str, "mask": str, "subset": str, "classes": str},
         keep_default_na=False,
     )
+    if "label_offset" not in table:
+        table["label_offset"] = 0
+    return table
 
 
 def read_indices(paths: Sequence[str | Path]) -> list[pd.DataFrame]:
     """Read the index of a dataset and those of its additions.
 
     Raises:
-        ValueError: An id is in two of them.
+        ValueError: Two of them have the same id.
     """
     indices = [read_index(path) for path in paths]
-    home: dict[str, str] = {}
+    path_of_id: dict[str, str] = {}
     for path, index in zip(map(str, paths), indices, strict=True):
-        twice = [name for name in index["id"] if name in home]
+        twice = [name for name in index["id"] if name in path_of_id]
         if twice:
             raise ValueError(
-                f"Expected other names in an addition than in the dataset, but "
+                f"Expected the images of an addition to have new names, but "
                 f"{len(twice)} of {path}, such as '{twice[0]}', are in "
-                f"{home[twice[0]]} too. Rename these images and their masks."
+                f"{path_of_id[twice[0]]} too. Rename these images and their masks."
             )
-        home |= dict.fromkeys(index["id"], path)
+        path_of_id |= dict.fromkeys(index["id"], path)
     return indices
 
 
@@ -73,6 +80,12 @@ def select_images(
     index: pd.DataFrame, groups: Groups, setting: str, subset: str = "train"
 ) -> pd.DataFrame:
     """Rows of `index` that belong to the last step of `groups`, sorted by id.
+
+    Args:
+        index: Table as `read_index` returns it.
+        groups: Raw labels of the classes of the steps 0..t.
+        setting: "overlap", "disjoint" or "sequential".
+        subset: "train" or "val".
 
     Raises:
         ValueError: No image holds a class of the step.
@@ -106,13 +119,18 @@ def write_split(
     """Write the image list of the last step of `groups` as CSV.
 
     Args:
-        indices: index.csv of the dataset and of the additions that have come so far.
-        split: Output.
+        indices: index.csv of the dataset and of its additions up to step t.
+        split: Output CSV.
         groups: Raw labels of the classes of the steps 0..t.
         setting: "overlap", "disjoint" or "sequential".
+
+    Raises:
+        ValueError: Two indices have the same id, or no image holds a class of the step.
     """
     index = pd.concat(read_indices(indices), ignore_index=True)
     chosen = select_images(index, groups, setting)
+    if not chosen["label_offset"].any():  # as in the index: only where it is needed
+        chosen = chosen.drop(columns="label_offset")
     with atomic_path(split) as temporary:
         chosen.to_csv(temporary, index=False)
 
@@ -120,7 +138,14 @@ def write_split(
 def write_classes(
     path: str | Path, *, groups: Groups, names: Mapping[int, str], setting: str
 ) -> None:
-    """Write classes.json: output index, raw label, name and step of every class."""
+    """Write classes.json: output index, raw label, name and step of every class.
+
+    Args:
+        path: Output JSON.
+        groups: Raw labels of the classes of all steps.
+        names: Name of each class by raw label.
+        setting: "overlap", "disjoint" or "sequential".
+    """
     classes = [{"index": 0, "label": 0, "name": "background", "step": 0}]
     for step, group in enumerate(groups):
         for label in group:

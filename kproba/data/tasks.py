@@ -1,4 +1,4 @@
-"""TODO data.tasks."""
+"""Tasks: which classes each step introduces."""
 
 import hashlib
 import json
@@ -11,19 +11,20 @@ Groups = tuple[tuple[int, ...], ...]
 def parse_task(
     task: str, class_count: int, orders: Mapping[str, Sequence[int]] | None = None
 ) -> Groups:
-    """Class groups of a task named `A-B` (A classes, then B per step) or `offline`.
+    """Class groups of a task `A-B` (A classes, then B per step) or `offline`.
 
     Args:
-        task: Such as "15-1", "15-1_b" for another class order, "15-1_r7" for a random
-            one, or "offline" for all classes in one step.
+        task: Name such as "15-1", "15-1_b" for another class order, "15-1_r7" for a
+            random one, or "offline" for all classes in one step.
         class_count: Number of classes of the dataset, background not counted.
-        orders: Published class orders of the dataset by their letter, raw labels.
+        orders: Published class orders of the dataset by their letter, as raw labels.
 
     Returns:
-        One tuple of raw labels per step, in the dataset's own order or the one named.
+        One tuple of raw labels per step, in the dataset's order or the named order.
 
     Raises:
-        ValueError: The name has another form, or the classes cannot be divided so.
+        ValueError: The name has another form, or the classes cannot be divided like
+            that.
     """
     if task == "offline":
         return (tuple(range(1, class_count + 1)),)
@@ -57,20 +58,20 @@ def parse_task(
 
 
 def random_order(class_count: int, seed: int) -> list[int]:
-    """Raw labels in an order of their own for every seed, the same everywhere."""
+    """The labels 1..class_count in an order that depends only on the seed."""
 
-    def place(label: int) -> bytes:
+    def sort_key(label: int) -> bytes:
         return hashlib.sha256(f"{seed} {label}".encode()).digest()
 
-    return sorted(range(1, class_count + 1), key=place)
+    return sorted(range(1, class_count + 1), key=sort_key)
 
 
 def canonical_task(classes: Sequence[int]) -> str:
     """Name of the one-step task that trains `classes` at once.
 
-    It depends on nothing but the classes and their order, so that every task and method
-    with the same first step finds the same step-0 model: "15" for the classes 1..15,
-    else the count and a digest of the order, such as "15x3fa9c1".
+    The name depends only on the classes and their order, so that all tasks and methods
+    with the same first step share one model of step 0. It is "15" for the classes
+    1..15, and otherwise the count and a digest of the order, such as "15x3fa9c1".
     """
     if tuple(classes) == tuple(range(1, len(classes) + 1)):
         return str(len(classes))
@@ -85,13 +86,19 @@ def resolve_groups(
     where: str,
     suggest: Callable[[str], str] = lambda _: "",
 ) -> Groups:
-    """Class groups by number or name to groups by number.
+    """Turn class groups by number or name into groups by number.
+
+    Args:
+        listed: Classes of each step, as raw labels or names.
+        labels: Raw label of each class by its name, without the background.
+        where: Where the groups were configured, for messages.
+        suggest: Returns an addition to the message about an unknown class.
 
     Raises:
-        ValueError: A class is unknown, is the background, or stands in two groups.
+        ValueError: A class is unknown, is the background, or appears twice.
     """
     groups: list[tuple[int, ...]] = []
-    used: dict[int, int] = {}
+    steps: dict[int, int] = {}
     for step, group in enumerate(listed):
         numbers = []
         for entry in group:
@@ -103,12 +110,12 @@ def resolve_groups(
                     f"{', '.join(list(labels)[:4])}), but got {entry!r} in step "
                     f"{step}{suggest(str(entry))}."
                 )
-            if label in used:
+            if label in steps:
                 raise ValueError(
                     f"{where}: expected every class in one step, but {entry!r} is in "
-                    f"step {used[label]} and in step {step}. Remove one of them."
+                    f"step {steps[label]} and in step {step}. Remove one of them."
                 )
-            used[label] = step
+            steps[label] = step
             numbers.append(label)
         groups.append(tuple(numbers))
     return tuple(groups)

@@ -1,7 +1,13 @@
-"""TODO jobs.build_bank."""
+"""Builds the prototype bank of a step.
 
+kproba-launch kproba.jobs.build_bank --job '{..}' --model .. --split .. --bank ..
+"""
+
+import argparse
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,108 +20,139 @@ from kproba.bank.build import FeatureBatch, build_bank, draw_sample, sampled_ima
 from kproba.bank.settings import BankSettings
 from kproba.data.labels import IGNORE, UNSURE, LabelMap
 from kproba.data.splits import read_index
-from kproba.jobs.images import Classes, Reading, _tuples
+from kproba.extensions import load_recorded
+from kproba.jobs.batches import image_batches, to_groups
 from kproba.network.files import load_model
 from kproba.network.network import SegmentationNetwork
+from kproba.runtime.compute import Compute
+from kproba.runtime.distributed import Process
 from kproba.runtime.files import read_json
+from kproba.runtime.job import add_files, job_parser, job_process
 from kproba.runtime.provenance import fingerprint, provenance
-from kproba.training.networks import first_network
+from kproba.training.networks import build_first_network
 from kproba.training.settings import StepSettings
 
 log = logging.getLogger("kproba")
 
 
-def bank_of_step(
-    model: str | Path,
-    split: str | Path,
-    bank: str | Path,
-    *,
-    settings: dict[str, Any],
-    groups: Classes,
-    names: list[str],
-    setting: str,
-    seed: int,
-    previous: str | Path | None = None,
-    pseudo_labels: str | Path | None = None,
-    network: str | Path | None = None,
-    weights: str | Path | None = None,
-    keep_temperature: bool = False,
-    reading: Reading = Reading(),
+@dataclass(frozen=True)
+class BankFiles:
+    """Inputs and output of the job.
+
+    Attributes:
+        model: model.safetensors that the bank belongs to: of the step, or of step 0 for
+            a bank whose prototypes are of that network at every step.
+        split: Images of the step.
+        bank: Output; a .json goes beside it.
+        previous: Bank of step t-1; None at step 0.
+        pseudo_labels: Folder of the step's targets; None for the raw labels.
+        network: Another model, whose features the prototypes are of.
+        untrained: settings.json of step 0: the features are of its network before
+            training.
+        weights: Weights of the backbone of that, if they come from a file.
+    """
+
+    model: Path
+    split: Path
+    bank: Path
+    previous: Path | None = None
+    pseudo_labels: Path | None = None
+    network: Path | None = None
+    untrained: Path | None = None
+    weights: Path | None = None
+
+
+def build_step_bank(
+    files: BankFiles, job: dict[str, Any], compute: Compute, process: Process
 ) -> None:
     """Build the bank of step t from a model and the images of step t.
 
     Args:
-        model: model.safetensors of the step, or of step 0 for a bank whose prototypes
-            are of that network at every step.
-        split: Images of the step.
-        bank: Output; a .json goes beside it.
-        settings: `BankSettings` as a dictionary.
-        groups: Raw labels of the classes of the steps 0..t.
-        names: Names of S_t, background first.
-        setting: "overlap", "disjoint" or "sequential".
-        seed: Of maps and sample.
-        previous: Bank of step t-1; None at step 0.
-        pseudo_labels: Folder of the step's targets; None for the raw labels.
-        network: Whose features the prototypes are of, if not the model's: another
-            model, or the settings.json of step 0 for the network before its training.
-        weights: Of the backbone of that, if they come from a file.
-        keep_temperature: See `kproba.bank.build.build_bank`.
-        reading: Batches, workers, processes.
+        files: Inputs and output.
+        job: `settings` of the bank; `groups`, the raw labels of the classes of the
+            steps 0..t; `names` of S_t; `sequential`; `seed`; `keep_temperature`.
+        compute: What the machine offers.
+        process: This process of several.
     """
-    process = reading.process
-    source = bank_network(network or model, weights, process.device)
-    rows = read_index(split)
-    label_map = LabelMap(_tuples(groups), setting)
+    network = _feature_network(files, process.device)
+    rows = read_index(files.split)
+    setting = "sequential" if job["sequential"] else "overlap"
+    label_map = LabelMap(to_groups(job["groups"]), setting)
     table = label_map.training_table()
-    if pseudo_labels is not None:
-        rows["mask"] = [str(Path(pseudo_labels) / f"{name}.png") for name in rows["id"]]
+    if files.pseudo_labels is not None:
+        folder = files.pseudo_labels
+        rows["mask"] = [str(folder / f"{name}.png") for name in rows["id"]]
+        rows["label_offset"] = 0  # targets are in output indices
         table = np.arange(256, dtype=np.uint8)
         table[UNSURE] = IGNORE
-    how = BankSettings(**settings)
+    settings = BankSettings(**job["settings"])
 
     @torch.inference_mode()
-    def features(of: pd.DataFrame, what: str) -> Iterator[FeatureBatch]:
-        for batch in reading.batches(of, table, what):
+    def features(chosen: pd.DataFrame, what: str) -> Iterator[FeatureBatch]:
+        for batch in image_batches(chosen, table, compute, process, what):
             images = batch.images.to(process.device, non_blocking=True)
             targets = batch.targets.to(process.device, non_blocking=True)
-            found = bank_features(source(images), how)
-            yield FeatureBatch(found, targets, batch.keys.tolist())
+            maps = bank_features(network(images), settings)
+            yield FeatureBatch(maps, targets, batch.keys.tolist())
 
-    some = rows.iloc[sampled_images(len(rows), how)].reset_index(drop=True)
+    chosen = rows.iloc[sampled_images(len(rows), settings)].reset_index(drop=True)
     sample = draw_sample(
-        *(features(some, "drawing a sample of cells"), how),
-        images=len(some),
-        seed=seed,
+        features(chosen, "drawing a sample of cells"),
+        settings,
+        images=len(chosen),
+        seed=job["seed"],
         process=process,
     )
-    before = None if previous is None else PrototypeBank.load(previous)
-    built = build_bank(
+    previous = None
+    if files.previous is not None:
+        previous = PrototypeBank.load(files.previous).to(process.device)
+    bank = build_bank(
         features(rows, "adding up the bank"),
         sample,
-        how,
+        settings,
         classes=label_map.channels,
-        seed=seed,
-        previous=before and before.to(process.device),
-        keep_temperature=keep_temperature,
+        seed=job["seed"],
+        previous=previous,
+        keep_temperature=job["keep_temperature"],
         process=process,
     )
     if process.first:
         about = {
-            "classes": names,
-            "model": fingerprint(Path(model)),
+            "classes": job["names"],
+            "model": fingerprint(files.model),
             "provenance": provenance(),
         }
-        built.save(bank, about=about)
-        log.info("bank of %d images written to %s", len(rows), bank)
+        bank.save(files.bank, about=about)
+        log.info("bank of %d images written to %s", len(rows), files.bank)
 
 
-def bank_network(
-    path: str | Path, weights: str | Path | None, device: str
-) -> SegmentationNetwork:
-    """A trained network, or from the settings of step 0 an untrained one."""
-    if Path(path).suffix != ".json":
-        return load_model(path, device=device)
-    settings = StepSettings.from_dict(read_json(path))
-    network = first_network(settings, weights)
+def _feature_network(files: BankFiles, device: str) -> SegmentationNetwork:
+    """The network whose features the prototypes are of."""
+    if files.untrained is None:
+        return load_model(files.network or files.model, device=device)
+    content = read_json(files.untrained)
+    load_recorded(content.get("extensions", []))
+    network = build_first_network(StepSettings.from_dict(content), files.weights)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval()
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = job_parser("kproba.jobs.build_bank", "Build the bank of a step.")
+    parser.add_argument("--job", type=json.loads, required=True, help="JSON")
+    optional = ("previous", "pseudo_labels", "network", "untrained", "weights")
+    add_files(parser, "model", "split", "bank", optional=optional)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Build a bank; exit status 1 with a message when that fails."""
+    options = vars(arguments(argv))
+    job, compute = options.pop("job"), options.pop("compute")
+    with job_process(compute) as process:
+        build_step_bank(BankFiles(**options), job, compute, process)
+
+
+if __name__ == "__main__":
+    main()

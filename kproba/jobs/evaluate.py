@@ -1,22 +1,31 @@
-"""TODO jobs.evaluate."""
+"""Tests a step.
 
+kproba-launch kproba.jobs.evaluate --job '{..}' --model .. --indices .. --evaluation ..
+"""
+
+import argparse
+import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
-from kproba.bank.description import SeenClass, describe
+from kproba.bank.decision import Decision
+from kproba.bank.description import SeenClass, StepDescription, write_description
 from kproba.bank.predictor import load_predictor
 from kproba.data.label_images import write_label_image
 from kproba.data.labels import LabelMap
 from kproba.data.loaders import whole_image_loader
 from kproba.data.splits import evenly_spaced, read_indices
-from kproba.jobs.images import Classes, Reading, _tuples
+from kproba.jobs.batches import image_batches, to_groups
 from kproba.results.evaluation import (
     EvaluationSettings,
+    Predictor,
     channel_order,
     evaluate,
     ground_truth_table,
@@ -24,114 +33,171 @@ from kproba.results.evaluation import (
     step_of_class,
     write_results,
 )
+from kproba.runtime.compute import Compute
+from kproba.runtime.distributed import Process
 from kproba.runtime.files import atomic_directory, read_json
+from kproba.runtime.job import add_files, job_parser, job_process
 
 log = logging.getLogger("kproba")
 
 
-def evaluate_step(
-    model: str | Path,
-    indices: Sequence[str | Path],
-    evaluation: str | Path,
-    confusion: str | Path,
-    examples: str | Path,
-    predictor_file: str | Path,
-    *,
-    settings: dict[str, Any],
-    groups: Classes,
-    names: list[str],
-    about: dict[str, Any],
-    rule: dict[str, Any] | None = None,
-    bank: str | Path | None = None,
-    source: str | Path | None = None,
-    reading: Reading = Reading(),
-) -> None:
-    """Test a model, alone or with its bank, on all classes of the steps 0..t.
+@dataclass(frozen=True)
+class TestFiles:
+    """Inputs and outputs of the job.
 
-    Args:
-        model: model.safetensors.
+    Attributes:
+        model: model.safetensors of the network that is tested.
         indices: Index of the dataset and of the additions that have come so far.
         evaluation: Output JSON.
         confusion: Output CSV.
         examples: Output folder: predictions of the example images, in output indices.
-        predictor_file: Output JSON: what was tested, for `kproba.load`.
-        settings: `EvaluationSettings` as a dictionary, and the number of `examples`.
-        groups: Raw labels of the classes of the steps 0..t.
-        names: Names of S_t, background first.
-        about: Which run; goes into the JSON.
-        rule: `PseudoLabelSettings` as a dictionary: how network and bank decide
-            together; None: the network alone.
-        bank: Bank of the step, for that.
-        source: model.safetensors of the bank's features, if not `model`.
-        reading: Batches, workers, processes.
+        predictor: Output JSON: what was tested, for `kproba.load`.
+        bank: Bank of the step, where both decide.
+        feature_network: model.safetensors of the bank's features, if not `model`.
+    """
+
+    __test__ = False  # not for pytest
+
+    model: Path
+    indices: tuple[Path, ...]
+    evaluation: Path
+    confusion: Path
+    examples: Path
+    predictor: Path
+    bank: Path | None = None
+    feature_network: Path | None = None
+
+
+def test_step(
+    files: TestFiles, job: dict[str, Any], compute: Compute, process: Process
+) -> None:
+    """Test a model, alone or with its bank, on all classes of the steps 0..t.
+
+    Args:
+        files: Inputs and outputs.
+        job: `run`, the names of run and step, for the JSON; `settings` of the
+            evaluation and the number of `examples`; `groups`, the raw labels of the
+            classes of the steps 0..t; `names` of S_t; `decision`, how network and bank
+            decide together, None for the network alone.
+        compute: What the machine offers.
+        process: This process of several.
 
     Raises:
-        ValueError: The bank was built with another model, or there is a rule and no
+        ValueError: The bank was built with another model, or there is a decision and no
             bank.
     """
-    process = reading.process
+    decision = None
+    if job["decision"] is not None:
+        decision = Decision.from_dict(job["decision"])
     predictor = load_predictor(
-        model, bank=bank, source=source, rule=rule, device=process.device
+        files.model,
+        bank=files.bank,
+        feature_network=files.feature_network,
+        decision=decision,
+        device=process.device,
     )
-    seen = _tuples(groups)
-    protocol = {key: value for key, value in settings.items() if key != "examples"}
-    how = EvaluationSettings(**protocol)
-    truth = ground_truth_table(seen, how)
-    parts = read_indices(indices)
-    rows = pd.concat(parts, ignore_index=True)
-    described = read_json(Path(model).with_suffix(".json"))["classes"]
-    order = channel_order([entry["label"] for entry in described], LabelMap(seen).seen)
-    tested = select_rows(rows, seen, how.policy)
-    counts = evaluate(
+    groups = to_groups(job["groups"])
+    protocol = {k: v for k, v in job["settings"].items() if k != "examples"}
+    settings = EvaluationSettings(**protocol)
+    truth = ground_truth_table(groups, settings)
+    parts = read_indices(files.indices)
+    seen = LabelMap(groups).seen
+    classes = read_json(files.model.with_suffix(".json"))["classes"]
+    order = channel_order([entry["label"] for entry in classes], seen)
+    rows = select_rows(pd.concat(parts, ignore_index=True), groups, settings.policy)
+    confusion = evaluate(
         predictor,
-        reading.batches(tested, truth, "testing"),
-        how,
+        image_batches(rows, truth, compute, process, "testing"),
+        settings,
         channel_order=order,
         process=process,
     )
     if not process.first:
         return
+    prediction = "network" if decision is None else f"fused ({decision.rule})"
     write_results(
-        counts,
-        evaluation,
         confusion,
-        names=names,
-        step_of_class=step_of_class(seen),
-        settings=how,
-        images=len(tested),
-        about={
-            **about,
-            "class_order": list(LabelMap(seen).seen),
-            "prediction": "network" if rule is None else f"fused ({rule['rule']})",
-        },
+        files.evaluation,
+        files.confusion,
+        names=job["names"],
+        step_of_class=step_of_class(groups),
+        settings=settings,
+        images=len(rows),
+        about={**job["run"], "class_order": list(seen), "prediction": prediction},
     )
-    log.info("tested on %d images, result in %s", len(tested), evaluation)
-    known = zip((0, *LabelMap(seen).seen), names, step_of_class(seen), strict=True)
-    describe(
-        predictor_file,
-        network=model,
-        bank=bank if rule is not None else None,
-        source=source if rule is not None else None,
-        rule=rule,
-        classes=[SeenClass(*entry) for entry in known],
-        channels=order,
-        about=about,
+    log.info("tested on %d images, result in %s", len(rows), files.evaluation)
+    _describe(files, job, order)
+    examples = example_rows(parts, job["settings"]["examples"])
+    _write_examples(files.examples, predictor, examples, truth, order, process.device)
+
+
+test_step.__test__ = False  # type: ignore[attr-defined]  # not for pytest
+
+
+def _describe(files: TestFiles, job: dict[str, Any], order: Sequence[int]) -> None:
+    """Write predictor.json."""
+    groups = to_groups(job["groups"])
+    labels = (0, *LabelMap(groups).seen)
+    classes = zip(labels, job["names"], step_of_class(groups), strict=True)
+    both = job["decision"] is not None
+    description = StepDescription(
+        network=files.model,
+        bank=files.bank if both else None,
+        feature_network=files.feature_network if both else None,
+        decision=job["decision"],
+        classes=tuple(SeenClass(*entry) for entry in classes),
+        channels=tuple(order),
+        about=job["run"],
     )
-    shown = example_rows(parts, settings["examples"])
-    with atomic_directory(examples) as folder, torch.inference_mode():
-        for batch in whole_image_loader(shown, truth, batch_size=1):
-            scores = predictor.predict_logits(batch.images.to(process.device))
-            labels = scores[:, order].argmax(dim=1)[0].to(torch.uint8).cpu()
-            write_label_image(folder / f"{batch.ids[0]}.png", labels.numpy())
+    write_description(files.predictor, description)
+
+
+def _write_examples(
+    folder: Path,
+    predictor: Predictor,
+    rows: pd.DataFrame,
+    truth: np.ndarray,
+    order: Sequence[int],
+    device: str,
+) -> None:
+    """Write the predictions of the example images."""
+    with atomic_directory(folder) as temporary, torch.inference_mode():
+        for batch in whole_image_loader(rows, truth, batch_size=1):
+            scores = predictor.predict_logits(batch.images.to(device))
+            labels = scores[:, list(order)].argmax(dim=1)[0].to(torch.uint8).cpu()
+            write_label_image(temporary / f"{batch.ids[0]}.png", labels.numpy())
 
 
 def example_rows(parts: Sequence[pd.DataFrame], count: int) -> pd.DataFrame:
-    """Validation images shown in reports: evenly spaced in the order of their ids.
+    """Validation images for the report: evenly spaced in the order of their ids.
 
     Args:
         parts: Index of the dataset and of its additions so far.
         count: Images of each.
     """
     validation = [index[index["subset"] == "val"] for index in parts]
-    shown = [evenly_spaced(rows, count) for rows in validation]
-    return pd.concat(shown, ignore_index=True)
+    chosen = [evenly_spaced(rows, count) for rows in validation]
+    return pd.concat(chosen, ignore_index=True)
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = job_parser("kproba.jobs.evaluate", "Test a step.")
+    parser.add_argument("--job", type=json.loads, required=True, help="JSON")
+    parser.add_argument("--indices", type=Path, nargs="+", required=True)
+    needed = ("model", "evaluation", "confusion", "examples", "predictor")
+    add_files(parser, *needed, optional=("bank", "feature_network"))
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Test a step; exit status 1 with a message when that fails."""
+    options = vars(arguments(argv))
+    job, compute = options.pop("job"), options.pop("compute")
+    indices = tuple(options.pop("indices"))
+    with job_process(compute) as process:
+        test_step(TestFiles(**options, indices=indices), job, compute, process)
+
+
+if __name__ == "__main__":
+    main()

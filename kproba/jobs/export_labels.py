@@ -1,76 +1,117 @@
-"""TODO jobs.export_labels."""
+"""Writes the pseudo labels of a step.
 
+kproba-launch kproba.jobs.export_labels --job '{..}' --model .. --split .. --labels ..
+"""
+
+import argparse
+import json
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kproba.bank.bank import bank_of_model
-from kproba.bank.fusion import PseudoLabelSettings
+from kproba.bank.fusion import Combination
 from kproba.data.labels import LabelMap
 from kproba.data.splits import read_index
-from kproba.jobs.images import Classes, Reading, _tuples
-from kproba.methods.export import export
+from kproba.extensions import load_recorded
+from kproba.jobs.batches import image_batches, to_groups
+from kproba.methods.export import LabelFiles, export_labels
+from kproba.methods.labels import Labeller, LabelSettings
 from kproba.network.files import load_model
+from kproba.runtime.compute import Compute
+from kproba.runtime.distributed import Process
+from kproba.runtime.job import add_files, job_parser, job_process
 
 log = logging.getLogger("kproba")
 
 
-def pseudo_labels_of_step(
-    model: str | Path,
-    bank: str | Path | None,
-    split: str | Path,
-    labels: str | Path,
-    table: str | Path,
-    quality: str | Path,
-    *,
-    settings: dict[str, Any],
-    groups: Classes,
-    names: list[str],
-    setting: str,
-    source: str | Path | None = None,
-    reading: Reading = Reading(),
+@dataclass(frozen=True)
+class LabelInputs:
+    """Inputs of the job.
+
+    Attributes:
+        model: model.safetensors of step t-1.
+        split: Images of step t.
+        bank: Bank of step t-1; None for the rules without.
+        feature_network: model.safetensors of the bank's features, if not `model`.
+    """
+
+    model: Path
+    split: Path
+    bank: Path | None = None
+    feature_network: Path | None = None
+
+
+def label_step(
+    inputs: LabelInputs,
+    outputs: LabelFiles,
+    job: dict[str, Any],
+    compute: Compute,
+    process: Process,
 ) -> None:
     """Write the targets of step t with model and bank of step t-1.
 
     Args:
-        model: model.safetensors of step t-1.
-        bank: Bank of step t-1; None for the rules without.
-        split: Images of step t.
-        labels: Output folder, one palette PNG per image.
-        table: Output CSV of what was found in every image.
-        quality: Output CSV of how good it is, per class.
-        settings: `PseudoLabelSettings` as a dictionary.
-        groups: Raw labels of the classes of the steps 0..t.
-        names: Names of S_t, background first.
-        setting: "overlap", "disjoint" or "sequential".
-        source: model.safetensors of the bank's features, if not `model`.
-        reading: Batches, workers, processes.
+        inputs: Files that it reads.
+        outputs: Files that it writes.
+        job: `settings` of the labels; `groups`, the raw labels of the classes of the
+            steps 0..t; `names` of S_t; `sequential`; `extensions`, if there are any.
+        compute: What the machine offers.
+        process: This process of several.
 
     Raises:
-        ValueError: The bank was built with another model.
+        ValueError: The bank was built with another model, or the rule needs one.
     """
-    process = reading.process
-    loaded = other = None
-    if bank is not None:
-        loaded = bank_of_model(bank, source or model, process.device)
-    if source is not None:
-        other = load_model(source, device=process.device)
-    rows = read_index(split)
-    label_map = LabelMap(_tuples(groups), setting)
-    export(
-        load_model(model, device=process.device),
-        loaded,
-        reading.batches(rows, np.arange(256, dtype=np.uint8), "labelling"),
-        labels,
-        table,
-        quality,
-        settings=PseudoLabelSettings(**settings),
-        names=names[: label_map.first_new],
+    load_recorded(job.get("extensions", []))
+    settings = LabelSettings.from_dict(job["settings"])
+    combination = None
+    if inputs.bank is not None and settings.decision is not None:
+        combination = Combination.load(
+            inputs.bank,
+            settings.decision,
+            network=inputs.model,
+            feature_network=inputs.feature_network,
+            device=process.device,
+        )
+    network = load_model(inputs.model, device=process.device)
+    rows = read_index(inputs.split)
+    setting = "sequential" if job["sequential"] else "overlap"
+    label_map = LabelMap(to_groups(job["groups"]), setting)
+    raw = np.arange(256, dtype=np.uint8)
+    export_labels(
+        Labeller(network, settings, combination),
+        image_batches(rows, raw, compute, process, "labelling"),
+        outputs,
+        names=job["names"][: label_map.first_new],
         label_map=label_map,
-        source=other,
         process=process,
     )
     if process.first:
-        log.info("targets of %d images written to %s", len(rows), labels)
+        log.info("targets of %d images written to %s", len(rows), outputs.folder)
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = job_parser("kproba.jobs.export_labels", "Write the labels of a step.")
+    parser.add_argument("--job", type=json.loads, required=True, help="JSON")
+    needed = ("model", "split", "labels", "table", "quality")
+    add_files(parser, *needed, optional=("bank", "feature_network"))
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write pseudo labels; exit status 1 with a message when that fails."""
+    options = arguments(argv)
+    inputs = LabelInputs(
+        options.model, options.split, options.bank, options.feature_network
+    )
+    outputs = LabelFiles(options.labels, options.table, options.quality)
+    with job_process(options.compute) as process:
+        label_step(inputs, outputs, options.job, options.compute, process)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,41 +1,42 @@
-"""TODO methods.builtin."""
+"""The methods that come with the package."""
 
 from kproba.methods.method import Method
-from kproba.methods.terms import LossWeights
+from kproba.network.heads import HEADS
 
-BARM_LOSSES = LossWeights(bga_ce=1.0, bga_t=5.0, gkd=1.0, bfd=4.0)
+BARM_LOSSES = {"bga_ce": 1.0, "bga_t": 5.0, "gkd": 1.0, "bfd": 4.0}
+CONFIDENT = {"rule": "confidence", "threshold": 0.7}
 
-
-SURE = {"rule": "confidence", "threshold": 0.7}
-
-
-METHODS = {
-    # BARM with prototypes, which join in the prediction and from step 2 on in what the
-    # old branches are taught. The configuration may name another rule for its labels.
+METHODS: dict[str, Method] = {
+    # BARM with prototypes, which take part in the test and, from step 2 on, in the
+    # targets of the old branches. The configuration may name another label rule.
     "kproba": Method(losses=BARM_LOSSES, teacher="fused", prediction="fused"),
     # Zhang & Gao, ECCV 2024.
-    "barm": Method(losses=BARM_LOSSES, pseudo_labels=SURE),
-    # Cha et al., NeurIPS 2021, without memory and without saliency: what is old stays
-    # as it is, the new branch alone learns.
-    "ssul": Method(pseudo_labels=SURE, trains="newest"),
+    "barm": Method(losses=BARM_LOSSES, pseudo_labels=CONFIDENT),
+    # Cha et al., NeurIPS 2021, without memory and without saliency: everything old is
+    # frozen, the new branch alone learns.
+    "ssul": Method(pseudo_labels=CONFIDENT, trains="newest"),
     # Douillard et al., CVPR 2021.
     "plop": Method(
-        cross_entropy="ce",
-        losses=LossWeights(pod=0.01, pod_logits=0.0005),
+        head="softmax",
+        cross_entropy="certain_ce",
+        losses={"pod": 0.01, "pod_logits": 0.0005},
         pseudo_labels={"rule": "entropy"},
         start_from_background=True,
-        scale_by_certainty=True,
     ),
     # Cermelli et al., CVPR 2020.
     "mib": Method(
+        head="softmax",
         cross_entropy="unbiased_ce",
-        losses=LossWeights(unbiased_kd=10.0),
+        losses={"unbiased_kd": 10.0},
         use_pseudo_labels=False,
         start_from_background=True,
     ),
     # Li & Hoiem, ECCV 2016.
     "lwf": Method(
-        cross_entropy="ce", losses=LossWeights(kd=1.0), use_pseudo_labels=False
+        head="softmax",
+        cross_entropy="ce",
+        losses={"kd": 1.0},
+        use_pseudo_labels=False,
     ),
     # The lower bound: kproba's network trained on the new labels, nothing protected.
     "finetune": Method(cross_entropy="bce", use_pseudo_labels=False),
@@ -44,13 +45,14 @@ METHODS = {
 }
 
 
-# Step 0, once for all methods with the same form of output; also trains `joint`.
-BASES = {
-    "base": METHODS["joint"],
-    "base_softmax": Method(joint=True, cross_entropy="ce", use_pseudo_labels=False),
-}
-
-
-def base_of(method: Method) -> str:
-    """The name under which a method's step 0 is trained."""
-    return "base_softmax" if method.softmax else "base"
+def base_methods() -> dict[str, Method]:
+    """Step 0 by the name of its training, one per head; `joint` is such a step 0."""
+    return {
+        head.base: Method(
+            head=head.name,
+            cross_entropy=head.step_0_loss,
+            joint=True,
+            use_pseudo_labels=False,
+        )
+        for head in HEADS.values()
+    }

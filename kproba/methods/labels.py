@@ -1,105 +1,152 @@
 """Pseudo labels: which background pixels of a new step are really old classes.
 
-For pixels with raw label 0, p are the teacher's class probabilities over S_{t-1}
-(sigmoids of its upsampled logits) and the bank's evidence is upsampled from feature
-resolution. All rules may answer 0, and the first three do where max s is below their
+For pixels with raw label 0, p are the teacher's class probabilities over S_{t-1}, from
+its upsampled logits, and the bank's evidence is upsampled from feature resolution.
+Every rule may answer 0, and those that score do where max s is below
 `score_threshold`. All other pixels keep their label.
 
 | rule         | answer                                                               |
 |--------------|----------------------------------------------------------------------|
-| `lda`        | argmax s, what `fuse` makes of p and the posterior q of LDA           |
-| `klda`       | the same with q of KLDA: by random Fourier features                   |
-| `kappa`      | the same with κ = softmax(-d_c/τ), d distances to prototypes, for q   |
+| `lda`        | argmax s, the score of network and LDA bank together (`fuse`)         |
+| `klda`       | the same with KLDA: a bank of random Fourier features                 |
+| `kappa`      | the same with κ = softmax(-d_c/τ), d distances to prototypes          |
 | `confidence` | argmax p where max p ≥ threshold, else 0 (BARM)                       |
 | `argmax`     | argmax p                                                             |
 | `agree`      | argmax p where the bank agrees or max p ≥ threshold, else 0           |
 | `entropy`    | argmax p where its entropy is below the class's median, else unsure   |
 
-Of a network with a softmax p is that softmax. Unsure pixels (`kproba.data.labels.UNSURE`)
-train nothing.
+Unsure pixels (`kproba.data.labels.UNSURE`) do not take part in training.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from kproba.bank.bank import PrototypeBank
-from kproba.bank.fusion import (
-    PseudoLabelSettings,
-    evidence,
-    fit_to_image,
-    fuse,
-    log_probabilities,
-)
+from kproba.bank.decision import Decision
+from kproba.bank.fusion import Combination
 from kproba.data.labels import UNSURE, LabelMap
 from kproba.data.loaders import Batch
-from kproba.methods.rules import RULES, RULES_THAT_SCORE, RULES_WITH_BANK
+from kproba.methods.rules import RULES
 from kproba.network.heads import compose_logits
 from kproba.network.layers import upsample
 from kproba.network.network import SegmentationNetwork
 from kproba.runtime.distributed import ALONE, Process
+from kproba.runtime.references import resolve
 
 ENTROPY_BINS = 10_000  # of [0, 1]
-
-
 LOWEST_ENTROPY = 0.001  # below it every pixel is sure
 
 
-def decide(
-    logits: torch.Tensor,
-    log_evidence: torch.Tensor | None,
-    settings: PseudoLabelSettings,
-    *,
-    softmax: bool = False,
-    thresholds: torch.Tensor | None = None,
-    share: torch.Tensor | None = None,
-    counted: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Apply a rule to every pixel.
+@dataclass(frozen=True)
+class LabelSettings:
+    """The rule of the pseudo labels and its numbers.
 
-    Args:
-        logits: Teacher's logits over S_{t-1}, (B, C, H, W).
-        log_evidence: The bank's log q (`klda`, `lda`, `agree`) or log κ (`kappa`),
-            (B, C, H, W); None for the rules without a bank.
-        settings: The rule.
-        softmax: Whether p is one softmax.
-        thresholds: Of `entropy`, (C,); see `entropy_thresholds`.
-        share: The bank's shares of the classes, (C,), for an image prior.
-        counted: Pixels that tell of the image's classes, (B, H, W) bool; None: all.
+    Attributes:
+        rule: One of `kproba.methods.rules.RULES`.
+        threshold: Least p of `confidence` and `agree`.
+        score_threshold: Least s of `klda`, `lda` and `kappa`.
+        decision: How network and bank decide together, for rules that read a bank.
+    """
+
+    rule: str
+    threshold: float = 0.0
+    score_threshold: float = 0.0
+    decision: Decision | None = None
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "LabelSettings":
+        """From the settings of a job."""
+        decision = content.get("decision")
+        return cls(**{**content, "decision": decision and Decision.from_dict(decision)})
+
+
+@dataclass(frozen=True)
+class LabelCase:
+    """What a rule decides on.
+
+    Attributes:
+        log_p: The teacher's log-probabilities over S_{t-1}, (B, C, H, W) float32.
+        settings: The rule and its numbers.
+        log_evidence: The bank's log q or log κ, (B, C, H, W); None without a bank.
+        combination: The bank and how it decides with the network; None without one.
+        thresholds: What the rule's `prepare` returned; None without.
+        hidden: Pixels that need a label, (B, H, W) bool; None: all.
+    """
+
+    log_p: torch.Tensor
+    settings: LabelSettings
+    log_evidence: torch.Tensor | None = None
+    combination: Combination | None = None
+    thresholds: torch.Tensor | None = None
+    hidden: torch.Tensor | None = None
+
+    def need_bank(self) -> tuple[torch.Tensor, Combination]:
+        """The bank's evidence and the bank.
+
+        Raises:
+            ValueError: There are none.
+        """
+        if self.log_evidence is None or self.combination is None:
+            raise ValueError(
+                f"Rule '{self.settings.rule}' needs a prototype bank, but got none."
+            )
+        return self.log_evidence, self.combination
+
+
+def by_score(case: LabelCase) -> torch.Tensor:
+    """`lda`, `klda` and `kappa`: argmax s, 0 where s is below the threshold."""
+    log_evidence, combination = case.need_bank()
+    log_s = combination.log_scores(case.log_p, log_evidence)
+    log_s = combination.fit(log_s, case.hidden)
+    best, label = log_s.max(dim=1)
+    return label * (best.exp() >= case.settings.score_threshold)
+
+
+def by_confidence(case: LabelCase) -> torch.Tensor:
+    """`confidence`: argmax p, 0 where p is below the threshold."""
+    best, label = case.log_p.max(dim=1)
+    return label * (best.exp() >= case.settings.threshold)
+
+
+def by_argmax(case: LabelCase) -> torch.Tensor:
+    """`argmax`: argmax p."""
+    return case.log_p.argmax(dim=1)
+
+
+def by_agreement(case: LabelCase) -> torch.Tensor:
+    """`agree`: argmax p, 0 where the bank disagrees and p is below the threshold."""
+    log_evidence, _ = case.need_bank()
+    best, label = case.log_p.max(dim=1)
+    sure = best.exp() >= case.settings.threshold
+    return label * (sure | (log_evidence.argmax(dim=1) == label))
+
+
+def by_entropy(case: LabelCase) -> torch.Tensor:
+    """`entropy`: argmax p, unsure where its entropy reaches the class's threshold."""
+    if case.thresholds is None:
+        raise ValueError("Rule 'entropy' needs a threshold per class, but got none.")
+    label = case.log_p.argmax(dim=1)
+    return label.where(entropy(case.log_p) < case.thresholds[label], UNSURE)
+
+
+def decide(case: LabelCase) -> torch.Tensor:
+    """Apply the rule of the settings to every pixel.
 
     Returns:
-        Labels (B, H, W) uint8 in output indices.
+        Labels (B, H, W) uint8 in output indices, or `UNSURE`.
 
     Raises:
-        ValueError: The rule needs evidence, shares or thresholds and got none.
+        ValueError: An unknown rule, or one that needs evidence or thresholds and got
+            none.
     """
-    rule = settings.rule
-    if rule not in RULES:
-        raise ValueError(f"Expected a rule of {', '.join(RULES)}, but got '{rule}'.")
-    if rule in RULES_WITH_BANK and log_evidence is None:
-        raise ValueError(f"Rule '{rule}' needs a prototype bank, but got none.")
-    if rule == "entropy" and thresholds is None:
-        raise ValueError("Rule 'entropy' needs a threshold per class, but got none.")
-    log_p = log_probabilities(logits, softmax=softmax)
-    best, label = log_p.max(dim=1)
-    sure = best.exp() >= settings.threshold
-    if log_evidence is None or rule not in RULES_WITH_BANK:
-        if rule == "confidence":
-            label = label * sure
-        elif thresholds is not None:
-            label = label.where(entropy(log_p) < thresholds[label], UNSURE)
-    elif rule in RULES_THAT_SCORE:
-        log_s = fuse(log_p, log_evidence, settings)
-        if settings.image_prior:
-            if share is None:
-                raise ValueError("image_prior needs the bank's shares, but got none.")
-            log_s = fit_to_image(log_s, share, settings.image_prior, counted)
-        best, label = log_s.max(dim=1)
-        label = label * (best.exp() >= settings.score_threshold)
-    else:  # agree
-        label = label * (sure | (log_evidence.argmax(dim=1) == label))
-    return label.to(torch.uint8)
+    name = case.settings.rule
+    if name not in RULES:
+        raise ValueError(f"Expected a rule of {', '.join(RULES)}, but got '{name}'.")
+    labels: torch.Tensor = resolve(RULES[name].function)(case)
+    return labels.to(torch.uint8)
 
 
 def entropy(log_p: torch.Tensor) -> torch.Tensor:
@@ -124,7 +171,7 @@ def entropy_thresholds(
         teacher: Network of step t-1.
         batches: This process's images with their raw labels.
         label_map: Of step t; tells which labels are hidden.
-        process: This one of several.
+        process: This process of several.
 
     Returns:
         (C,) float32, at least 0.001.
@@ -137,7 +184,7 @@ def entropy_thresholds(
         images = batch.images.to(process.device, non_blocking=True)
         hidden = (table[batch.targets.long()] == 0).to(process.device)
         logits = teacher.predict_logits(images)
-        log_p = log_probabilities(logits, softmax=teacher.architecture.softmax)
+        log_p = teacher.log_probabilities(logits)
         place = (entropy(log_p) * ENTROPY_BINS).long().clamp(0, ENTROPY_BINS - 1)
         place += log_p.argmax(dim=1) * ENTROPY_BINS
         counts += torch.bincount(place[hidden], minlength=len(counts))
@@ -148,35 +195,46 @@ def entropy_thresholds(
     return (median / ENTROPY_BINS).clamp(min=LOWEST_ENTROPY)
 
 
-@torch.inference_mode()
-def pseudo_label(
-    teacher: SegmentationNetwork,
-    bank: PrototypeBank | None,
-    images: torch.Tensor,
-    settings: PseudoLabelSettings,
-    thresholds: torch.Tensor | None = None,
-    source: SegmentationNetwork | None = None,
-    hidden: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Labels over S_{t-1} of images (B, 3, H, W) uint8, (B, H, W) uint8.
+@dataclass(frozen=True)
+class Labeller:
+    """The network of step t-1, with its bank where the rule reads one.
 
-    `source` is the network of the bank's features, if not the teacher; `hidden`
-    (B, H, W) bool are the pixels that need a label, None: all.
+    Attributes:
+        network: Of step t-1.
+        settings: The rule and its numbers.
+        combination: The bank and how it decides with the network; None for rules
+            without a bank.
+        thresholds: What the rule's `prepare` returned; None without.
     """
-    outputs = teacher(images)
-    size = images.shape[-2:]
-    logits = upsample(compose_logits(outputs.logits).float(), size)
-    log_evidence = share = None
-    if bank is not None and settings.rule in RULES_WITH_BANK:
-        shown = outputs if source is None else source(images)
-        log_evidence = upsample(evidence(shown, bank, settings), size)
-        share = bank.share
-    return decide(
-        logits,
-        log_evidence,
-        settings,
-        softmax=teacher.architecture.softmax,
-        thresholds=thresholds,
-        share=share,
-        counted=hidden,
-    )
+
+    network: SegmentationNetwork
+    settings: LabelSettings
+    combination: Combination | None = None
+    thresholds: torch.Tensor | None = None
+
+    @torch.inference_mode()
+    def label(
+        self, images: torch.Tensor, hidden: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Labels over S_{t-1}, (B, H, W) uint8, of images (B, 3, H, W) uint8.
+
+        Args:
+            images: (B, 3, H, W) uint8.
+            hidden: Pixels that need a label, (B, H, W) bool; None: all.
+        """
+        outputs = self.network(images)
+        logits = compose_logits(outputs.logits).float()
+        logits = upsample(logits, images.shape[-2:])
+        evidence = None
+        if self.combination is not None:
+            evidence = self.combination.log_evidence_of_pixels(outputs, images)
+        return decide(
+            LabelCase(
+                log_p=self.network.log_probabilities(logits),
+                settings=self.settings,
+                log_evidence=evidence,
+                combination=self.combination,
+                thresholds=self.thresholds,
+                hidden=hidden,
+            )
+        )

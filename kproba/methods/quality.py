@@ -2,8 +2,8 @@
 
 The masks of the training images name all classes, which a method must not see; here
 they are the ground truth of the pixels that the step calls background. Where a mask
-names no old class at all (pictures that came later), what was found cannot be judged,
-and the columns that judge stay empty.
+names no old class at all (pictures that came later), the labels cannot be judged, and
+the columns that judge stay empty.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from kproba.data.labels import UNSURE, LabelMap
 def hidden_confusion(
     raw: torch.Tensor, labels: torch.Tensor, label_map: LabelMap
 ) -> torch.Tensor:
-    """What the pixels that a step calls background are, and what they were taken for.
+    """Confusion of the pixels that a step calls background: truth and pseudo label.
 
     Args:
         raw: Raw labels, any shape, uint8.

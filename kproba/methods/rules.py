@@ -1,25 +1,117 @@
-"""TODO methods.rules."""
+"""The rules of the pseudo labels by name: what each reads and where its code is.
 
-# The rules of `kproba.methods.labels` with the settings that each reads, those among
-# them that read the bank, and those that score every class by network and bank.
-SCORE = ("score_threshold", "foreground", "probability_weight", "image_prior")
+A rule decides of every pixel that a step calls background which old class it shows. Its
+function takes a `kproba.methods.labels.LabelCase`.
+"""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
-POSTERIOR = ("posterior_weight", "foreground_bias")
+from kproba.runtime.references import Reference
 
-
-RULES: dict[str, tuple[str, ...]] = {
-    "lda": (*SCORE, *POSTERIOR),
-    "klda": (*SCORE, *POSTERIOR),
-    "kappa": (*SCORE, "temperature", "metric"),
-    "confidence": ("threshold",),
-    "argmax": (),
-    "agree": ("threshold",),
-    "entropy": (),
-}
+# The keys of the section `decision` that rules read which combine network and bank.
+COMBINED = ("foreground", "probability_weight", "image_prior")
+POSTERIOR = (*COMBINED, "posterior_weight", "foreground_bias")
+KAPPA = (*COMBINED, "temperature", "metric")
 
 
-RULES_WITH_BANK = ("lda", "klda", "kappa", "agree")
+@dataclass(frozen=True)
+class LabelRule:
+    """A rule of the pseudo labels.
+
+    Attributes:
+        name: Value of `pseudo_labels.rule`.
+        description: One line, for the documents.
+        function: Takes a `LabelCase` and returns labels (B, H, W) in output indices.
+        reads: Keys of `pseudo_labels` that it reads.
+        decision: Keys of `decision` that it reads.
+        bank: The kind of bank that it reads: "identity" for features without a map
+            (LDA), "rff" for random Fourier features; None: it reads none.
+        combines: The rule by which network and bank predict together where this one
+            makes the pseudo labels; None: the default, `lda`.
+        scores: Whether it scores every class by network and bank, and so can predict.
+        prepare: Takes the teacher, the batches, the label map and the process, and
+            returns what `LabelCase.thresholds` holds; None: nothing is prepared.
+    """
+
+    name: str
+    description: str
+    function: Reference
+    reads: tuple[str, ...] = ()
+    decision: tuple[str, ...] = ()
+    bank: Literal["identity", "rff"] | None = None
+    combines: str | None = None
+    scores: bool = False
+    prepare: Reference | None = None
 
 
-RULES_THAT_SCORE = ("lda", "klda", "kappa")
+_LABELS = "kproba.methods.labels"
+_ENTRIES = (
+    LabelRule(
+        "lda",
+        "The class with the largest score of network and LDA bank together.",
+        f"{_LABELS}:by_score",
+        reads=("score_threshold",),
+        decision=POSTERIOR,
+        bank="identity",
+        combines="lda",
+        scores=True,
+    ),
+    LabelRule(
+        "klda",
+        "The same with a bank of random Fourier features (KLDA).",
+        f"{_LABELS}:by_score",
+        reads=("score_threshold",),
+        decision=POSTERIOR,
+        bank="rff",
+        combines="klda",
+        scores=True,
+    ),
+    LabelRule(
+        "kappa",
+        "The same with distances to prototypes, κ = softmax(-d/τ).",
+        f"{_LABELS}:by_score",
+        reads=("score_threshold",),
+        decision=KAPPA,
+        bank="rff",
+        combines="kappa",
+        scores=True,
+    ),
+    LabelRule(
+        "confidence",
+        "The network's class where its probability reaches the threshold (BARM).",
+        f"{_LABELS}:by_confidence",
+        reads=("threshold",),
+    ),
+    LabelRule("argmax", "The network's class.", f"{_LABELS}:by_argmax"),
+    LabelRule(
+        "agree",
+        "The network's class where the bank agrees or the threshold is reached.",
+        f"{_LABELS}:by_agreement",
+        reads=("threshold",),
+        bank="rff",
+        combines="klda",
+    ),
+    LabelRule(
+        "entropy",
+        "The network's class where its entropy is below the class's median (PLOP).",
+        f"{_LABELS}:by_entropy",
+        prepare=f"{_LABELS}:entropy_thresholds",
+    ),
+)
+RULES: dict[str, LabelRule] = {rule.name: rule for rule in _ENTRIES}
+DEFAULT_COMBINATION = "lda"
+
+
+def scoring_rules() -> list[str]:
+    """Names of the rules by which network and bank can predict together."""
+    return [name for name, rule in RULES.items() if rule.scores]
+
+
+def needs_scatter(rule: str, decision: Mapping[str, Any]) -> bool:
+    """Whether the bank of a rule holds the within-class scatter.
+
+    Every rule with a bank reads it, but for κ by Euclidean distance.
+    """
+    return not (rule == "kappa" and decision["metric"] == "euclidean")

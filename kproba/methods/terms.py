@@ -1,30 +1,174 @@
-"""TODO methods.terms."""
+"""The loss terms by name: what each needs and where its formula is.
 
+A term is a function of a `kproba.methods.losses.case.Case`, the outputs, targets and
+counts of one micro-batch, to a scalar tensor. The training adds up the terms of a
+method, each times its weight.
+"""
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-CrossEntropy = Literal["protected_bce", "bce", "ce", "unbiased_ce"]
+from kproba.runtime.references import Reference
+
+# What a term may need, besides what a head provides (`HeadEntry.provides`).
+TEACHER = "teacher"  # the outputs of step t-1's network
+STAGES = "stages"  # the features of every stage of the backbone
+TEACHER_LOGITS = "teacher logits"  # those that the bank may correct
+CERTAINTY = "certainty"  # how much of an image the pseudo labels are sure of
+NEEDS = (TEACHER, STAGES, TEACHER_LOGITS, CERTAINTY)
 
 
 @dataclass(frozen=True)
-class LossWeights:
-    """Weights of the terms added to the cross-entropy of an increment.
+class Term:
+    """A loss term.
 
-    The formulas are in `kproba.methods.losses.step`. The first four need a branch per step, `kd` and
-    `unbiased_kd` a softmax.
+    Attributes:
+        name: Key in the `losses` of a method, or its `cross_entropy`.
+        description: One line, for the schema.
+        function: Takes a `Case` and returns a scalar tensor.
+        needs: What it reads: things that a head provides ("branches", "softmax"), and
+            some of `NEEDS`.
+        classifies: Whether it is a cross-entropy: a method has exactly one of these.
+        reaches_old: Whether every parameter of the old classes gets a gradient from it.
+            Several processes must know if nothing does.
+        scale: Takes a `Case` and returns a factor on the weight; None: 1.
+        column: Name in metrics.csv; "": that of the term.
     """
 
-    bga_ce: float = 0.0  # background falls where a new class is
-    bga_t: float = 0.0  # background stays where background is
-    gkd: float = 0.0  # logits of the old branches stay
-    bfd: float = 0.0  # features of the old branches stay on background
-    kd: float = 0.0  # the softmax over the old classes stays
-    unbiased_kd: float = 0.0  # the same, the new classes counting as background
-    pod: float = 0.0  # local POD of the features of every stage
-    pod_logits: float = 0.0  # and of the logits
+    name: str
+    description: str
+    function: Reference
+    needs: frozenset[str] = frozenset()
+    classifies: bool = False
+    reaches_old: bool = False
+    scale: Reference | None = None
+    column: str = ""
 
 
-OF_BRANCHES = ("bga_ce", "bga_t", "gkd", "bfd")
+_LOSSES = "kproba.methods.losses"
+_ENTRIES = (
+    Term(
+        "protected_bce",
+        "BCE without gradient into the logits of old classes (BARM).",
+        f"{_LOSSES}.barm:protected_bce_term",
+        needs=frozenset({"branches"}),
+        classifies=True,
+        column="bce",
+    ),
+    Term(
+        "bce",
+        "A sigmoid per class, every channel learns.",
+        f"{_LOSSES}.cross_entropy:bce_term",
+        needs=frozenset({"branches"}),
+        classifies=True,
+        reaches_old=True,
+    ),
+    Term(
+        "ce",
+        "Softmax cross-entropy.",
+        f"{_LOSSES}.cross_entropy:ce_term",
+        needs=frozenset({"softmax"}),
+        classifies=True,
+        reaches_old=True,
+    ),
+    Term(
+        "certain_ce",
+        "The same, each image weighted by how sure its pseudo labels are (PLOP).",
+        f"{_LOSSES}.cross_entropy:certain_ce_term",
+        needs=frozenset({"softmax", CERTAINTY}),
+        classifies=True,
+        reaches_old=True,
+        column="ce",
+    ),
+    Term(
+        "unbiased_ce",
+        "Softmax cross-entropy in which background may be any old class (MiB).",
+        f"{_LOSSES}.cross_entropy:unbiased_ce_term",
+        needs=frozenset({"softmax"}),
+        classifies=True,
+        reaches_old=True,
+        column="ce",
+    ),
+    Term(
+        "bga_ce",
+        "Background falls where a new class is (BARM).",
+        f"{_LOSSES}.barm:bga_ce_term",
+        needs=frozenset({"branches"}),
+    ),
+    Term(
+        "bga_t",
+        "Background stays up where the raw label is background (BARM).",
+        f"{_LOSSES}.barm:bga_t_term",
+        needs=frozenset({"branches"}),
+    ),
+    Term(
+        "bga_t_remaining",
+        "The same where the pseudo label is background too.",
+        f"{_LOSSES}.barm:bga_t_remaining_term",
+        needs=frozenset({"branches"}),
+        column="bga_t",
+    ),
+    Term(
+        "gkd",
+        "Logits of the old branches stay (BARM).",
+        f"{_LOSSES}.barm:gkd_term",
+        needs=frozenset({"branches", TEACHER, TEACHER_LOGITS}),
+        reaches_old=True,
+    ),
+    Term(
+        "bfd",
+        "Features of the old branches stay on background (BARM).",
+        f"{_LOSSES}.barm:bfd_term",
+        needs=frozenset({"branches", TEACHER}),
+    ),
+    Term(
+        "kd",
+        "The softmax over the old classes stays (LwF).",
+        f"{_LOSSES}.distillation:kd_term",
+        needs=frozenset({"softmax", TEACHER}),
+        reaches_old=True,
+    ),
+    Term(
+        "unbiased_kd",
+        "The same, new classes counting as background (MiB).",
+        f"{_LOSSES}.distillation:unbiased_kd_term",
+        needs=frozenset({"softmax", TEACHER}),
+        reaches_old=True,
+    ),
+    Term(
+        "pod",
+        "Local POD of the features of every stage (PLOP).",
+        f"{_LOSSES}.pod:pod_term",
+        needs=frozenset({TEACHER, STAGES}),
+        scale=f"{_LOSSES}.pod:class_ratio",
+    ),
+    Term(
+        "pod_logits",
+        "Local POD of the logits (PLOP).",
+        f"{_LOSSES}.pod:pod_logits_term",
+        needs=frozenset({TEACHER, STAGES}),
+        scale=f"{_LOSSES}.pod:class_ratio",
+    ),
+)
+# In the order in which they are added up.
+TERMS: dict[str, Term] = {term.name: term for term in _ENTRIES}
 
 
-OF_SOFTMAX = ("kd", "unbiased_kd")
+def cross_entropies() -> list[str]:
+    """Names of the terms that classify."""
+    return [name for name, term in TERMS.items() if term.classifies]
+
+
+def further_terms() -> list[str]:
+    """Names of the terms that a method may add to its cross-entropy."""
+    return [name for name, term in TERMS.items() if not term.classifies]
+
+
+def needs_of(names: Iterable[str]) -> frozenset[str]:
+    """Everything that some terms need."""
+    return frozenset().union(*(TERMS[name].needs for name in names))
+
+
+def in_order(weights: Mapping[str, float]) -> dict[str, float]:
+    """Weights that are not 0, in the order of the table."""
+    return {name: float(weights[name]) for name in TERMS if weights.get(name)}

@@ -1,7 +1,7 @@
-"""Batch norm whose statistics are those of the images of all processes, on the CPU.
+"""Batch norm with statistics over the images of all processes, on the CPU.
 
-PyTorch's `SyncBatchNorm` runs on GPUs only. Here the same formulas over gloo, so that a
-step 0 of several processes equals that of one:
+PyTorch's `SyncBatchNorm` runs on GPUs only. This is the same computation over gloo, so
+that step 0 on several processes equals step 0 on one:
 
     y = (x - μ) / sqrt(σ² + ε) γ + β,  μ and σ² over the N values of all processes,
     dx = γ / sqrt(σ² + ε) (dy - mean(dy) - x̂ mean(dy x̂)),  means over all processes.
@@ -17,10 +17,11 @@ from torch import nn
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` over all processes; its parameters and buffers are shared.
+    """`nn.BatchNorm2d` over all processes.
 
     Args:
-        norm: The batch norm to replace; of timm, with an activation that stays.
+        norm: The batch norm to replace. Its parameters and buffers are used, and the
+            activation that timm's batch norms include.
     """
 
     def __init__(self, norm: nn.BatchNorm2d):
@@ -32,7 +33,7 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         self.train(norm.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) to the same shape."""
+        """(B, C, H, W) to the same shape; in training all processes must call it."""
         if not self.training:
             result: torch.Tensor = self.act(super().forward(x))
             return result
@@ -50,7 +51,7 @@ class GlobalBatchNorm(nn.BatchNorm2d):
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalised x, with the mean, biased variance and count of all processes."""
+    """Normalise x; returns mean, biased variance and count of all processes too."""
 
     @staticmethod
     def forward(ctx: Any, x, weight, bias, epsilon):  # type: ignore[no-untyped-def]
@@ -74,18 +75,20 @@ class _Normalise(torch.autograd.Function):
         x, weight, mean, variance, count = ctx.saved_tensors
         scale = (variance + ctx.epsilon).rsqrt()
         normal = (x - mean[:, None, None]) * scale[:, None, None]
-        of_bias = gradient.sum((0, 2, 3))
-        of_weight = (gradient * normal).sum((0, 2, 3))
-        both = torch.stack([of_bias, of_weight])
+        bias_gradient = gradient.sum((0, 2, 3))
+        weight_gradient = (gradient * normal).sum((0, 2, 3))
+        both = torch.stack([bias_gradient, weight_gradient])
         dist.all_reduce(both)
         shift, slope = (both / count)[:, :, None, None]
-        of_x = (weight * scale)[:, None, None] * (gradient - shift - normal * slope)
-        # Those of the parameters are of this process: the wrapper adds them up.
-        return of_x, of_weight, of_bias, None
+        x_gradient = (weight * scale)[:, None, None] * (
+            gradient - shift - normal * slope
+        )
+        # DistributedDataParallel sums the parameters' gradients over the processes.
+        return x_gradient, weight_gradient, bias_gradient, None
 
 
 def synchronise(module: nn.Module) -> None:
-    """Put `GlobalBatchNorm` in the place of every batch norm that trains."""
+    """Replace, in place, every batch norm in training mode by `GlobalBatchNorm`."""
     for name, norm in list(module.named_modules()):
         if isinstance(norm, nn.BatchNorm2d) and norm.training:
             module.set_submodule(name, GlobalBatchNorm(norm))

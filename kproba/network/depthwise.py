@@ -1,27 +1,28 @@
-"""TODO network.depthwise."""
+"""Depthwise convolutions with fast gradients on a CPU."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-CACHED = 2**20  # values
+# Values of a feature map that fit into a processor's cache.
+CACHED = 2**20
 
 
 class Depthwise(nn.Conv2d):
     """A depthwise convolution of stride 1 whose gradients are fast on a CPU.
 
-    PyTorch's own are several times slower than its forward pass for 5×5 or dilated
-    kernels on small maps. On other devices this is `nn.Conv2d`.
+    For 5×5 or dilated kernels on small maps, PyTorch's backward pass takes several
+    times as long as its forward pass. On other devices this is `nn.Conv2d`.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) to the same shape, in the type of mixed precision."""
+        """(B, C, H, W) to the same shape, in the dtype of autocast."""
         if x.device.type != "cpu" or not torch.is_grad_enabled():
             return super().forward(x)
         weight = self.weight
         if torch.is_autocast_enabled("cpu"):
-            kind = torch.get_autocast_dtype("cpu")
-            x, weight = x.to(kind), weight.to(kind)
+            dtype = torch.get_autocast_dtype("cpu")
+            x, weight = x.to(dtype), weight.to(dtype)
         result: torch.Tensor = _DepthwiseFunction.apply(
             x, weight, self.padding[0], self.dilation[0]
         )
@@ -29,11 +30,11 @@ class Depthwise(nn.Conv2d):
 
 
 class _DepthwiseFunction(torch.autograd.Function):
-    """Both gradients in the form of forward passes.
+    """Both gradients computed as forward passes.
 
     With "same" padding the gradient of the input is the convolution of the output's
-    gradient with the flipped kernel; that of weight (i, j) is the sum, over images and
-    places, of the output's gradient times the input that this weight has met.
+    gradient with the flipped kernel. The gradient of weight (i, j) is the sum, over
+    images and cells, of the output's gradient times the input shifted by (i, j).
     """
 
     @staticmethod
@@ -46,37 +47,44 @@ class _DepthwiseFunction(torch.autograd.Function):
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
         d, p, k = ctx.dilation, ctx.padding, weight.shape[-1]
-        of_input = of_weight = None
+        input_gradient = weight_gradient = None
         if ctx.needs_input_grad[0]:
             flipped = weight.flip(2, 3)
-            of_input = F.conv2d(gradient, flipped, None, 1, p, d, groups=len(weight))
+            input_gradient = F.conv2d(
+                gradient, flipped, None, 1, p, d, groups=len(weight)
+            )
         if ctx.needs_input_grad[1]:
             height, width = gradient.shape[-2:]
             padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, p, p, p, p))  # (B, H, W, C)
             gradient = gradient.permute(0, 2, 3, 1)
-            # As many images at once as fit into the processor's cache.
+            # As many images at once as fit into the cache.
             images = max(1, CACHED // gradient[0].numel())
             parts = []
-            exact = torch.promote_types(x.dtype, torch.float32)  # of the sums
-            for own, met in zip(
+            # Sums in bfloat16 would lose most digits.
+            sum_type = torch.promote_types(x.dtype, torch.float32)
+            for outputs, inputs in zip(
                 gradient.split(images), padded.split(images), strict=True
             ):
                 taps = [
-                    (met[:, i : i + height, j : j + width] * own).sum(
-                        (0, 1, 2), dtype=exact
+                    (inputs[:, i : i + height, j : j + width] * outputs).sum(
+                        (0, 1, 2), dtype=sum_type
                     )
                     for i in range(0, k * d, d)
                     for j in range(0, k * d, d)
                 ]
                 parts.append(torch.stack(taps, dim=1))
-            of_weight = torch.stack(parts).sum(0).to(weight.dtype)
-            # In the strides of the weight, as DistributedDataParallel wants it.
-            of_weight = of_weight.as_strided(weight.shape, weight.stride())
-        return of_input, of_weight, None, None
+            total = torch.stack(parts).sum(0).to(weight.dtype)
+            # DistributedDataParallel expects the strides of the weight.
+            weight_gradient = total.as_strided(weight.shape, weight.stride())
+        return input_gradient, weight_gradient, None, None
 
 
-def _use_depthwise(body: nn.Module) -> None:
-    """Put `Depthwise` in the place of the convolutions that gain by it."""
+def use_depthwise(body: nn.Module) -> None:
+    """Replace, in place, the convolutions that `Depthwise` makes faster.
+
+    Those are depthwise, of stride 1, and 5×5 or dilated. The weights stay the same
+    parameters.
+    """
     for name, module in list(body.named_modules()):
         if not isinstance(module, nn.Conv2d) or module.stride != (1, 1):
             continue

@@ -1,4 +1,4 @@
-"""TODO network.files."""
+"""Models on disk: model.safetensors with the weights, model.json beside it."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from kproba.network.network import Architecture, SegmentationNetwork
+from kproba.extensions import load_recorded
+from kproba.network.architecture import Architecture
+from kproba.network.network import SegmentationNetwork
 from kproba.runtime.files import atomic_path, read_json, write_json
 
 
@@ -18,7 +20,7 @@ def save_model(
     Args:
         network: Network to save.
         path: Name ending in .safetensors.
-        about: Classes and provenance to record beside the architecture.
+        about: Further content of the JSON file: classes, provenance.
     """
     path = Path(path)
     state = {
@@ -37,14 +39,16 @@ def save_model(
 
 
 def load_model(path: str | Path, *, device: str = "cpu") -> SegmentationNetwork:
-    """Load a model for inference (evaluation mode, no gradient).
+    """Load a model of any version for inference (evaluation mode, no gradient).
 
     Args:
         path: model.safetensors of any step, model.json beside it.
-        device: Where to put it.
+        device: Device of the returned network.
 
     Raises:
         FileNotFoundError: One of the two files is missing.
+        ValueError: The model has a backbone or head that this version does not know.
+        ExtensionError: It was made with a file of extensions that is not there.
     """
     path = Path(path)
     for needed in (path, path.with_suffix(".json")):
@@ -54,9 +58,9 @@ def load_model(path: str | Path, *, device: str = "cpu") -> SegmentationNetwork:
                 f"{needed} does not exist."
             )
     about = read_json(path.with_suffix(".json"))
-    network = SegmentationNetwork(
-        Architecture(**about["architecture"]), about["classes_per_step"]
-    )
+    load_recorded(about.get("extensions", []))
+    architecture = Architecture.from_dict(about["architecture"])
+    network = SegmentationNetwork(architecture, about["classes_per_step"])
     network.load_state_dict(safetensors.torch.load_file(path))
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""TODO network.layers."""
+"""Layers that PyTorch lacks: keyed dropout, batch norm after pooling, upsampling."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,11 @@ from torch import nn
 class KeyedDropout(nn.Module):
     """Dropout whose mask depends on a key per image instead of a global generator.
 
-    So an image loses the same units whichever process, micro-batch or restarted run
-    it is in. `keys` (B,) int64 must be set before a forward pass in training mode.
+    An image loses the same units in whichever process, micro-batch or resumed run it
+    is. `keys` (B,) int64 must be set before a forward pass in training mode.
+
+    Args:
+        probability: Probability of each unit to be dropped.
     """
 
     def __init__(self, probability: float):
@@ -20,7 +23,14 @@ class KeyedDropout(nn.Module):
         self.keys: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Zero each unit with `probability` and scale the others up."""
+        """Zero each unit with `probability` and scale the others up.
+
+        Args:
+            x: (B, ...) float.
+
+        Raises:
+            RuntimeError: Not one key per image, in training mode.
+        """
         if not self.training or self.probability == 0:
             return x
         if self.keys is None or len(self.keys) != len(x):
@@ -36,8 +46,8 @@ class KeyedDropout(nn.Module):
 class PooledBatchNorm(nn.BatchNorm2d):
     """Batch norm after global pooling, where an image has one value per channel.
 
-    A batch of a single image has no variance: its running statistics serve instead, and
-    stay as they are, where `nn.BatchNorm2d` would stop the training.
+    A batch of a single image has no variance, and `nn.BatchNorm2d` raises an error.
+    Here such a batch is normalised with the running statistics, which do not change.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -50,10 +60,10 @@ class PooledBatchNorm(nn.BatchNorm2d):
 
 
 def upsample(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """(B, C, h, w) to (B, C, *size), bilinear.
+    """Bilinear interpolation of (B, C, h, w) to (B, C, *size).
 
-    The result has its channels last in memory: an argmax over them is seven times
-    faster so, on a CPU.
+    The result has its channels last in memory, which makes an argmax over them seven
+    times faster on a CPU.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

@@ -1,7 +1,7 @@
 """Where every artifact is: the one place that spells paths below results/.
 
-The constants are patterns with Snakemake's wildcards. Rules use them as they are; `fill`
-puts values in. Nothing else spells such a path, and nothing parses one.
+The constants are patterns with Snakemake's wildcards. Rules use them as they are;
+`fill` puts values in. Nothing else spells such a path, and nothing parses one.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What the workflow tells the report about a step: which run, and where its files are."""
+"""The record of a step for the report: which run it is of, and where its files are."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields

@@ -1,46 +1,142 @@
-"""TODO plan.schema."""
+"""The schema of the configuration: checks, defaults and messages.
+
+Names and keys that tables hold (backbones, heads, loss terms, label rules, kinds of
+datasets) are filled into the schema, so that a new entry needs no change of it.
+"""
 
 import copy
-import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import yaml
 
+from kproba.data.kinds import KINDS
+from kproba.extensions import ExtensionError, load_extensions
+from kproba.methods.rules import RULES, scoring_rules
+from kproba.methods.terms import TERMS, cross_entropies, further_terms
+from kproba.network.backbones import BACKBONES
+from kproba.network.heads import HEADS
+from kproba.plan.errors import ConfigError, suggestion
+
 Config = dict[str, Any]
 
-
-class ConfigError(ValueError):
-    """The configuration is wrong; the message names the key and the mend."""
+# Sections of which a method may change keys.
+SECTIONS = ("bank", "decision", "pseudo_labels", "increment")
+_DECISION = (
+    *("foreground", "probability_weight", "posterior_weight", "foreground_bias"),
+    *("image_prior", "temperature", "metric"),
+)
+# Keys of earlier versions, by section, and what takes their place.
+RENAMED: dict[str, dict[str, str]] = {
+    "compute": {"looks": "compute.val_times", "look_images": "compute.val_images"},
+    "pseudo_labels": {key: f"decision.{key}" for key in _DECISION},
+}
+RENAMED_IN_METHODS = {
+    "scale_by_certainty": "cross_entropy: certain_ce",
+    "keeps_background": "losses: {bga_t: 0, bga_t_remaining: 5}",
+}
 
 
 def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
     """Validate a configuration and fill in the defaults.
 
+    Files under `extensions` are loaded first: they may add names that it uses.
+
     Raises:
-        ConfigError: A key is unknown or missing, or a value has a wrong type or is out
-            of bounds. All such errors stand in the one message.
+        ConfigError: A key is unknown or missing, a value has a wrong type or is out of
+            bounds, or an extension fails. All errors of one kind are in one message.
     """
-    schema = _numbers(yaml.safe_load(Path(schema_path).read_text(encoding="utf-8")))
     config = _make_lists(_numbers(copy.deepcopy(dict(config))))
+    extensions = config.get("extensions", [])
+    if isinstance(extensions, list) and all(isinstance(e, str) for e in extensions):
+        try:
+            load_extensions(extensions)
+        except ExtensionError as error:
+            raise ConfigError(f"extensions: {error}") from error
+    schema = load_schema(schema_path)
+    _refuse(_renamed(config))
     _refuse(_errors(config, schema) + _not_finite(config))
     filled = _with_defaults(config, schema, schema)
     errors = _wrong_ranges(filled)
     for name, changes in filled["methods"].items():
-        for section in ("bank", "pseudo_labels", "increment"):
-            merged = _merged(filled[section], changes.get(section, {}))
+        for section in SECTIONS:
+            laid_over = merged(filled[section], changes.get(section, {}))
             where = f"methods.{name}.{section}"
-            errors += _errors(merged, _section(schema, section), where)
+            errors += _errors(laid_over, _section(schema, section), where)
     _refuse(errors)
     return filled
 
 
+def load_schema(path: str | Path) -> Config:
+    """The schema in a file, with the names and keys that the tables hold."""
+    schema: Config = _numbers(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    properties, definitions = schema["properties"], schema["$defs"]
+    properties["model"]["properties"]["backbone"]["enum"] = list(BACKBONES)
+    rule = definitions["pseudo_labels"]["properties"]["rule"]
+    rule["enum"] = list(RULES)
+    reserved = [*(head.base for head in HEADS.values()), "figures"]
+    properties["methods"]["propertyNames"]["not"] = {"enum": reserved}
+    method = properties["methods"]["additionalProperties"]["properties"]
+    method["head"]["enum"] = list(HEADS)
+    method["cross_entropy"]["enum"] = cross_entropies()
+    method["prediction"]["enum"] = ["network", "fused", *scoring_rules()]
+    method["losses"]["properties"] = {
+        name: {"description": TERMS[name].description, "type": "number", "minimum": 0}
+        for name in further_terms()
+    }
+    dataset = definitions["dataset"]
+    dataset["properties"]["kind"]["enum"] = list(KINDS)
+    dataset["allOf"] = []
+    for name, kind in KINDS.items():
+        case = {"required": ["kind"], "properties": {"kind": {"const": name}}}
+        reference = {"$ref": f"#/$defs/dataset_{name}"}
+        dataset["allOf"].append({"if": case, "then": reference})
+        definitions[f"dataset_{name}"] = {
+            "type": "object",
+            "additionalProperties": False,
+            "required": list(kind.required),
+            "properties": {
+                "kind": {"const": name, "description": f"Kind: {kind.title}."},
+                "additions": {
+                    "description": (
+                        "Folders of pictures with new classes that came later."
+                    ),
+                    "$ref": "#/$defs/additions",
+                },
+                **copy.deepcopy(dict(kind.settings)),
+            },
+        }
+    return schema
+
+
+def _renamed(config: Config) -> list[str]:
+    """Keys of earlier versions, each with the key that takes its place."""
+    errors = []
+
+    def look(section: Any, where: str, names: Mapping[str, str]) -> None:
+        for key in names if isinstance(section, Mapping) else ():
+            if key in section:
+                errors.append(
+                    f"{where}.{key}: this key is now `{names[key]}`. Rename it."
+                )
+
+    for name, names in RENAMED.items():
+        look(config.get(name), name, names)
+    methods = config.get("methods")
+    for method, changes in methods.items() if isinstance(methods, Mapping) else ():
+        look(changes, f"methods.{method}", RENAMED_IN_METHODS)
+        if isinstance(changes, Mapping):
+            for name, names in RENAMED.items():
+                look(changes.get(name), f"methods.{method}.{name}", names)
+    return errors
+
+
 def _make_lists(config: Config) -> Config:
-    """What may be written shorter: one task or setting, an addition as its path."""
+    """Write out what may be shorter: one task or setting, an addition as its path."""
     datasets = config.get("datasets")
     for settings in datasets.values() if isinstance(datasets, dict) else []:
         additions = settings.get("additions") if isinstance(settings, dict) else None
@@ -101,7 +197,7 @@ def _wrong_ranges(config: Config) -> list[str]:
 
 
 def _explain(error: jsonschema.ValidationError, where: str) -> str:
-    """One line: where, what was expected, what came, the mend."""
+    """One line: where, what was expected, what came, the remedy."""
     parts = [where] if where else []
     path = ".".join(parts + [str(part) for part in error.absolute_path])
     path = path or "the top level"
@@ -113,7 +209,7 @@ def _explain(error: jsonschema.ValidationError, where: str) -> str:
     if rule == "additionalProperties":
         known = list(schema.get("properties", {}))
         unknown = [key for key in instance if key not in known]
-        hints = [f"'{key}'{_suggestion(str(key), known)}" for key in unknown]
+        hints = [f"'{key}'{suggestion(str(key), known)}" for key in unknown]
         return (
             f"{path}: unknown key {', '.join(hints)}. Known keys: {', '.join(known)}."
         )
@@ -121,7 +217,7 @@ def _explain(error: jsonschema.ValidationError, where: str) -> str:
         missing = [key for key in wanted if key not in instance]
         return f"{path}: missing key {', '.join(missing)}. Add it."
     if rule == "enum":
-        hint = _suggestion(str(instance), [str(entry) for entry in wanted])
+        hint = suggestion(str(instance), [str(entry) for entry in wanted])
         return (
             f"{path}: expected one of {', '.join(map(str, wanted))}, but {got}{hint}."
         )
@@ -143,16 +239,11 @@ def _explain(error: jsonschema.ValidationError, where: str) -> str:
     return f"{path}: {error.message}."
 
 
-def _suggestion(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
-
-
 def _numbers(value: Any, where: str = "the top level") -> Any:
-    """Make strings such as "1e-3", which YAML 1.1 reads as text, numbers.
+    """Turn strings such as "1e-3", which YAML 1.1 reads as text, into numbers.
 
     Raises:
-        ConfigError: A key is no text.
+        ConfigError: A key is not text.
     """
     if isinstance(value, Mapping):
         for key in value:
@@ -185,7 +276,7 @@ def _with_defaults(value: Any, schema: Config, root: Config) -> Any:
             schema = {**schema, **_resolve(case["then"], root)}
     if isinstance(value, dict):
         if isinstance(schema.get("default"), dict):
-            value = _merged(schema["default"], value)
+            value = merged(schema["default"], value)
         properties = schema.get("properties", {})
         for key, entry in properties.items():
             if key not in value and "default" in _resolve(entry, root):
@@ -200,12 +291,12 @@ def _with_defaults(value: Any, schema: Config, root: Config) -> Any:
     return value
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Config:
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Config:
     """`above` laid over `below`, key by key, down to the leaves."""
-    merged = copy.deepcopy(dict(below))
+    result = copy.deepcopy(dict(below))
     for key, value in above.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _merged(merged[key], value)
+        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+            result[key] = merged(result[key], value)
         else:
-            merged[key] = copy.deepcopy(value)
-    return merged
+            result[key] = copy.deepcopy(value)
+    return result

@@ -1,14 +1,16 @@
-"""What a step has learned as one file that runs without this package.
+"""Writes what a step has learned to one file that runs without this package.
 
     kproba export results/digits/6-2-overlap/kproba/seed0/step2 model.onnx
 
-Network, bank and image prior together: images in, probabilities out, any number and
-any size. `.onnx` runs in ONNX Runtime and its like, `.pt` is TorchScript. Names and
-mask values of the classes are inside.
+The file contains network, bank and image prior, and the names and mask values of the
+classes. It turns any number of images of any size into probabilities. `.onnx` runs in
+ONNX Runtime and similar programs, `.pt` is TorchScript.
 """
 
 import json
+import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +18,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from kproba.predict.segmenter import Segmenter
+from kproba.predict.segmenter import Segmenter, load
 from kproba.runtime.files import atomic_path
+
+log = logging.getLogger("kproba")
 
 OPSET = 18
 
 
-AGREES = 1e-3  # largest difference of two probabilities that passes for rounding
+TOLERANCE = 1e-3  # largest difference of two probabilities that rounding may cause
 
 
 INPUT, OUTPUT = "images", "probabilities"
 
 
-SIZES = ((1, 96, 128), (2, 117, 75))  # traced with the first, checked with both
+# Shapes (B, H, W): the file is traced with the first and checked with both.
+SIZES = ((1, 96, 128), (2, 117, 75))
 
 
 class Deployed(nn.Module):
-    """Images (B, 3, H, W) uint8 to probabilities (B, C, H, W) float32.
+    """A segmenter as one module, for images of any size that are not tiled.
 
     The classes are in the order of `Segmenter.classes`.
     """
@@ -40,7 +45,7 @@ class Deployed(nn.Module):
     def __init__(self, segmenter: Segmenter):
         super().__init__()
         self.predictor = segmenter.predictor
-        self.parts = nn.ModuleList(  # so that their weights are found
+        self.parts = nn.ModuleList(  # so that tracing finds their weights
             part
             for part in vars(segmenter.predictor).values()
             if isinstance(part, nn.Module)
@@ -48,47 +53,74 @@ class Deployed(nn.Module):
         self.channels = segmenter.channels
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+        """Images (B, 3, H, W) uint8 to probabilities (B, C, H, W) float32."""
         log_s = self.predictor.fit(self.predictor.log_scores(images))
         return log_s[:, self.channels].exp()
+
+
+def export_step(step: str | Path, path: Path) -> None:
+    """Write the model file of a step and log its size and its error.
+
+    Args:
+        step: Folder of a tested step, or its predictor.json.
+        path: As for `export`.
+
+    Raises:
+        ValueError: As `export`.
+        RuntimeError: As `export`.
+        FileNotFoundError: The step has not been tested.
+    """
+    difference = export(load(step), path)
+    log.info(
+        "%s written, %.1f MiB; its probabilities differ from PyTorch's by %.1g at most",
+        path,
+        path.stat().st_size / 2**20,
+        difference,
+    )
 
 
 def export(segmenter: Segmenter, path: str | Path) -> float:
     """Write a model file and check it on images of two sizes.
 
     Args:
-        segmenter: On the CPU.
-        path: Ends in .onnx or .pt.
+        segmenter: A segmenter on the CPU.
+        path: Name of the file, ending in .onnx or .pt.
 
     Returns:
-        The largest difference of a probability from this package's.
+        The largest difference between a probability of the file and of `segmenter`.
 
     Raises:
-        ValueError: Another ending, or the file does not give the same probabilities.
-        RuntimeError: .onnx without the packages for it.
+        ValueError: The name has another ending, or the file gives other probabilities.
+        RuntimeError: The packages for .onnx are missing.
     """
     path = Path(path)
     if path.suffix not in (".onnx", ".pt"):
-        raise ValueError(f"Expected a file name in .onnx or .pt, but got {path}.")
+        raise ValueError(
+            f"Expected a file name ending in .onnx or .pt, but got {path}. Change its "
+            f"ending."
+        )
     if path.suffix == ".onnx":
-        _need_onnx()
+        _check_onnx_is_installed()
     model = Deployed(segmenter).eval()
     about = {
         "classes": json.dumps([entry.name for entry in segmenter.classes]),
         "labels": json.dumps([entry.label for entry in segmenter.classes]),
     }
     with atomic_path(path) as temporary, torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing: shapes are checked below
-        model(_noise(SIZES[0]))  # what is solved once must not become part of the file
+        # Tracing warns of values that depend on shapes; those are checked below.
+        warnings.simplefilter("ignore")
+        # The first call solves equations whose result is kept: without it, tracing
+        # would record the solution as part of the model.
+        model(_noise(SIZES[0]))
         traced = torch.jit.trace(model, _noise(SIZES[0]), check_trace=False)
         if path.suffix == ".pt":
             _write_torchscript(traced, temporary, about)
         else:
             _write_onnx(traced, temporary, about)
-        return _difference(model, temporary, path)
+        return _largest_difference(model, temporary, path)
 
 
-def _need_onnx() -> None:
+def _check_onnx_is_installed() -> None:
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -100,6 +132,7 @@ def _need_onnx() -> None:
 
 
 def _noise(shape: tuple[int, int, int]) -> torch.Tensor:
+    """Images (B, 3, H, W) uint8 of noise, always the same, for a shape (B, H, W)."""
     batch, height, width = shape
     generator = torch.Generator().manual_seed(0)
     size = (batch, 3, height, width)
@@ -114,7 +147,7 @@ def _write_onnx(traced: Any, path: Path, about: dict[str, str]) -> None:
     import onnx
 
     axes = {0: "batch", 2: "height", 3: "width"}
-    # The exporter that traces: the one by torch.export takes minutes over the sizes.
+    # With dynamo=True, torch.export takes minutes for models of any image size.
     torch.onnx.export(
         traced,
         (_noise(SIZES[0]),),
@@ -133,24 +166,25 @@ def _write_onnx(traced: Any, path: Path, about: dict[str, str]) -> None:
     onnx.save(written, path)
 
 
-def _difference(model: Deployed, written: Path, path: Path) -> float:
-    run = _runner(written, path.suffix)
-    worst = 0.0
+def _largest_difference(model: Deployed, written: Path, path: Path) -> float:
+    """Largest difference of probabilities; `path` is the final name of `written`."""
+    run = _load_exported(written, path.suffix)
+    largest = 0.0
     for shape in SIZES:
         images = _noise(shape)
-        apart = np.abs(run(images.numpy()) - model(images).numpy())
-        # Where two classes are as likely, rounding decides; but for few pixels.
-        worst = max(worst, float(np.quantile(apart, 0.999)))
-    if worst > AGREES:
+        differences = np.abs(run(images.numpy()) - model(images).numpy())
+        # In a few pixels where classes are equally likely, rounding matters more.
+        largest = max(largest, float(np.quantile(differences, 0.999)))
+    if largest > TOLERANCE:
         raise ValueError(
             f"Expected {path} to give the probabilities of PyTorch, but they differ by "
-            f"{worst:.2g}. Try another version of torch or of onnxruntime."
+            f"{largest:.2g}. Try another version of torch or of onnxruntime."
         )
-    return worst
+    return largest
 
 
-def _runner(path: Path, suffix: str) -> Any:
-    """What runs a written file: an array of images to one of probabilities."""
+def _load_exported(path: Path, suffix: str) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that runs a model file: images in, probabilities out."""
     if suffix == ".pt":
         loaded = torch.jit.load(str(path))
         return lambda images: loaded(torch.from_numpy(images)).numpy()

@@ -1,15 +1,16 @@
-"""What a step has learned, for any image of any size.
+"""Applies what a step has learned to any image of any size.
 
     segmenter = kproba.load("results/digits/6-2-overlap/kproba/seed0/step2")
-    found = segmenter.predict("photo.jpg")
-    found.labels    # (H, W) uint8, values as in the dataset's masks
-    found.areas()   # {"background": 0.91, "three": 0.09}
+    segmentation = segmenter.predict("photo.jpg")
+    segmentation.labels    # (H, W) uint8, values as in the dataset's masks
+    segmentation.areas()   # {"background": 0.91, "three": 0.09}
 
-An image is asked whole and at its own size, as in the test, if no side is longer than
-a tile. A larger one is cut into overlapping tiles, whose probabilities are joined with
-weights that fall towards a tile's edges; the image prior sees the joined image. What
-would need more memory than `MOST_VALUES` is scaled down before, and can be on request
-(`long_side`). `Segmentation.how` says what was done.
+If no side of an image is longer than a tile, the network gets the whole image at its
+own size, as in the test. A larger image is cut into overlapping tiles, and their
+probabilities are averaged with weights that fall towards the edges of each tile. The
+image prior is applied to the whole image. An image that would need more memory than
+`MOST_VALUES` allows is scaled down first; `long_side` scales on request.
+`Segmentation.how` says what was done.
 """
 
 from collections.abc import Sequence
@@ -23,17 +24,15 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torchvision.transforms.functional import pil_to_tensor
 
-from kproba.bank.description import SeenClass, find_description
+from kproba.bank.decision import Decision
+from kproba.bank.description import SeenClass, read_description
 from kproba.bank.predictor import load_predictor
-from kproba.runtime.files import read_json
+from kproba.predict.tiles import SMALLEST_TILE, TILE, tile_starts
 
-TILE = 1024  # pixels
-
-
-OVERLAP = 0.25  # of a tile
+MOST_VALUES = 2**28  # probabilities of one image, 1 GiB of float32
 
 
-MOST_VALUES = 2**28  # probabilities of one image: 1 GiB of float32
+SMALLEST_LONG_SIDE = 32  # pixels
 
 
 Picture = str | Path | Image.Image | np.ndarray | torch.Tensor
@@ -46,25 +45,25 @@ class PixelPredictor(Protocol):
         """Log-probabilities (B, C, H, W) of images (B, 3, H, W) uint8, by pixel."""
 
     def fit(self, log_s: torch.Tensor) -> torch.Tensor:
-        """The same with what whole images say of their classes."""
+        """Log-probabilities (B, C, H, W), corrected by each image's prior."""
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What was found in one image.
+    """The classes of the pixels of one image.
 
     Attributes:
-        classes: In the order of `indices`, background first.
-        indices: (H, W) uint8, the likeliest class of every pixel as index of `classes`.
-        confidence: (H, W) float32, its probability.
-        asked: Probabilities (C, h, w) float32, at the size that the network saw.
-        how: "whole", "6 tiles", "scaled to 1024x683", or both.
+        classes: The classes, background first.
+        indices: (H, W) uint8, the likeliest class of each pixel as index of `classes`.
+        confidence: (H, W) float32, the probability of that class.
+        network_probabilities: (C, h, w) float32, at the size of the network's input.
+        how: "whole", "6 tiles", "scaled to 1024x683", or both of the latter.
     """
 
     classes: tuple[SeenClass, ...]
     indices: np.ndarray
     confidence: np.ndarray
-    asked: torch.Tensor
+    network_probabilities: torch.Tensor
     how: str
 
     @property
@@ -76,28 +75,28 @@ class Segmentation:
     @property
     def probabilities(self) -> np.ndarray:
         """(C, H, W) float32, at the image's own size."""
-        return _resized(self.asked, self.indices.shape).numpy()
+        return _resized(self.network_probabilities, self.indices.shape).numpy()
 
     def pixels(self) -> dict[str, int]:
-        """How many pixels every class has, by name, those without any too."""
+        """Number of pixels of each class by name, also of classes without any."""
         counts = np.bincount(self.indices.ravel(), minlength=len(self.classes))
         names = [entry.name for entry in self.classes]
         return dict(zip(names, counts.tolist(), strict=True))
 
     def areas(self) -> dict[str, float]:
-        """The share of the image of every class that it shows, by name."""
-        whole = self.indices.size
-        return {name: n / whole for name, n in self.pixels().items() if n}
+        """Share of the image of each class by name, of classes with pixels only."""
+        total = self.indices.size
+        return {name: count / total for name, count in self.pixels().items() if count}
 
 
 class Segmenter:
-    """A model, with its bank where both predict, and the names of its classes.
+    """Predicts the classes of images, by a network or by a network and its bank.
 
     Args:
         predictor: Network, or network and bank, on `device`.
-        classes: In output order.
-        channels: Per class the predictor's channel.
-        device: Of the predictor.
+        classes: The classes in output order.
+        channels: The predictor's channel of each class.
+        device: Device of the predictor.
     """
 
     def __init__(
@@ -118,11 +117,13 @@ class Segmenter:
         Args:
             image: A path, a PIL image, an array (H, W, 3) or (H, W) uint8, or a tensor
                 (3, H, W) uint8.
-            long_side: Scale to so many pixels first; None: its own size.
-            tile: Longest side that is asked at once, at least 64.
+            long_side: Scale the image so that its longer side has this many pixels;
+                at least 32. None: keep its size.
+            tile: Longest side in pixels that the network gets at once, at least 64.
 
         Raises:
-            ValueError: Not an image of 8 bits, or a size that makes no sense.
+            ValueError: The image does not have 8 bits, or `tile` or `long_side` is too
+                small.
             OSError: The file cannot be read.
         """
         return self.predict_batch([image], long_side=long_side, tile=tile)[0]
@@ -135,30 +136,39 @@ class Segmenter:
         long_side: int | None = None,
         tile: int = TILE,
     ) -> list[Segmentation]:
-        """Segment images; those of one size that need no tiles are asked together.
+        """Segment images, all at once if they have one size and need no tiles.
 
-        See `predict`.
+        Args:
+            images: Each as for `predict`.
+            long_side: As for `predict`.
+            tile: As for `predict`.
+
+        Raises:
+            ValueError: As `predict`.
+            OSError: As `predict`.
         """
-        if tile < 64 or (long_side is not None and long_side < 32):
+        too_short = long_side is not None and long_side < SMALLEST_LONG_SIDE
+        if tile < SMALLEST_TILE or too_short:
             raise ValueError(
-                f"Expected a tile of at least 64 pixels and a long side of at least "
-                f"32, but got {tile} and {long_side}."
+                f"Expected a tile of at least {SMALLEST_TILE} pixels and a long side "
+                f"of at least {SMALLEST_LONG_SIDE}, but got {tile} and {long_side}. "
+                f"Raise them, or leave them out."
             )
         pictures = [read_picture(image) for image in images]
-        scaled = [self._scaled(picture, long_side) for picture in pictures]
-        if self._fit_together(scaled, tile):
+        scaled = [self._scale(picture, long_side) for picture in pictures]
+        if self._can_stack(scaled, tile):
             stacked = torch.stack(scaled).to(self.device)
-            asked = self.predictor.fit(self.predictor.log_scores(stacked))
-            results = [(log_s, 1) for log_s in asked]
+            scores = self.predictor.fit(self.predictor.log_scores(stacked))
+            results = [(log_s, 1) for log_s in scores]
         else:
-            results = [self._tiled(image, tile) for image in scaled]
+            results = [self._predict_tiles(image, tile) for image in scaled]
         return [
-            self._segmentation(log_s, picture, tiles)
+            self._make_segmentation(log_s, picture, tiles)
             for (log_s, tiles), picture in zip(results, pictures, strict=True)
         ]
 
-    def _fit_together(self, images: Sequence[torch.Tensor], tile: int) -> bool:
-        """Whether images can be asked at once: of one size, no tiles, little memory."""
+    def _can_stack(self, images: Sequence[torch.Tensor], tile: int) -> bool:
+        """Whether images have one size, need no tiles, and fit into memory together."""
         shapes = {image.shape for image in images}
         if len(shapes) != 1:
             return False
@@ -166,7 +176,8 @@ class Segmenter:
         values = len(images) * len(self.classes) * height * width
         return max(height, width) <= tile and values <= MOST_VALUES
 
-    def _scaled(self, image: Image.Image, long_side: int | None) -> torch.Tensor:
+    def _scale(self, image: Image.Image, long_side: int | None) -> torch.Tensor:
+        """Image (3, h, w) uint8, scaled to `long_side` and to what memory allows."""
         width, height = image.size
         factor = 1.0 if long_side is None else long_side / max(width, height)
         values = len(self.classes) * width * height * factor**2
@@ -176,8 +187,10 @@ class Segmenter:
             image = image.resize((size[0], size[1]), Image.Resampling.LANCZOS)
         return pil_to_tensor(image)
 
-    def _tiled(self, image: torch.Tensor, tile: int) -> tuple[torch.Tensor, int]:
-        """Log s (C, h, w) of one image, on the device, and in how many tiles."""
+    def _predict_tiles(
+        self, image: torch.Tensor, tile: int
+    ) -> tuple[torch.Tensor, int]:
+        """Log s (C, h, w) of an image (3, h, w), and the number of its tiles."""
         height, width = image.shape[1:]
         places = [
             (top, left)
@@ -188,7 +201,7 @@ class Segmenter:
         if len(places) == 1:
             return self.predictor.fit(self.predictor.log_scores(pixels))[0], 1
         high, wide = min(tile, height), min(tile, width)
-        weight = _falling(high)[:, None] * _falling(wide)
+        weight = _edge_weights(high)[:, None] * _edge_weights(wide)
         weight = weight.to(self.device)
         total = torch.zeros(1, len(self.channels), height, width, device=self.device)
         weights = torch.zeros(height, width, device=self.device)
@@ -197,37 +210,43 @@ class Segmenter:
             log_s = self.predictor.log_scores(pixels[..., rows, columns].contiguous())
             total[..., rows, columns] += weight * log_s.exp()
             weights[rows, columns] += weight
-        joined = (total / weights).clamp(min=1e-30).log()
-        return self.predictor.fit(joined)[0], len(places)
+        averaged = (total / weights).clamp(min=1e-30).log()
+        return self.predictor.fit(averaged)[0], len(places)
 
-    def _segmentation(
+    def _make_segmentation(
         self, log_s: torch.Tensor, picture: Image.Image, tiles: int
     ) -> Segmentation:
-        asked = log_s[self.channels].exp().cpu()
+        probabilities = log_s[self.channels].exp().cpu()
         width, height = picture.size
         how = [] if tiles == 1 else [f"{tiles} tiles"]
-        if asked.shape[1:] != (height, width):
-            how.insert(0, f"scaled to {asked.shape[2]}x{asked.shape[1]}")
+        if probabilities.shape[1:] != (height, width):
+            high, wide = probabilities.shape[1:]
+            how.insert(0, f"scaled to {wide}x{high}")
         best = torch.full((height, width), -torch.inf)
         index = torch.zeros(height, width, dtype=torch.uint8)
-        for number, of_class in enumerate(asked):  # one at a time, for the memory
-            values = _resized(of_class[None], (height, width))[0]
+        # One class at a time, because all of them at full size may not fit in memory.
+        for number, small in enumerate(probabilities):
+            values = _resized(small[None], (height, width))[0]
             index[values > best] = number
             best = torch.maximum(best, values)
         return Segmentation(
             self.classes,
             index.numpy(),
             best.clamp(max=1).numpy(),
-            asked,
+            probabilities,
             ", ".join(how) or "whole",
         )
 
 
 def read_picture(image: Picture) -> Image.Image:
-    """An image as upright RGB.
+    """An image as RGB, turned upright according to its EXIF orientation.
+
+    Args:
+        image: As for `Segmenter.predict`.
 
     Raises:
-        ValueError: It has more than 8 bits per channel, or another shape or type.
+        ValueError: The image has more than 8 bits per channel, or a wrong shape or
+            type.
         OSError: The file cannot be read.
     """
     if isinstance(image, str | Path):
@@ -238,8 +257,8 @@ def read_picture(image: Picture) -> Image.Image:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3):
             raise ValueError(
-                f"Expected an image (H, W, 3) or (H, W) of uint8, but got "
-                f"{image.shape} of {image.dtype}."
+                f"Expected an image of shape (H, W, 3) or (H, W) and type uint8, but "
+                f"got shape {image.shape} and type {image.dtype}. Convert it."
             )
         image = Image.fromarray(image)
     if image.mode.startswith(("I", "F")):
@@ -251,17 +270,7 @@ def read_picture(image: Picture) -> Image.Image:
     return upright.convert("RGB")
 
 
-def tile_starts(length: int, tile: int) -> list[int]:
-    """Where tiles begin that cover a side, evenly, and overlap by a quarter or more."""
-    if length <= tile:
-        return [0]
-    step = tile - round(OVERLAP * tile)
-    count = 1 + -(-(length - tile) // step)
-    starts = np.linspace(0, length - tile, count).round().astype(int)
-    return [int(start) for start in starts]
-
-
-def _falling(length: int) -> torch.Tensor:
+def _edge_weights(length: int) -> torch.Tensor:
     """Weights along one side of a tile: 1 in the middle, near 0 at the ends."""
     place = torch.arange(length) + 0.5
     return torch.minimum(place, length - place) / (length / 2)
@@ -271,29 +280,30 @@ def _resized(values: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """(C, h, w) to (C, *size), bilinear."""
     if values.shape[1:] == tuple(size):
         return values
-    how = {"mode": "bilinear", "align_corners": False}
-    return F.interpolate(values[None], tuple(size), **how)[0]  # type: ignore[arg-type]
+    resized = F.interpolate(
+        values[None], tuple(size), mode="bilinear", align_corners=False
+    )
+    return resized[0]
 
 
 def load(path: str | Path, device: str = "cpu") -> Segmenter:
-    """Load what a step learned, as it was tested: network, or network and bank.
+    """Load what a step has learned, as it was tested: network, or network and bank.
 
     Args:
         path: Folder of a step, its predictor.json or its model.safetensors.
-        device: "cpu", "cuda", "cuda:1", ...
+        device: "cpu", "cuda", "cuda:1", ..
 
     Raises:
         FileNotFoundError: predictor.json or a file that it names is missing.
         ValueError: The bank was built with another model.
     """
-    found = find_description(path)
-    about, here = read_json(found), found.parent
-    files = {
-        name: None if about[name] is None else here / about[name]
-        for name in ("bank", "source")
-    }
+    description = read_description(path)
+    decision = description.decision
     predictor = load_predictor(
-        here / about["network"], **files, rule=about["rule"], device=device
+        description.network,
+        bank=description.bank,
+        feature_network=description.feature_network,
+        decision=decision and Decision.from_dict(decision),
+        device=device,
     )
-    classes = [SeenClass(**entry) for entry in about["classes"]]
-    return Segmenter(predictor, classes, about["channels"], device)
+    return Segmenter(predictor, description.classes, description.channels, device)

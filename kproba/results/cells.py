@@ -1,4 +1,4 @@
-"""TODO results.cells."""
+"""Tables, cells and pictures of the page, before they become HTML."""
 
 import math
 from collections.abc import Sequence
@@ -48,7 +48,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """An embedded picture with a text for those who do not see it."""
+    """An embedded picture with a text for those who do not see it.
+
+    Attributes:
+        title: Above the caption.
+        source: The picture as a data URI.
+        alt: The text.
+        caption: Below the title.
+    """
 
     title: str
     source: str
@@ -56,18 +63,19 @@ class Picture:
     caption: str = ""
 
 
-def _number(values: pd.Series) -> Cell:
-    """Mean of some seeds, with the deviation of several."""
+def number_cell(values: pd.Series) -> Cell:
+    """Mean over seeds, with the deviation where there are several."""
     mean = float(values.astype(float).mean())
     return Cell(mean_and_deviation(values), None if math.isnan(mean) else mean)
 
 
-def _step_cell(step: Any) -> Cell:
-    return Cell(str(step), int(step))
+def integer_cell(number: Any) -> Cell:
+    """A whole number, such as a step: an int, or what pandas has for one."""
+    return Cell(str(number), int(number))
 
 
-def _heat(values: pd.Series) -> Cell:
-    """A percentage on the colour of its size."""
+def heat_cell(values: pd.Series) -> Cell:
+    """The mean of percentages, on a background whose colour grows with it."""
     mean = float(values.astype(float).mean())
     if math.isnan(mean):
         return Cell("")

@@ -28,6 +28,8 @@ from kproba.data.labels import IGNORE, LabelMap
 from kproba.data.loaders import Batch
 from kproba.data.splits import parse_classes
 from kproba.data.tasks import Groups
+from kproba.results import measures
+from kproba.results.measures import ClassScores, class_iou
 from kproba.runtime.distributed import ALONE, Process
 from kproba.runtime.files import atomic_path, write_json
 
@@ -71,11 +73,10 @@ def select_rows(index: pd.DataFrame, groups: Groups, policy: Policy) -> pd.DataF
 
 def ground_truth_table(groups: Groups, settings: EvaluationSettings) -> np.ndarray:
     """Raw label to ground truth (256,) uint8 after the last step of `groups`."""
+    ignored = settings.policy == "mib" and settings.ignore_background
     return LabelMap(groups).evaluation_table(
         unseen=0 if settings.policy == "plop" else IGNORE,
-        background=IGNORE
-        if settings.policy == "mib" and settings.ignore_background
-        else 0,
+        background=IGNORE if ignored else 0,
     )
 
 
@@ -94,24 +95,17 @@ def confusion_matrix(
         predicted: The same shape, 0..C-1.
         classes: C.
     """
-    # Ignored pixels are counted in a place of their own: cheaper than picking the rest.
+    # Ignored pixels get one more bin: cheaper than picking out the others.
     pairs = truth.int() * classes + predicted.int()
     pairs = torch.where(truth == IGNORE, classes**2, pairs).flatten()
     counts = torch.bincount(pairs, minlength=classes**2 + 1)
     return counts[: classes**2].view(classes, classes)
 
 
-def class_iou(confusion: np.ndarray) -> np.ndarray:
-    """IoU in percent per class, (C,) float64; NaN without any pixel of either kind."""
-    hit = np.diag(confusion).astype(np.float64)
-    union = confusion.sum(0) + confusion.sum(1) - hit
-    return 100 * np.divide(hit, union, out=np.full_like(hit, np.nan), where=union > 0)
-
-
-def means_of(
+def means(
     confusion: np.ndarray, step_of_class: Sequence[int], policy: Policy
 ) -> dict[str, float]:
-    """old, new, all and hiou in percent; NaN where there is no class to average.
+    """Every measure of one step in percent, by name; NaN where it is not defined.
 
     Args:
         confusion: (C, C) counts, true classes in rows.
@@ -119,22 +113,8 @@ def means_of(
         policy: `mib` leaves background and classes without ground truth out; the
             others count a class that is nowhere (no truth, no prediction) as 0.
     """
-    iou, steps = class_iou(confusion), np.array(step_of_class)
-    counted = np.ones(len(iou), bool)
-    if policy == "mib":
-        counted = confusion.sum(1) > 0
-        counted[0] = False
-    iou = np.nan_to_num(iou)
-    old = _mean(iou[counted & (steps == 0)])
-    new = _mean(iou[counted & (steps > 0)])
-    hiou = 2 * old * new / (old + new) if old + new > 0 else float("nan")
-    if old == new == 0:
-        hiou = 0.0
-    return {"old": old, "new": new, "all": _mean(iou[counted]), "hiou": hiou}
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if values.size else float("nan")
+    scores = ClassScores.from_confusion(confusion, step_of_class, policy)
+    return {m.name: m.compute(scores) for m in measures.step_measures()}
 
 
 def centre_crop(image: torch.Tensor, side: int, *, labels: bool) -> torch.Tensor:
@@ -167,7 +147,7 @@ def evaluate(
     Args:
         predictor: Model of the step, on the process's device.
         batches: This process's images and ground truth (`ground_truth_table` applied).
-        settings: Of the evaluation.
+        settings: Only the crop matters here; the rest is in batches and truth.
         channel_order: Per class of S_t in output order, the predictor's channel for it.
         process: This one of several, which all get the counts of all images.
     """
@@ -223,11 +203,11 @@ def write_results(
         confusion: (C, C) counts.
         evaluation: JSON with the numbers and every choice that they depend on.
         table: CSV with the counts, true classes in rows.
-        names: Of S_t in output order.
-        step_of_class: Per output index its step.
-        settings: Of the evaluation.
-        images: How many were tested.
-        about: Which run; goes into the JSON.
+        names: Class names of S_t in output order.
+        step_of_class: Per output index the step that introduced the class.
+        settings: How the model was tested; recorded as the protocol.
+        images: Number of tested images.
+        about: Further entries of the JSON, first: the names of run and step.
     """
     iou = class_iou(confusion)
     with atomic_path(table) as temporary:
@@ -238,7 +218,7 @@ def write_results(
         evaluation,
         {
             **about,
-            **means_of(confusion, step_of_class, settings.policy),
+            **means(confusion, step_of_class, settings.policy),
             "protocol": {**asdict(settings), "checkpoint": "last"},
             "images": images,
             "classes": [

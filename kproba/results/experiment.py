@@ -1,13 +1,16 @@
-"""TODO results.experiment."""
+"""One experiment as the page shows it: a dataset, a task and a setting."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from kproba.data.label_images import read_label_image
+from kproba.data.labels import LabelMap
 from kproba.data.tasks import Groups
-from kproba.results.tables import EXPERIMENT, Row
+from kproba.results.tables import EXPERIMENT
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class Experiment:
 
     Attributes:
         dataset, task, setting: Their names.
-        kind: Of the dataset.
+        kind: Kind of the dataset, such as "voc".
         groups: Raw labels of the classes of all steps.
         names: Class names in output order, "background" first.
         indices: Index of the dataset and of its additions.
@@ -34,22 +37,25 @@ class Experiment:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What its rows have in their columns `EXPERIMENT`."""
+        """Its values in the columns `EXPERIMENT`; equal to `StepResult.experiment`."""
         return self.dataset, self.task, self.setting
 
     @property
     def title(self) -> str:
-        """As it is called in headings."""
+        """Heading of its section."""
         return " ".join(self.key)
 
-
-def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in EXPERIMENT)
-
-
-def _is_of(table: pd.DataFrame, experiment: Experiment) -> pd.Series:
-    return (table[EXPERIMENT] == list(experiment.key)).all(axis=1)
+    def select(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The rows of a table of all experiments that belong to this one."""
+        return table[(table[EXPERIMENT] == list(self.key)).all(axis=1)]
 
 
-def _step(result: Mapping[str, Any]) -> int:
-    return int(result["step"])
+def read_truth(image: Mapping[Any, Any], groups: Groups) -> np.ndarray:
+    """Ground truth (H, W) uint8 in output indices after the last step of `groups`.
+
+    Args:
+        image: Row of an index or a split: `mask`, in raw labels, and `label_offset`.
+        groups: Raw labels per step. Classes of later steps become 255, ignored.
+    """
+    labels = read_label_image(image["mask"], int(image["label_offset"]))
+    return LabelMap(groups).evaluation_table()[labels]

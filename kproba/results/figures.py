@@ -2,73 +2,68 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
 from kproba.data.drawing import class_colours
 from kproba.data.label_images import read_label_image
-from kproba.data.labels import LabelMap
 from kproba.data.splits import read_indices
 from kproba.data.tasks import Groups
-from kproba.results.tables import MEASURES, Row, first_seeds, read_summary
-from kproba.runtime.files import atomic_path, read_json
+from kproba.plan.results import StepResult
+from kproba.results import measures
+from kproba.results.experiment import read_truth
+from kproba.results.tables import keep_first_seed, read_evaluation, read_summary
+from kproba.runtime.files import atomic_path
 
 matplotlib.use("Agg")
 
-
 MOST_COLUMNS = 9  # of predictions in the figure of examples
-
-
 MOST_CURVES = 10  # in one panel
-
-
 MOST_NAMED = 48  # classes in a legend
-
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-
-
-LEVEL = "#767676"  # of what is one line through all steps
+LEVEL = "#767676"  # of a method that is one line through all steps
 
 
 def draw_figures(
-    rows: Sequence[Row],
+    results: Sequence[StepResult],
     indices: Sequence[str | Path],
+    outputs: Mapping[str, str | Path],
     *,
     groups: Groups,
-    miou: str | Path,
-    training: str | Path,
-    classes: str | Path,
-    pseudo_labels: str | Path,
-    examples: str | Path,
 ) -> None:
     """Draw the figures of one experiment.
 
     Args:
-        rows: As for `summarise`, of one experiment.
+        results: All its steps.
         indices: Index of the dataset and of its additions.
-        groups: Class groups of the task.
-        miou: Output: curves of old, new, all and their harmonic mean over the steps.
-        training: Output: the loss over the iterations of every step.
-        classes: Output: IoU of every class after every step, per method.
-        pseudo_labels: Output: IoU of every step's pseudo labels, per class and method.
-        examples: Output: the same validation images through steps and methods.
+        outputs: PNG by name, all of `kproba.plan.artifacts.FIGURE_NAMES`:
+            `miou`: curves of every measure of one step, over the steps;
+            `training`: the loss over the iterations of every step;
+            `classes`: IoU of every class after every step, per method;
+            `pseudo_labels`: IoU of every step's pseudo labels, per class and method;
+            `examples`: the same validation images through steps and methods.
+        groups: Raw labels of the classes, per step of the task.
     """
-    results = [{**read_json(row["evaluation"]), **row} for row in rows]
+    evaluations = [{**read_evaluation(result), **result.run} for result in results]
+    index = pd.concat(read_indices(indices))
     with plt.rc_context({"font.size": 9, "figure.dpi": 110}):
-        _save(_draw_miou(results), miou)
-        _save(_draw_training(rows), training)
-        _save(_draw_classes(results), classes)
-        _save(_draw_examples(rows, pd.concat(read_indices(indices)), groups), examples)
-        _save(_draw_quality(rows), pseudo_labels)
+        _save(_draw_miou(evaluations), outputs["miou"])
+        _save(_draw_training(results), outputs["training"])
+        _save(_draw_classes(evaluations), outputs["classes"])
+        _save(_draw_examples(results, index, groups), outputs["examples"])
+        _save(_draw_quality(results), outputs["pseudo_labels"])
 
 
 def _save(figure: Figure, path: str | Path) -> None:
@@ -77,47 +72,70 @@ def _save(figure: Figure, path: str | Path) -> None:
     plt.close(figure)
 
 
-def _draw_miou(results: Sequence[Row]) -> Figure:
-    methods = list(dict.fromkeys(row["method"] for row in results))
-    steps = sorted({row["step"] for row in results})
+def _draw_miou(evaluations: Sequence[Mapping[str, Any]]) -> Figure:
+    """A panel per measure of one step, a curve per method, mean over seeds."""
+    table = pd.DataFrame(evaluations)
+    methods = list(dict.fromkeys(table["method"]))
+    steps = sorted(set(table["step"]))
     if len(methods) > MOST_CURVES:
-        return _draw_ranking(results, methods)
-    figure, axes = plt.subplots(1, 4, figsize=(12, 3), sharey=True)
-    for axis, measure in zip(axes, (*MEASURES, "hiou"), strict=True):
+        return _draw_ranking(table, methods)
+    panels = measures.step_measures()
+    size = (3 * len(panels), 3)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=size, sharey=True, squeeze=False
+    )
+    legend: dict[str, Any] = {}
+    for axis, measure in zip(axes[0], panels, strict=True):
         for number, method in enumerate(methods):
-            runs = pd.DataFrame([row for row in results if row["method"] == method])
-            curve = runs.groupby("step")[measure].agg(["mean", "std"]).dropna(how="all")
-            colour = COLOURS[number % len(COLOURS)]
-            if len(curve) == 1 and len(steps) > 1:  # joint: one training, one line
-                level = float(curve["mean"].iloc[0])
-                axis.axhline(level, color=LEVEL, linestyle="--", label=method)
-            else:
-                axis.errorbar(
-                    curve.index,
-                    curve["mean"],
-                    yerr=curve["std"].fillna(0),
-                    marker="os^Dv"[number % 5],
-                    color=colour,
-                    label=method,
-                    capsize=2,
-                )
-        title = "hIoU" if measure == "hiou" else measure
-        axis.set(title=title, xlabel="step", xticks=steps, ylim=(0, 100))
+            runs = table[table["method"] == method]
+            _draw_curve(axis, runs, measure.name, steps, number)
+        axis.set(title=measure.title, xlabel="step", xticks=steps, ylim=(0, 100))
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("mIoU in percent")
-    handles, labels = axes[2].get_legend_handles_labels()
-    shown = dict(zip(labels, handles, strict=True))
-    handles = [shown[method] for method in methods if method in shown]
+        if measure == measures.ALL:  # which every method has
+            handles, labels = axis.get_legend_handles_labels()
+            legend = dict(zip(labels, handles, strict=True))
+    axes[0][0].set_ylabel("mIoU in percent")
+    handles = [legend[method] for method in methods if method in legend]
     figure.legend(handles=handles, loc="upper center", ncol=MOST_CURVES)
     figure.subplots_adjust(top=0.8)
     return figure
 
 
-def _draw_ranking(results: Sequence[Row], methods: Sequence[str]) -> Figure:
+def _draw_curve(
+    axis: Axes, runs: pd.DataFrame, measure: str, steps: Sequence[int], number: int
+) -> None:
+    """Mean and deviation of one method.
+
+    Args:
+        axis: Where.
+        runs: Evaluations of the method.
+        measure: The column.
+        steps: Of all methods.
+        number: Place of the method in the list, for colour and marker.
+    """
+    [method] = set(runs["method"])
+    values = runs.astype({measure: float}).groupby("step")[measure]
+    curve = values.agg(["mean", "std"]).dropna(how="all")
+    if len(curve) == 1 and len(steps) > 1:  # joint: one training, one line
+        level = float(curve["mean"].iloc[0])
+        axis.axhline(level, color=LEVEL, linestyle="--", label=method)
+        return
+    axis.errorbar(
+        curve.index,
+        curve["mean"],
+        yerr=curve["std"].fillna(0),
+        marker="os^Dv"[number % 5],
+        color=COLOURS[number % len(COLOURS)],
+        label=method,
+        capsize=2,
+    )
+
+
+def _draw_ranking(table: pd.DataFrame, methods: Sequence[str]) -> Figure:
     """`all` after the last step, one line per method: for more than curves can show."""
-    last = max(row["step"] for row in results)
-    table = pd.DataFrame([row for row in results if row["step"] == last])
-    ended = table.groupby("method")["all"].agg(["mean", "std"]).reindex(list(methods))
+    last = table["step"].max()
+    runs = table[table["step"] == last].groupby("method")[measures.ALL.name]
+    ended = runs.agg(["mean", "std"]).reindex(list(methods))
     figure, axis = plt.subplots(figsize=(8, 0.8 + 0.22 * len(methods)))
     places = range(len(methods))
     deviation = ended["std"].fillna(0)
@@ -134,12 +152,12 @@ def _draw_ranking(results: Sequence[Row], methods: Sequence[str]) -> Figure:
     return figure
 
 
-def _draw_training(rows: Sequence[Row]) -> Figure:
+def _draw_training(results: Sequence[StepResult]) -> Figure:
     """The sum of the loss terms, a panel per step, a line per training."""
     trainings: dict[int, dict[str, str]] = {}  # what methods share once
-    for row in first_seeds(rows):
-        shared = trainings.setdefault(row["step"], {})
-        shared.setdefault(row["metrics"], row["method"])
+    for result in keep_first_seed(results):
+        methods = trainings.setdefault(result.step, {})
+        methods.setdefault(result.metrics, result.method)
     steps = sorted(trainings)
     size = (1 + 2.8 * len(steps), 3)
     figure, axes = plt.subplots(
@@ -161,22 +179,22 @@ def _draw_training(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _draw_classes(results: Sequence[Row]) -> Figure:
-    widest = max(results, key=lambda row: len(row["classes"]))
+def _draw_classes(evaluations: Sequence[Mapping[str, Any]]) -> Figure:
+    widest = max(evaluations, key=lambda evaluation: len(evaluation["classes"]))
     table = pd.DataFrame(
-        {**entry, "method": row["method"], "step": row["step"]}
-        for row in results
-        for entry in row["classes"]
+        {**entry, "method": evaluation["method"], "step": evaluation["step"]}
+        for evaluation in evaluations
+        for entry in evaluation["classes"]
     )
     names = {entry["index"]: entry["name"] for entry in widest["classes"]}
     return _heat_maps(table, names)
 
 
-def _draw_quality(rows: Sequence[Row]) -> Figure:
+def _draw_quality(results: Sequence[StepResult]) -> Figure:
     tables = [
-        read_summary(row["quality"]).assign(method=row["method"], step=row["step"])
-        for row in rows
-        if row["quality"]
+        read_summary(result.quality).assign(method=result.method, step=result.step)
+        for result in results
+        if result.quality
     ]
     table = pd.concat(tables) if tables else pd.DataFrame()
     if table.empty:
@@ -224,43 +242,58 @@ def _heat_maps(table: pd.DataFrame, classes: Mapping[int, str]) -> Figure:
     return figure
 
 
-def _draw_examples(rows: Sequence[Row], index: pd.DataFrame, groups: Groups) -> Figure:
-    shown = first_seeds(rows)
-    columns = _example_columns(shown)
-    names = sorted(
-        {p.stem for folder in columns.values() for p in folder.glob("*.png")}
-    )
-    table = LabelMap(groups).evaluation_table()
-    last = max(shown, key=lambda row: row["step"])
-    entries = read_json(last["evaluation"])["classes"]
-    palette = class_colours(len(entries))
-    image_of = dict(zip(index["id"], index["image"], strict=True))
-    mask_of = dict(zip(index["id"], index["mask"], strict=True))
-    figure, axes = plt.subplots(
-        max(1, len(names)),
-        2 + len(columns),
-        figsize=(1.25 * (2 + len(columns)), 1.25 * max(1, len(names)) + 0.8),
-        squeeze=False,
-    )
+@dataclass(frozen=True)
+class _Column:
+    """Predictions of one step in the figure of examples."""
+
+    title: str
+    step: int
+    folder: Path
+
+
+def _draw_examples(
+    results: Sequence[StepResult], index: pd.DataFrame, groups: Groups
+) -> Figure:
+    """A line per validation image: image, truth, and predictions in columns."""
+    pictured = keep_first_seed(results)
+    columns = _example_columns(pictured)
+    names = sorted({p.stem for column in columns for p in column.folder.glob("*.png")})
+    last = max(pictured, key=lambda result: result.step)
+    classes = read_evaluation(last)["classes"]
+    palette = class_colours(len(classes))
+    images = {image["id"]: image for image in index.to_dict("records")}
+    down, across = max(1, len(names)), 2 + len(columns)
+    size = (1.25 * across, 1.25 * down + 0.8)
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False)
     for axis in axes.ravel():
         axis.axis("off")
-    for line, name in enumerate(names):
-        with Image.open(image_of[name]) as image:
-            axes[line][0].imshow(image.convert("RGB"))
-        truth = table[read_label_image(mask_of[name])]
-        axes[line][1].imshow(palette[truth])
-        for axis, folder in zip(axes[line][2:], columns.values(), strict=True):
-            if (folder / f"{name}.png").is_file():  # else of an addition, before it
-                axis.imshow(palette[read_label_image(folder / f"{name}.png")])
-    for axis, title in zip(axes[0], ("image", "truth", *columns), strict=True):
+    for line, name in zip(axes, names, strict=False):
+        with Image.open(images[name]["image"]) as photograph:
+            line[0].imshow(photograph.convert("RGB"))
+        line[1].imshow(palette[read_truth(images[name], groups)])
+        for axis, column in zip(line[2:], columns, strict=True):
+            path = column.folder / f"{name}.png"
+            if path.is_file():  # else the image is of an addition, before its step
+                axis.imshow(palette[read_label_image(path)])
+    titles = ("image", "truth", *(column.title for column in columns))
+    for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=8)
+    _name_colours(figure, classes, palette)
+    figure.subplots_adjust(wspace=0.04, hspace=0.04)
+    return figure
+
+
+def _name_colours(
+    figure: Figure, classes: Sequence[Mapping[str, Any]], palette: np.ndarray
+) -> None:
+    """A legend of the classes, if they are few enough."""
     handles = [
         Patch(
             facecolor=tuple(colour / 255),
             edgecolor="grey",
             label=f"{entry['name']} (step {entry['step']})",
         )
-        for entry, colour in zip(entries, palette, strict=False)
+        for entry, colour in zip(classes, palette, strict=False)
     ]
     if len(handles) <= MOST_NAMED:
         figure.legend(
@@ -270,22 +303,23 @@ def _draw_examples(rows: Sequence[Row], index: pd.DataFrame, groups: Groups) -> 
             bbox_to_anchor=(0.5, 0.06),
             fontsize=8,
         )
-    figure.subplots_adjust(wspace=0.04, hspace=0.04)
-    return figure
 
 
-def _example_columns(rows: Sequence[Row]) -> dict[str, Path]:
-    """Folders of predictions by their titles; of many only those of the last step."""
-    last = max(row["step"] for row in rows)
-    folders: dict[Path, str] = {}  # a step 0 that methods share once
-    for row in rows:
-        folder = Path(row["evaluation"]).with_name("examples")
-        own = folder.parts[-4] == row["method"]  # tested with the method's bank
-        first = row["step"] == 0 and not own and "step 0" not in folders.values()
-        title = "step 0" if first else f"{row['method']}\nstep {row['step']}"
-        folders.setdefault(folder, title)
-    columns = {title: folder for folder, title in folders.items()}
-    if len(columns) > MOST_COLUMNS:
-        kept = ("step 0", f"step {last}")
-        columns = {t: f for t, f in columns.items() if t.endswith(kept)}
-    return columns
+def _example_columns(results: Sequence[StepResult]) -> list[_Column]:
+    """One column per test, if methods share it too; of many only first and last steps.
+
+    Titles name the first method that shows the test. Step 0 of the network alone is
+    the same for all methods with that kind of output, so the first such needs no name.
+    """
+    columns: dict[Path, _Column] = {}
+    unnamed: Path | None = None  # folder of the step 0 without a method's name
+    for result in results:
+        folder = Path(result.examples)
+        title = f"{result.method}\nstep {result.step}"
+        if result.step == 0 and result.bank is None and unnamed in (None, folder):
+            unnamed, title = folder, "step 0"
+        columns.setdefault(folder, _Column(title, result.step, folder))
+    if len(columns) <= MOST_COLUMNS:
+        return list(columns.values())
+    last = max(result.step for result in results)
+    return [column for column in columns.values() if column.step in (0, last)]

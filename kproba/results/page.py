@@ -1,7 +1,7 @@
 """The page that shows all results and opens alone: no server, no other file.
 
-Numbers come from the tables (`kproba.results.tables`), pictures from the folders of the steps.
-Everything that the page shows is chosen by a rule that it states.
+Numbers come from the tables (`kproba.results.tables`), pictures from the folders of the
+steps. Everything that the page shows is chosen by a rule that it states.
 """
 
 from collections.abc import Sequence
@@ -13,26 +13,16 @@ import jinja2
 import pandas as pd
 
 from kproba import __version__
-from kproba.results.experiment import Experiment, _is_of, _key
+from kproba.plan.results import StepResult
+from kproba.results import page_pictures, page_tables
+from kproba.results.experiment import Experiment
 from kproba.results.figures import MOST_CURVES
-from kproba.results.page_pictures import _embedded, _label_pictures, _legend, _pictures
-from kproba.results.page_tables import (
-    _class_maps,
-    _confusions,
-    _costs,
-    _facts,
-    _of_seeds,
-    _published,
-    _quality,
-    _quality_of_classes,
-    _results,
-)
-from kproba.results.tables import Row, first_seeds, read_summary
+from kproba.results.tables import keep_first_seed, read_summary
 from kproba.runtime.files import atomic_path
 
 
 def write_report(
-    rows: Sequence[Row],
+    results: Sequence[StepResult],
     experiments: Sequence[Experiment],
     page: str | Path,
     *,
@@ -43,21 +33,19 @@ def write_report(
     """Write the page.
 
     Args:
-        rows: Per run and step where its files are: as for `kproba.results.tables.summarise`,
-            and `confusion`, `examples`, `split`, `labels` (a folder, or ""), `model`,
-            `bank` (or "") and `usage`.
-        experiments: What is shown, in this order.
-        page: Output.
-        summary: summary.csv of all rows.
+        results: All steps of all runs.
+        experiments: A section each, in this order.
+        page: Output HTML.
+        summary: summary.csv of all results.
         classes: classes.csv.
         pseudo_labels: pseudo_labels.csv.
     """
     tables = [read_summary(path) for path in (summary, classes, pseudo_labels)]
     sections = []
     for experiment in experiments:
-        own = [row for row in rows if _key(row) == experiment.key]
-        numbers = [table[_is_of(table, experiment)] for table in tables]
-        sections.append(_section(experiment, own, *numbers))
+        steps = [result for result in results if result.experiment == experiment.key]
+        numbers = [experiment.select(table) for table in tables]
+        sections.append(_section(experiment, steps, *numbers))
     template = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -72,34 +60,35 @@ def write_report(
 
 def _section(
     experiment: Experiment,
-    rows: Sequence[Row],
+    results: Sequence[StepResult],
     summary: pd.DataFrame,
     classes: pd.DataFrame,
     quality: pd.DataFrame,
 ) -> dict[str, Any]:
-    seeds = sorted({int(row["seed"]) for row in rows})
-    judged = quality[quality["index"] > 0]
-    first = first_seeds(rows)
+    seeds = sorted({result.seed for result in results})
+    foreground = quality[quality["index"] > 0]
+    pictured = keep_first_seed(results)
+    last = summary[summary["step"] == summary["step"].max()]
     return {
         "title": experiment.title,
         "id": "-".join(experiment.key).replace(" ", "-"),
         "seeds": seeds,
-        "facts": _facts(experiment, rows, seeds),
-        "last": _results(summary[summary["step"] == summary["step"].max()]),
-        "steps": _results(summary, steps=True),
-        "of_seeds": _of_seeds(summary) if len(seeds) > 1 else None,
-        "published": _published(experiment, rows, summary),
-        "classes": _class_maps(experiment, classes),
-        "confusions": _confusions(experiment, rows),
-        "quality": _quality(judged),
-        "quality_of_classes": _quality_of_classes(judged),
-        "labels": _label_pictures(experiment, first),
-        "costs": _costs(rows),
+        "facts": page_tables.list_facts(experiment, results, seeds),
+        "last": page_tables.final_table(last),
+        "steps": page_tables.step_table(summary),
+        "by_seed": page_tables.seed_table(last) if len(seeds) > 1 else None,
+        "published": page_tables.published_table(experiment, results, last),
+        "classes": page_tables.class_tables(experiment, classes),
+        "confusions": page_tables.confusion_tables(experiment, results),
+        "quality": page_tables.quality_table(foreground),
+        "quality_of_classes": page_tables.class_quality_tables(foreground),
+        "labels": page_pictures.draw_labels(experiment, pictured),
+        "costs": page_tables.cost_table(results),
         "figures": {
-            name: _embedded(Path(path).read_bytes(), "image/png")
+            name: page_pictures.embed(Path(path).read_bytes(), "image/png")
             for name, path in experiment.figures.items()
         },
-        "ranked": len({row["method"] for row in rows}) > MOST_CURVES,
-        "legend": _legend(experiment.names),
-        "pictures": _pictures(experiment, first),
+        "ranked": len({result.method for result in results}) > MOST_CURVES,
+        "legend": page_pictures.list_colours(experiment.names),
+        "pictures": page_pictures.draw_examples(experiment, pictured),
     }

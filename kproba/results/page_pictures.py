@@ -1,4 +1,4 @@
-"""TODO results.page_pictures."""
+"""Pictures of the page: validation images by step, pseudo labels, their colours."""
 
 import base64
 import io
@@ -12,35 +12,37 @@ from PIL import Image
 
 from kproba.data.drawing import class_colours
 from kproba.data.label_images import read_label_image
-from kproba.data.labels import UNSURE, LabelMap
+from kproba.data.labels import UNSURE
 from kproba.data.splits import evenly_spaced, read_index, read_indices
+from kproba.plan.results import StepResult
 from kproba.results.cells import Picture
-from kproba.results.experiment import Experiment
-from kproba.results.tables import Row
+from kproba.results.experiment import Experiment, read_truth
 
 SIDE = 256  # pixels of the longer side of a picture, at most
-
-
 LABEL_PICTURES = 2  # training images per step that are shown with their pseudo labels
-
-
 NAMED = 3  # classes in the caption of a picture
 
 
-def _embedded(content: bytes, kind: str) -> str:
+def embed(content: bytes, kind: str) -> str:
+    """A data URI of a file's content.
+
+    Args:
+        content: The file.
+        kind: MIME type, such as "image/png".
+    """
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _photograph(path: str | Path, title: str, alt: str) -> Picture:
+def _draw_photograph(path: str | Path, title: str, alt: str) -> Picture:
     with Image.open(path) as image:
         small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
-    return Picture(title, _embedded(buffer.getvalue(), "image/jpeg"), alt)
+    return Picture(title, embed(buffer.getvalue(), "image/jpeg"), alt)
 
 
-def _mask(labels: np.ndarray, names: Sequence[str], title: str) -> Picture:
+def _draw_mask(labels: np.ndarray, names: Sequence[str], title: str) -> Picture:
     """Output indices in colours, with the largest classes in words."""
     image = Image.fromarray(labels)
     image.putpalette(_palette(names).ravel().tolist())
@@ -53,15 +55,15 @@ def _mask(labels: np.ndarray, names: Sequence[str], title: str) -> Picture:
     counts = np.bincount(labels.ravel(), minlength=256)
     largest = np.argsort(-counts[1 : len(names)], kind="stable")
     order = [int(index) + 1 for index in largest]
-    found = [
+    parts = [
         f"{names[index]} {_percent(counts, index)}" for index in order if counts[index]
     ]
     if counts[UNSURE]:
-        found.append(f"unsure {_percent(counts, UNSURE)}")
-    more = len(found) - NAMED
-    text = ", ".join(found[:NAMED]) + (f" and {more} more" if more > 0 else "")
+        parts.append(f"unsure {_percent(counts, UNSURE)}")
+    more = len(parts) - NAMED
+    text = ", ".join(parts[:NAMED]) + (f" and {more} more" if more > 0 else "")
     text = text or "background"
-    source = _embedded(buffer.getvalue(), "image/png")
+    source = embed(buffer.getvalue(), "image/png")
     return Picture(title, source, f"{title}: {text}", text)
 
 
@@ -76,8 +78,8 @@ def _palette(names: Sequence[str]) -> np.ndarray:
     return palette
 
 
-def _legend(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Colour and name of every class."""
+def list_colours(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Colour, as CSS, and name of every class."""
     palette = _palette(names)
     return [
         (f"rgb({red},{green},{blue})", name)
@@ -85,65 +87,81 @@ def _legend(names: Sequence[str]) -> list[tuple[str, str]]:
     ]
 
 
-def _pictures(experiment: Experiment, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The same validation images through the steps of every method, of one seed."""
+def draw_examples(
+    experiment: Experiment, results: Sequence[StepResult]
+) -> list[dict[str, Any]]:
+    """The same validation images through the steps of every method.
+
+    Args:
+        experiment: Where images and masks are.
+        results: One seed of every method.
+
+    Returns:
+        Per image its `name`, `image`, `truth` and `lines`: by method a picture per
+        step, or None.
+    """
     index = pd.concat(read_indices(experiment.indices))
-    image_of = dict(zip(index["id"], index["image"], strict=True))
-    mask_of = dict(zip(index["id"], index["mask"], strict=True))
-    table = LabelMap(experiment.groups).evaluation_table()
-    names = sorted({path.stem for row in rows for path in _examples(row)})
-    shown = []
-    for name in names:
+    images = {image["id"]: image for image in index.to_dict("records")}
+    names = {path.stem for r in results for path in Path(r.examples).glob("*.png")}
+    examples = []
+    for name in sorted(names):
         lines: dict[str, list[Picture | None]] = {}
-        for row in rows:
-            line = lines.setdefault(row["method"], [None] * len(experiment.groups))
-            path = Path(row["examples"]) / f"{name}.png"
+        for result in results:
+            line = lines.setdefault(result.method, [None] * len(experiment.groups))
+            path = Path(result.examples) / f"{name}.png"
             if path.is_file():
-                title = f"{row['method']}, step {row['step']}"
+                title = f"{result.method}, step {result.step}"
                 labels = read_label_image(path)
-                line[row["step"]] = _mask(labels, experiment.names, title)
-        truth = table[read_label_image(mask_of[name])]
-        shown.append(
+                line[result.step] = _draw_mask(labels, experiment.names, title)
+        truth = read_truth(images[name], experiment.groups)
+        examples.append(
             {
                 "name": name,
-                "image": _photograph(image_of[name], "image", f"image {name}"),
-                "truth": _mask(truth, experiment.names, "ground truth"),
+                "image": _draw_photograph(
+                    images[name]["image"], "image", f"image {name}"
+                ),
+                "truth": _draw_mask(truth, experiment.names, "ground truth"),
                 "lines": lines,
             }
         )
-    return shown
+    return examples
 
 
-def _examples(row: Row) -> list[Path]:
-    return sorted(Path(row["examples"]).glob("*.png"))
-
-
-def _label_pictures(
-    experiment: Experiment, rows: Sequence[Row]
+def draw_labels(
+    experiment: Experiment, results: Sequence[StepResult]
 ) -> list[tuple[int, list[list[Picture]]]]:
-    """Per step some training images with hidden truth and pseudo labels of one seed."""
-    shown = []
+    """Per step a few training images with their hidden truth and pseudo labels.
+
+    Args:
+        experiment: Its classes.
+        results: One seed of every method.
+
+    Returns:
+        Steps that have pseudo labels, with a line of pictures per image.
+    """
+    steps = []
     for step in range(1, len(experiment.groups)):
+        labelled = [r for r in results if r.step == step and r.labels]
         folders: dict[str, str] = {}  # shared labels once
-        for row in rows:
-            if row["step"] == step and row["labels"]:
-                folders.setdefault(row["labels"], row["method"])
+        for result in labelled:
+            folders.setdefault(str(result.labels), result.method)
         if not folders:
             continue
-        [split] = {
-            row["split"] for row in rows if row["step"] == step and row["labels"]
-        }
-        table = LabelMap(experiment.groups[: step + 1]).evaluation_table()
+        [split] = {str(result.split) for result in labelled}
+        groups = experiment.groups[: step + 1]
         lines = []
-        for image in evenly_spaced(read_index(split), LABEL_PICTURES).itertuples():
-            truth = table[read_label_image(str(image.mask))]
+        chosen = evenly_spaced(read_index(split), LABEL_PICTURES)
+        for image in chosen.to_dict("records"):
+            alt = f"training image {image['id']}"
+            truth = read_truth(image, groups)
             line = [
-                _photograph(str(image.image), "image", f"training image {image.id}"),
-                _mask(truth, experiment.names, "truth, hidden from the step"),
+                _draw_photograph(image["image"], "image", alt),
+                _draw_mask(truth, experiment.names, "truth, hidden from the step"),
             ]
             for folder, method in folders.items():
-                labels = read_label_image(Path(folder) / f"{image.id}.png")
-                line.append(_mask(labels, experiment.names, f"targets of {method}"))
+                labels = read_label_image(Path(folder) / f"{image['id']}.png")
+                title = f"targets of {method}"
+                line.append(_draw_mask(labels, experiment.names, title))
             lines.append(line)
-        shown.append((step, lines))
-    return shown
+        steps.append((step, lines))
+    return steps

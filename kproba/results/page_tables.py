@@ -1,7 +1,6 @@
-"""TODO results.page_tables."""
+"""Tables of the page, from summary.csv and from the files of the steps."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -9,118 +8,121 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kproba.results.cells import Cell, Table, _heat, _number, _step_cell
-from kproba.results.experiment import Experiment, _step
-from kproba.results.tables import (
-    EXPERIMENT,
-    JOBS,
-    MEASURES,
-    QUALITY,
-    Row,
-    seconds_of,
-    usage_of,
-)
+from kproba.plan.results import StepResult
+from kproba.results import measures
+from kproba.results.cells import Cell, Table, heat_cell, integer_cell, number_cell
+from kproba.results.costs import read_costs, read_usage
+from kproba.results.experiment import Experiment
+from kproba.results.tables import EXPERIMENT, QUALITY
 from kproba.runtime.files import read_json
 
 MOST_CLASSES = 25  # in a matrix of confusions
-
-
 MOST_CONFUSIONS = 12  # in the list of them
 
 
-MIB = 2**20
-
-
-COLUMNS = {
-    "old": "mean IoU of the background and the classes of step 0",
-    "new": "mean IoU of the classes of all later steps",
-    "all": "mean IoU of the background and all classes seen",
-    "hIoU": "harmonic mean of old and new",
-    "avg": "mean of all over the steps so far",
-    "forgetting": "mean over earlier classes of best earlier IoU minus IoU now",
-    "seconds": "of training, pseudo labels and bank",
-}
-
-
-def _facts(
-    experiment: Experiment, rows: Sequence[Row], seeds: Sequence[int]
+def list_facts(
+    experiment: Experiment, results: Sequence[StepResult], seeds: Sequence[int]
 ) -> list[tuple[str, str]]:
     """What was run, as names and values."""
-    results = [read_json(row["evaluation"]) for row in rows]
-    models = _models(rows)
-    protocol, last = results[-1]["protocol"], max(results, key=_step)
+    evaluations = [read_json(result.evaluation) for result in results]
+    last = max(range(len(results)), key=lambda place: results[place].step)
+    models = _read_models(results)
+    protocol = evaluations[-1]["protocol"]
     crop = protocol["crop"]
     names = iter(experiment.names[1:])
     steps = [", ".join(next(names) for _ in group) for group in experiment.groups]
-    by = {row["method"]: r["prediction"] for row, r in zip(rows, results, strict=True)}
+    predictions = {
+        result.method: evaluation["prediction"]
+        for result, evaluation in zip(results, evaluations, strict=True)
+    }
     versions = [entry["provenance"] for entry in models]
+    devices = (read_usage(result).get("device", "unknown") for result in results)
     return [
         ("dataset", f"{experiment.dataset} ({experiment.kind})"),
         ("task, setting", f"{experiment.task}, {experiment.setting}"),
         *((f"classes of step {step}", listed) for step, listed in enumerate(steps)),
         ("seeds", ", ".join(map(str, seeds))),
-        ("backbone", _distinct(m["architecture"]["backbone"] for m in models)),
-        ("tested on", f"{last['images']} images, policy {protocol['policy']}"),
+        ("backbone", _join(m["architecture"]["backbone"] for m in models)),
+        (
+            "tested on",
+            f"{evaluations[last]['images']} images, policy {protocol['policy']}",
+        ),
         ("size in the test", "whole images" if crop is None else f"crop of {crop}"),
         ("checkpoint", str(protocol["checkpoint"])),
-        ("predicts", "; ".join(f"{name}: {how}" for name, how in by.items())),
-        ("kproba", _distinct(entry["kproba"] for entry in versions)),
-        ("commit", _distinct(entry["commit"] for entry in versions)),
-        ("PyTorch", _distinct(entry["torch"] for entry in versions)),
-        (
-            "trained on",
-            _distinct(usage_of(row).get("device", "unknown") for row in rows),
-        ),
+        ("predicts", "; ".join(f"{name}: {by}" for name, by in predictions.items())),
+        ("kproba", _join(entry["kproba"] for entry in versions)),
+        ("commit", _join(entry["commit"] for entry in versions)),
+        ("PyTorch", _join(entry["torch"] for entry in versions)),
+        ("trained on", _join(devices)),
     ]
 
 
-def _models(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """What the models say of themselves; of those that were removed nothing."""
-    described = [Path(row["model"]).with_suffix(".json") for row in rows]
-    return [read_json(path) for path in described if path.is_file()]
+def _read_models(results: Sequence[StepResult]) -> list[dict[str, Any]]:
+    """Content of every model.json that was not removed."""
+    paths = [Path(result.model).with_suffix(".json") for result in results]
+    return [read_json(path) for path in paths if path.is_file()]
 
 
-def _distinct(values: Iterable[object]) -> str:
+def _join(values: Iterable[object]) -> str:
+    """Distinct values in words."""
     return ", ".join(dict.fromkeys(str(value) for value in values))
 
 
-def _results(summary: pd.DataFrame, *, steps: bool = False) -> Table:
-    measures = (*MEASURES, "hiou", "avg", "forgetting", "seconds")
-    keys = ["method", "step"] if steps else ["method"]
+def final_table(last: pd.DataFrame) -> Table:
+    """All measures of every method after the last step, with their explanations.
+
+    Args:
+        last: The last step of summary.csv.
+    """
     rows = []
-    for key, runs in summary.groupby(keys, sort=False):
-        method, *step = key
-        heading = [Cell(str(method)), *(_step_cell(s) for s in step)]
-        line = [*heading, *(_number(runs[measure]) for measure in measures)]
-        count = runs["seed"].nunique()
-        rows.append(line if steps else [*line, Cell(str(count), count)])
-    return Table(
-        "mIoU in percent after every step" if steps else "mIoU after the last step",
-        [
-            *((key, "") for key in keys),
-            *((name, "" if steps else text) for name, text in COLUMNS.items()),
-            *([] if steps else [("seeds", "")]),
-        ],
-        rows,
-    )
+    for method, runs in last.groupby("method", sort=False):
+        seeds = runs["seed"].nunique()
+        rows.append([Cell(str(method)), *_measure_cells(runs), integer_cell(seeds)])
+    columns = [(m.title, m.explanation) for m in measures.all_measures()]
+    columns = [("method", ""), *columns, ("seeds", "")]
+    return Table("mIoU after the last step", columns, rows)
 
 
-def _of_seeds(summary: pd.DataFrame) -> Table:
-    """`all` after the last step, seed by seed."""
-    last = summary[summary["step"] == summary["step"].max()]
-    found = last.pivot_table(index="method", columns="seed", values="all", sort=False)
+def step_table(summary: pd.DataFrame) -> Table:
+    """All measures of every method after every step."""
+    rows = []
+    for (method, step), runs in summary.groupby(["method", "step"], sort=False):
+        rows.append([Cell(str(method)), integer_cell(step), *_measure_cells(runs)])
+    titles = ["method", "step", *(measure.title for measure in measures.all_measures())]
+    columns = [(title, "") for title in titles]
+    return Table("mIoU in percent after every step", columns, rows)
+
+
+def _measure_cells(runs: pd.DataFrame) -> list[Cell]:
+    return [number_cell(runs[measure.name]) for measure in measures.all_measures()]
+
+
+def seed_table(last: pd.DataFrame) -> Table:
+    """`all` after the last step, seed by seed.
+
+    Args:
+        last: The last step of summary.csv.
+    """
+    name = measures.ALL.name
+    values = last.pivot_table(index="method", columns="seed", values=name, sort=False)
     rows = [
-        [Cell(str(method)), *(_number(pd.Series([value])) for value in line)]
-        for method, line in zip(found.index, found.to_numpy(), strict=True)
+        [Cell(str(method)), *(number_cell(pd.Series([value])) for value in line)]
+        for method, line in zip(values.index, values.to_numpy(), strict=True)
     ]
-    columns = [("method", ""), *((f"seed {seed}", "") for seed in found.columns)]
+    columns = [("method", ""), *((f"seed {seed}", "") for seed in values.columns)]
     return Table("mIoU of all classes after the last step, by seed", columns, rows)
 
 
-def _published(
-    experiment: Experiment, rows: Sequence[Row], summary: pd.DataFrame
+def published_table(
+    experiment: Experiment, results: Sequence[StepResult], last: pd.DataFrame
 ) -> Table | None:
-    """Published numbers of the same task beside those of this run."""
+    """Published numbers of the same task beside those of this run; None without any.
+
+    Args:
+        experiment: Whose numbers.
+        results: All its steps.
+        last: The last step of summary.csv.
+    """
     table = pd.read_csv(
         str(files("kproba") / "lists" / "published.csv"),
         dtype=str,
@@ -130,44 +132,40 @@ def _published(
     table = table[(table[EXPERIMENT] == wanted).all(axis=1)]
     if table.empty or len(experiment.indices) > 1:  # with additions it is another task
         return None
+    means = measures.step_means()
     texts, others = ("backbone", "exemplars"), ("background", "source", "note")
-    last = summary[summary["step"] == summary["step"].max()]
+
+    def line(name: str, words: Mapping[Any, str], numbers: list[Cell]) -> list[Cell]:
+        return [
+            Cell(name),
+            *(Cell(words[column], words=True) for column in texts),
+            *numbers,
+            *(Cell(words[column], words=True) for column in others),
+        ]
+
     lines = []
     for method, runs in last.groupby("method", sort=False):
-        here = _chosen_here([row for row in rows if row["method"] == method])
-        lines.append(
-            [
-                Cell(f"{method} (here)"),
-                *(Cell(here[name], words=True) for name in texts),
-                *(_number(runs[measure]) for measure in MEASURES),
-                *(Cell(here[name], words=True) for name in others),
-            ]
-        )
+        choices = _list_choices([r for r in results if r.method == method])
+        numbers = [number_cell(runs[measure.name]) for measure in means]
+        lines.append(line(f"{method} (here)", choices, numbers))
     for entry in table.to_dict("records"):
-        numbers = [entry[measure] for measure in MEASURES]
-        lines.append(
-            [
-                Cell(entry["method"]),
-                *(Cell(entry[name], words=True) for name in texts),
-                *(Cell(text or "–", float(text) if text else None) for text in numbers),
-                *(Cell(entry[name], words=True) for name in others),
-            ]
-        )
-    explained = {"exemplars": "memory of old images", "background": "counted in"}
-    columns = ["method", *texts, *MEASURES, *others]
+        printed = [entry.get(measure.name, "") for measure in means]
+        numbers = [Cell(t or "–", float(t) if t else None) for t in printed]
+        lines.append(line(entry["method"], entry, numbers))
+    explanations = {"exemplars": "memory of old images", "background": "counted in"}
+    names = ["method", *texts, *(measure.title for measure in means), *others]
     caption = "Published numbers of this task, and those of this run"
-    return Table(caption, [(name, explained.get(name, "")) for name in columns], lines)
+    return Table(caption, [(name, explanations.get(name, "")) for name in names], lines)
 
 
-def _chosen_here(rows: Sequence[Row]) -> dict[str, str]:
-    """What published tables tell of a method's choices, for a method of this run."""
-    protocol = read_json(rows[-1]["evaluation"])["protocol"]
+def _list_choices(results: Sequence[StepResult]) -> dict[str, str]:
+    """The choices of a method of this run that published tables state of theirs."""
+    protocol = read_json(results[-1].evaluation)["protocol"]
     policy, crop = protocol["policy"], protocol["crop"]
     size = "whole images" if crop is None else f"crop of {crop}"
+    models = _read_models(results)
     return {
-        "backbone": _distinct(
-            model["architecture"]["backbone"] for model in _models(rows)
-        ),
+        "backbone": _join(model["architecture"]["backbone"] for model in models),
         "exemplars": "no",
         "background": "none" if policy == "mib" else "old and all",
         "source": "this run",
@@ -175,38 +173,45 @@ def _chosen_here(rows: Sequence[Row]) -> dict[str, str]:
     }
 
 
-def _class_maps(experiment: Experiment, classes: pd.DataFrame) -> dict[str, Table]:
-    """Per method the IoU of every class after every step, and what was forgotten."""
+def class_tables(experiment: Experiment, classes: pd.DataFrame) -> dict[str, Table]:
+    """Per method the IoU of every class after every step, and its forgetting.
+
+    Args:
+        experiment: Its classes and steps.
+        classes: classes.csv.
+    """
     steps = range(len(experiment.groups))
-    maps = {}
+    tables = {}
     for method, runs in classes.groupby("method", sort=False):
         rows = []
         for index, name in enumerate(experiment.names):
-            own = runs[runs["index"] == index]
-            cells = [_heat(own[own["step"] == step]["iou"]) for step in steps]
-            lost = own[own["step"] == steps[-1]]["forgetting"]
-            rows.append([Cell(name), *cells, _number(lost)])
+            values = runs[runs["index"] == index]
+            cells = [heat_cell(values[values["step"] == step]["iou"]) for step in steps]
+            lost = values[values["step"] == steps[-1]]["forgetting"]
+            rows.append([Cell(name), *cells, number_cell(lost)])
         columns = [("class", ""), *((f"step {step}", "") for step in steps)]
         columns.append(("forgotten", "best earlier IoU minus IoU now, in points"))
         caption = f"{method}: IoU of every class in percent"
-        maps[str(method)] = Table(caption, columns, rows)
-    return maps
+        tables[str(method)] = Table(caption, columns, rows)
+    return tables
 
 
-def _confusions(experiment: Experiment, rows: Sequence[Row]) -> dict[str, list[Table]]:
+def confusion_tables(
+    experiment: Experiment, results: Sequence[StepResult]
+) -> dict[str, list[Table]]:
     """Per method what the classes were taken for after the last step, all seeds."""
     last = len(experiment.groups) - 1
-    found: dict[str, np.ndarray] = {}
-    for row in rows:
-        if row["step"] == last:
-            counts = pd.read_csv(row["confusion"], index_col=0).to_numpy()
-            found[row["method"]] = found.get(row["method"], 0) + counts
+    counts: dict[str, np.ndarray] = {}
+    for result in results:
+        if result.step == last:
+            table = pd.read_csv(result.confusion, index_col=0).to_numpy()
+            counts[result.method] = counts.get(result.method, 0) + table
     steps = [0, *(s for s, group in enumerate(experiment.groups) for _ in group)]
     tables = {}
-    for method, counts in found.items():
-        whole = counts.sum(axis=1, keepdims=True)
+    for method, confusion in counts.items():
+        pixels = confusion.sum(axis=1, keepdims=True)
         shares = 100 * np.divide(
-            counts, whole, out=np.zeros(counts.shape), where=whole > 0
+            confusion, pixels, out=np.zeros(confusion.shape), where=pixels > 0
         )
         tables[method] = [_largest_confusions(method, shares, experiment.names, steps)]
         if len(shares) <= MOST_CLASSES:
@@ -218,17 +223,17 @@ def _largest_confusions(
     method: str, shares: np.ndarray, names: Sequence[str], steps: Sequence[int]
 ) -> Table:
     """The largest confusions of classes that came in different steps."""
-    of_steps = np.array(steps)
-    between = shares * (of_steps[:, None] != of_steps[None])
+    introduced = np.array(steps)
+    between = shares * (introduced[:, None] != introduced[None])
     between[0] = between[:, 0] = 0
     largest = np.argsort(between, axis=None)[::-1][:MOST_CONFUSIONS]
     places = [np.unravel_index(place, between.shape) for place in largest]
     rows = [
         [
             Cell(names[true]),
-            Cell(str(steps[true]), steps[true]),
+            integer_cell(steps[true]),
             Cell(names[taken], words=True),
-            Cell(str(steps[taken]), steps[taken]),
+            integer_cell(steps[taken]),
             Cell(f"{between[true, taken]:.1f}", float(between[true, taken])),
         ]
         for true, taken in places
@@ -241,7 +246,7 @@ def _largest_confusions(
 
 def _confusion_matrix(method: str, shares: np.ndarray, names: Sequence[str]) -> Table:
     rows = [
-        [Cell(name), *(_heat(pd.Series([share])) for share in line)]
+        [Cell(name), *(heat_cell(pd.Series([share])) for share in line)]
         for name, line in zip(names, shares, strict=True)
     ]
     columns = [("class", ""), *((name, "") for name in names)]
@@ -249,25 +254,31 @@ def _confusion_matrix(method: str, shares: np.ndarray, names: Sequence[str]) -> 
     return Table(caption, columns, rows)
 
 
-def _quality(judged: pd.DataFrame) -> Table | None:
-    """Means over the old classes, then over seeds, of every method and step."""
+def quality_table(quality: pd.DataFrame) -> Table | None:
+    """Means over the old classes, then over seeds, of every method and step.
+
+    Args:
+        quality: pseudo_labels.csv without the background.
+
+    Returns:
+        None without pseudo labels.
+    """
     rows = []
-    for (method, step), runs in judged.groupby(["method", "step"], sort=False):
+    for (method, step), runs in quality.groupby(["method", "step"], sort=False):
         by_seed = runs.groupby("seed")
         means = by_seed[QUALITY].mean()
         counts = by_seed[
             ["pixels", "labelled", "correct", "of_background", "of_future"]
         ]
-        sums = counts.sum(min_count=1)  # empty where the masks do not tell
-        means["found"] = (
-            100 * sums["correct"] / sums["pixels"].where(sums["pixels"] > 0)
-        )
+        sums = counts.sum(min_count=1)  # empty where the masks lack old classes
+        pixels = sums["pixels"].where(sums["pixels"] > 0)
+        means["recovered"] = 100 * sums["correct"] / pixels
         labelled = sums["labelled"].where(sums["labelled"] > 0)
         for kind in ("of_background", "of_future"):
             means[kind] = 100 * sums[kind] / labelled
-        order = ["found", *QUALITY, "of_background", "of_future"]
-        cells = [_number(means[column]) for column in order]
-        rows.append([Cell(str(method)), _step_cell(step), *cells])
+        order = ["recovered", *QUALITY, "of_background", "of_future"]
+        cells = [number_cell(means[column]) for column in order]
+        rows.append([Cell(str(method)), integer_cell(step), *cells])
     columns = [
         ("method", ""),
         ("step", ""),
@@ -282,28 +293,36 @@ def _quality(judged: pd.DataFrame) -> Table | None:
     return Table(caption, columns, rows) if rows else None
 
 
-def _quality_of_classes(judged: pd.DataFrame) -> dict[str, Table]:
-    """Per method, step and class: how much was recovered, how much of it is right."""
+def class_quality_tables(quality: pd.DataFrame) -> dict[str, Table]:
+    """Per method, step and class: how much was recovered, how much of it is right.
+
+    Args:
+        quality: pseudo_labels.csv without the background.
+    """
     tables = {}
-    for method, of_method in judged.groupby("method", sort=False):
+    for method, labels in quality.groupby("method", sort=False):
         rows = []
-        for (step, _, name), runs in of_method.groupby(["step", "index", "class"]):
-            cells = [_heat(runs[column]) for column in ("recall", "precision", "iou")]
-            rows.append([Cell(str(name)), _step_cell(step), *cells])
-        columns = [("class", ""), ("step", ""), ("recovered", ""), ("precision", "")]
+        for (step, _, name), runs in labels.groupby(["step", "index", "class"]):
+            cells = [
+                heat_cell(runs[column]) for column in ("recall", "precision", "iou")
+            ]
+            rows.append([Cell(str(name)), integer_cell(step), *cells])
+        titles = ("class", "step", "recovered", "precision", "IoU")
         caption = f"{method}: pseudo labels of every class, in percent"
-        tables[str(method)] = Table(caption, [*columns, ("IoU", "")], rows)
+        tables[str(method)] = Table(caption, [(title, "") for title in titles], rows)
     return tables
 
 
-def _costs(rows: Sequence[Row]) -> Table:
+def cost_table(results: Sequence[StepResult]) -> Table:
     """Time, memory and size of every step, means over seeds."""
-    measured = pd.DataFrame([_cost(row) for row in rows])
+    costs = pd.DataFrame(
+        [{"method": r.method, "step": r.step, **read_costs(r)} for r in results]
+    )
     lines = []
-    for (method, step), runs in measured.groupby(["method", "step"], sort=False):
-        numbers = [_number(runs[column]) for column in measured.columns[2:]]
-        lines.append([Cell(str(method)), _step_cell(step), *numbers])
-    explained = {
+    for (method, step), runs in costs.groupby(["method", "step"], sort=False):
+        numbers = [number_cell(runs[column]) for column in costs.columns[2:]]
+        lines.append([Cell(str(method)), integer_cell(step), *numbers])
+    explanations = {
         "training": "seconds of the job, start included",
         "pseudo labels": "seconds",
         "bank": "seconds",
@@ -313,31 +332,5 @@ def _costs(rows: Sequence[Row]) -> Table:
         "bank size": "MiB on disk",
     }
     caption = "What the steps cost; what methods share stands with each of them"
-    columns = [(name, explained.get(name, "")) for name in measured.columns]
+    columns = [(name, explanations.get(name, "")) for name in costs.columns]
     return Table(caption, columns, lines)
-
-
-def _mib(path: str) -> float:
-    """Size of a file; NaN if there is none, or it was removed since."""
-    return Path(path).stat().st_size / MIB if Path(path).is_file() else math.nan
-
-
-def _cost(row: Row) -> dict[str, Any]:
-    """Cost of one step of one run; NaN for what it does not have or nobody measured."""
-    memory = math.nan
-    for path in map(Path, row["times"]):
-        if path.name.startswith("train.") and path.is_file():
-            benchmark = pd.read_csv(path, sep="\t", na_values="-")
-            memory = float(benchmark["max_rss"].max())
-    usage = usage_of(row)
-    peak = usage.get("peak_memory_bytes")
-    return {
-        "method": row["method"],
-        "step": row["step"],
-        **dict.fromkeys(JOBS.values(), math.nan),
-        **seconds_of(row),
-        "images/s": usage.get("images_per_second", math.nan),
-        "memory": memory if peak is None else peak / MIB,
-        "model": _mib(row["model"]),
-        "bank size": _mib(row["bank"]),
-    }

@@ -1,24 +1,46 @@
-"""TODO results.tensorboard."""
+"""All curves of an experiment in TensorBoard, in order."""
 
 import logging
+import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from kproba.bank.description import PREDICTOR
-from kproba.data.tasks import canonical_task
-from kproba.methods.builtin import base_of
-from kproba.methods.method import Method
 from kproba.runtime.files import read_json
+from kproba.training.run_file import (
+    RUN_FILE,
+    SETTINGS,
+    TrainedStep,
+    has_names,
+    read_run,
+)
 
-SETTINGS, TESTED = "step*/settings.json", f"step*/{PREDICTOR}"
+EVENTS = "tensorboard"  # name of the folder of event files in that of a step
 
 
-def curves_of(folder: str | Path) -> dict[str, Path]:
+class _Listing:
+    """Folders of event files by name; in an experiment, each folder once."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, Path] = {}
+        self._listed: set[tuple[tuple[str, str, str], Path]] = set()
+
+    def add(self, step: TrainedStep, events: Path, user: TrainedStep) -> None:
+        """List the events of a step under the experiment of the step that uses it."""
+        if (user.experiment, events) in self._listed:
+            return
+        self._listed.add((user.experiment, events))
+        dataset, task, setting = user.experiment
+        run = f"{dataset} {task}-{setting}/{step.method} seed{step.seed}"
+        self.folders[f"{run} step{step.step:02d}"] = events
+
+
+def find_curves(folder: str | Path) -> dict[str, Path]:
     """Folders of event files below a folder of results, by names that sort in order.
 
-    The step 0 that a later step started from and what `joint` trained are among them,
-    wherever they are.
+    The step 0 that a later step started from, what methods share and what `joint`
+    trained are among them, wherever they are, under the experiment that uses them.
 
     Args:
         folder: results/, or the folder of a dataset, an experiment, a method or a step.
@@ -26,56 +48,78 @@ def curves_of(folder: str | Path) -> dict[str, Path]:
     Raises:
         ValueError: There are none.
     """
-    found: dict[str, Path] = {}
-    folder = Path(folder).absolute()
-    for settings in sorted({*folder.glob("settings.json"), *folder.rglob(SETTINGS)}):
-        found |= _named(settings.parent, settings)
-        told = read_json(settings)
-        if told["step"] > 0:
-            found |= _named(_base_folder(settings, told), settings)
-    for tested in sorted({*folder.glob(PREDICTOR), *folder.rglob(TESTED)}):
-        network = tested.parent / read_json(tested)["network"]
-        events = network.resolve().parent / "tensorboard"
-        if events.is_dir() and events not in found.values():
-            dataset, experiment, method, seed, step, _ = tested.parts[-6:]
-            number = int(step.removeprefix("step"))
-            name = f"{dataset} {experiment}/{method} {seed} step{number:02d}"
-            found[name] = events
-    if not found:
+    folder = Path(folder).resolve()
+    events, tests = _find_files(folder)
+    users: list[tuple[TrainedStep, Path]] = []
+    for path in events:
+        step = read_run(path)
+        if step is not None:
+            users.append((step, path))
+    for path in tests:
+        content = read_json(path)
+        network = (path.parent / content["network"]).resolve()
+        if has_names(content["about"]) and (network.parent / EVENTS).is_dir():
+            step = TrainedStep.from_names(content["about"])
+            users.append((step, network.parent / EVENTS))
+    listing = _Listing()
+    for user, path in users:
+        listing.add(user, path, user)
+    # Last, as a step that is shared is better called by its name in this experiment.
+    for user, path in users:
+        for earlier, earlier_path in _earlier_steps(path):
+            owner = (*earlier.experiment, earlier.method)
+            if earlier.step == 0 or owner != (*user.experiment, user.method):
+                listing.add(earlier, earlier_path, user)
+    if not listing.folders:
         raise ValueError(
             f"Expected trained steps below {folder}, with a folder tensorboard each, "
             f"but found none. Name results/ or an experiment below it."
         )
-    return dict(sorted(found.items()))
+    return dict(sorted(listing.folders.items()))
 
 
-def _named(step: Path, settings: Path) -> dict[str, Path]:
-    """The event files of a step, under the experiment that `settings` belong to."""
-    dataset, experiment, *_ = settings.parts[-6:]
-    method, seed, number = step.parts[-3:]
-    name = f"{dataset} {experiment}/{method} {seed} step{int(number[4:]):02d}"
-    events = step / "tensorboard"
-    return {name: events} if events.is_dir() else {}
+def _find_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Folders of event files, and files predictor.json, at or below a folder."""
+    events, tests = set(), set()
+    for name, folders, files in os.walk(folder):
+        here = Path(name)
+        if RUN_FILE in files:
+            events.add(here)
+        if SETTINGS in files and EVENTS in folders:  # of kproba 0.1.0: no run.json
+            events.add(here / EVENTS)
+        if PREDICTOR in files:
+            tests.add(here / PREDICTOR)
+    return sorted(events), sorted(tests)
 
 
-def _base_folder(settings: Path, told: dict[str, Any]) -> Path:
-    """Folder of the step 0 that a chain began with."""
-    seed = settings.parts[-3]
-    setting = "disjoint" if told["setting"] == "sequential" else told["setting"]
-    task = canonical_task(told["groups"][0])
-    base = base_of(Method.from_dict(told["recipe"]))
-    return settings.parents[3].with_name(f"{task}-{setting}") / base / seed / "step0"
+def _earlier_steps(events: Path) -> Iterator[tuple[TrainedStep, Path]]:
+    """The steps that a training continued, the latest first, as far as they exist."""
+    step = read_run(events)
+    while step is not None and step.previous is not None:
+        events = step.previous.resolve()
+        step = read_run(events)
+        if step is not None:
+            yield step, events
 
 
 def show_curves(folder: str | Path, *, port: int, host: str) -> int:
-    """Run TensorBoard on all steps of an experiment until it is told to stop."""
-    # Slow to import, and nobody needs them to train.
+    """Run TensorBoard on all steps of an experiment until it is stopped.
+
+    Args:
+        folder: As for `find_curves`.
+        port: Port to serve.
+        host: Address to serve.
+
+    Returns:
+        TensorBoard's exit status.
+    """
+    # Slow to import, and training does not need them.
     from tensorboard import default, program  # type: ignore[import-untyped]
 
     for talkative in ("tensorboard", "werkzeug"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="kproba-curves-") as links:
-        for name, events in curves_of(folder).items():
+        for name, events in find_curves(folder).items():
             link = Path(links, name)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(events)

@@ -1,1 +1,1 @@
-"""TODO runtime."""
+"""How a job runs: start, processes, GPUs, locks, logs, and how it writes files."""

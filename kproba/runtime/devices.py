@@ -1,7 +1,7 @@
-"""Which GPUs a job gets: Snakemake counts them, but does not say which.
+"""Chooses the GPUs of a job: Snakemake counts GPUs, but does not assign them.
 
-A job holds one lock file per device for as long as it lives, so jobs of one user on one
-machine never share a device, whichever Snakemake started them.
+A job holds one lock file per device for as long as it lives. Jobs of one user on one
+machine therefore never share a device, even if different Snakemakes started them.
 """
 
 import os
@@ -18,20 +18,19 @@ NONE = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that mean no d
 
 
 def hold_devices(count: int, *, required: bool = True) -> dict[str, str]:
-    """Wait for free devices and hold them for the life of this program.
+    """Wait for free devices and hold them for the life of this process.
 
-    The lock files stay open when another program takes this one's place (exec).
+    The lock files stay open when another program replaces this one (exec).
 
     Args:
-        count: Devices wanted.
-        required: False: where CUDA_VISIBLE_DEVICES names none at all, the job goes on
-            without.
+        count: Number of devices.
+        required: If False, do nothing where CUDA_VISIBLE_DEVICES is not set.
 
     Returns:
-        Environment that shows these devices alone.
+        Environment variables that make exactly these devices visible.
 
     Raises:
-        ValueError: There are not as many devices.
+        ValueError: There are fewer devices than `count`.
     """
     if not required and "CUDA_VISIBLE_DEVICES" not in os.environ:
         return {}
@@ -42,27 +41,31 @@ def hold_devices(count: int, *, required: bool = True) -> dict[str, str]:
             f"({', '.join(visible) or 'none'}). Lower compute.gpus (0 computes on the "
             f"CPU) or --resources gpu, or check the driver and CUDA_VISIBLE_DEVICES."
         )
-    told = False
+    announced = False
     while not (held := try_devices(count, visible)):
-        if not told:
-            say(f"Waiting for {count} of the GPUs {', '.join(visible)}: others work")
-        told = True
-        # In no rhythm, or two jobs that want several could meet again and again.
+        if not announced:
+            write_log(
+                f"Waiting for {count} of the GPUs {', '.join(visible)}: other jobs "
+                f"hold them"
+            )
+        announced = True
+        # Random, because two jobs that each need several devices could otherwise
+        # keep taking one from each other in step.
         time.sleep(random.uniform(0.05, 0.3))
-    say(f"GPU {', '.join(held)} of {', '.join(visible)}")
+    write_log(f"GPU {', '.join(held)} of {', '.join(visible)}")
     return {"CUDA_VISIBLE_DEVICES": ",".join(held)}
 
 
 def visible_devices() -> list[str]:
     """Names of the devices that this job may choose from."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        import torch  # slow, and needed for this alone
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        import torch  # slow, and only needed here
 
         return [str(number) for number in range(torch.cuda.device_count())]
     devices = []
-    for name in map(str.strip, named.split(",")):
-        if name in NONE:  # CUDA ignores what comes after one that is not there
+    for name in map(str.strip, listed.split(",")):
+        if name in NONE:  # CUDA ignores all names after an invalid one
             break
         devices.append(name)
     return list(dict.fromkeys(devices))
@@ -76,10 +79,10 @@ def try_devices(count: int, visible: Sequence[str]) -> list[str]:
             break
         path = lock_file(name)
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        # What cleans /tmp may have removed the file since it was opened.
+        # A cleaner of /tmp may have removed the file since it was opened.
         if try_lock(lock) and _is_open_as(path, lock):
             os.set_inheritable(lock, True)
-            os.utime(lock)  # young: not to be cleaned away
+            os.utime(lock)  # cleaners of /tmp leave recent files alone
             locks[name] = lock
         else:
             os.close(lock)
@@ -91,35 +94,42 @@ def try_devices(count: int, visible: Sequence[str]) -> list[str]:
 
 
 def lock_file(device: str) -> Path:
-    """The lock file of a device; names of a SLURM job's devices are its own."""
+    """Path of the lock file of a device.
+
+    Raises:
+        PermissionError: The folder of the lock files belongs to another user.
+    """
     folder = Path(os.environ.get("KPROBA_LOCKS", f"/tmp/kproba-{os.getuid()}"))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise PermissionError(
-            f"Expected {folder} to belong to you, but it does not. Name another folder "
-            f"for the locks of GPUs in KPROBA_LOCKS."
+            f"Expected {folder} to belong to you, but it belongs to another user. Name "
+            f"another folder for the locks of GPUs in KPROBA_LOCKS."
         )
-    # Where SLURM shows each job its own devices alone, all of them call theirs 0.
-    home = ""
+    # If SLURM shows each job only its assigned devices, every job calls its first one
+    # 0: the names need the job and the node.
+    prefix = ""
     if "SLURM_JOB_ID" in os.environ:
         node = os.environ.get("SLURMD_NODENAME", "")
-        home = f"slurm{os.environ['SLURM_JOB_ID']}-{node}-"
-    return folder / f"{home}gpu-{re.sub(r'[^A-Za-z0-9-]', '_', device)}.lock"
+        prefix = f"slurm{os.environ['SLURM_JOB_ID']}-{node}-"
+    return folder / f"{prefix}gpu-{re.sub(r'[^A-Za-z0-9-]', '_', device)}.lock"
 
 
 def _is_open_as(path: Path, descriptor: int) -> bool:
+    """Whether a path still leads to the file that is open as `descriptor`."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 
 
-def say(message: str) -> None:
-    """A line of the job's log."""
+def write_log(message: str) -> None:
+    """Write a line to the log of the job, which is standard error."""
     print(message, file=sys.stderr, flush=True)
 
 
 def _source() -> str:
+    """Where `visible_devices` found its names, as the start of a clause."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return "CUDA_VISIBLE_DEVICES names"
     return "PyTorch sees"

@@ -1,4 +1,7 @@
-"""One process or many: the same code path, started by `kproba.runtime.launch`."""
+"""The processes of a job: one or many, on the same code path.
+
+`kproba.runtime.launch` starts them.
+"""
 
 import ctypes
 import os
@@ -17,11 +20,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Process:
-    """This process among all of the job.
+    """This process, one of those of a job.
 
     Attributes:
-        rank: Its number.
-        world_size: How many there are.
+        rank: Number of this process, from 0.
+        world_size: Number of processes.
         device: "cpu" or "cuda:N".
     """
 
@@ -31,11 +34,11 @@ class Process:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes files and logs."""
+        """Whether this is the process that writes files and logs."""
         return self.rank == 0
 
     def sum(self, values: list[float]) -> list[float]:
-        """Sum of the values over all processes, in float64 on the CPU."""
+        """Sum of each value over all processes, in float64 on the CPU."""
         if self.world_size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64)
@@ -43,20 +46,20 @@ class Process:
         return tensor.tolist()
 
     def add_up(self, tensor: torch.Tensor) -> None:
-        """Replace a tensor, in place, by its sum over all processes."""
+        """Replace a tensor in place by its sum over all processes."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
 
     def gather(self, part: T) -> list[T]:
-        """The parts of all processes, in their order, in every process."""
+        """The parts of all processes in the order of their ranks, in every process."""
         if self.world_size == 1:
             return [part]
         parts: list[T | None] = [None] * self.world_size
         dist.all_gather_object(parts, part)
-        return parts  # type: ignore[return-value]  # every place is filled
+        return parts  # type: ignore[return-value]  # every rank fills one
 
     def wait(self) -> None:
-        """Return when all processes are here."""
+        """Wait until all processes have called this."""
         if self.world_size > 1:
             dist.barrier()
 
@@ -69,13 +72,12 @@ def process_group(*, gpu: bool, deterministic: bool = False) -> Iterator[Process
     """Join the processes that torchrun started (one process without torchrun).
 
     Args:
-        gpu: Use one CUDA device per process (NCCL), else the CPU (gloo).
-        deterministic: On a GPU too, use algorithms alone that give the same bytes each
-            time; slower. The CPU's always do.
+        gpu: Whether to use one CUDA device per process (NCCL), or the CPU (gloo).
+        deterministic: Whether to use, on a GPU, only algorithms that give the same
+            bytes each time, which is slower. On the CPU they are always used.
 
     Raises:
-        RuntimeError: `gpu` is asked for and PyTorch sees no CUDA device for this
-            process.
+        RuntimeError: `gpu` is True, but PyTorch sees no CUDA device for this process.
     """
     rank = int(os.environ.get("RANK", "0"))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -84,7 +86,7 @@ def process_group(*, gpu: bool, deterministic: bool = False) -> Iterator[Process
         _end_with_parent(int(os.environ.get("KPROBA_LAUNCHER", os.getppid())))
     device = "cpu"
     if deterministic:
-        # cuBLAS reads this when it starts.
+        # cuBLAS reads this variable once, when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic or not gpu, warn_only=not gpu)
     if gpu:
@@ -100,19 +102,22 @@ def process_group(*, gpu: bool, deterministic: bool = False) -> Iterator[Process
         # Small CPU tensors (counts, losses) go over gloo even on GPUs.
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
     yield Process(rank, world_size, device)
-    # Not after an error: the others may wait for this process, which must end at once.
+    # Not in a `finally`: after an error this process must end at once, because others
+    # may be waiting for it.
     if world_size > 1:
         dist.destroy_process_group()
 
 
 def _end_with_parent(torchrun: int) -> None:
-    """Be killed when the parent, torchrun, dies, however it dies (Linux).
+    """Ask Linux to kill this process when its parent, torchrun, ends for any reason.
 
-    torchrun puts its children into sessions of their own: a SIGKILL for all processes
-    of a job would spare them, and they would go on with a GPU that nobody holds.
+    torchrun starts each child in a separate session. A SIGKILL for all processes of a
+    job's session would miss them, and they would go on with a GPU whose lock is free.
     """
     PR_SET_PDEATHSIG = 1
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != torchrun:
-        sys.exit("torchrun, which started this process, is gone already.")
+        sys.exit(
+            "Expected torchrun, which started this process, but it has already ended."
+        )

@@ -1,4 +1,4 @@
-"""Writing and reading artifacts: whole or not at all, no pickle, with provenance."""
+"""Writes and reads artifacts: complete or not at all, and without pickle."""
 
 import errno
 import json
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary file name beside `path` that takes its place when the block ends.
+    """Name of a temporary file beside `path`, which replaces `path` after the block.
 
-    The final name never holds half a file: the content is flushed to disk first and
-    renamed after. On an error the temporary file is removed; one that a killed process
-    left is overwritten by the next.
+    `path` is never incomplete: the content is flushed to disk before the file is
+    renamed. On an error the temporary file is removed. If a killed process left one,
+    the next process overwrites it.
 
     Raises:
-        FullDiskError: No space is left; names the file.
+        FullDiskError: The disk is full; the message names the file.
         OSError: The folder cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with _full_disk_named(path):
+        with _report_full_disk(path):
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())  # libraries make private files
+            temporary.chmod(0o666 & ~_umask())  # some libraries create private files
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -45,74 +45,78 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def atomic_directory(
     path: str | Path, process: "Process | None" = None
 ) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends.
+    """A temporary folder beside `path`, which replaces `path` after the block.
 
     Args:
-        path: The folder, replaced.
-        process: This one of several that fill the folder together; the first makes it
-            and gives it its name when all are done. None: it is alone.
+        path: The folder, which is replaced if it exists.
+        process: This process, if several fill the folder together: the first creates
+            it, and renames it when all are done. None if there is only one.
 
     Raises:
-        FullDiskError: No space is left; names the folder.
+        FullDiskError: The disk is full; the message names the folder.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    alone = process is None or process.first
-    if alone:
+    first = process is None or process.first
+    if first:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
     if process is not None:
         process.wait()
     try:
-        with _full_disk_named(path):
+        with _report_full_disk(path):
             yield temporary
         if process is not None:
             process.wait()
-        if alone:
+        if first:
             shutil.rmtree(path, ignore_errors=True)
             temporary.replace(path)
     finally:
-        if alone:
+        if first:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _umask() -> int:
-    """The permissions that new files do not get."""
+    """The permissions that the system withholds from new files."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
 @contextmanager
-def _full_disk_named(path: Path) -> Iterator[None]:
-    """Turn what libraries raise on a full disk into one message."""
+def _report_full_disk(path: Path) -> Iterator[None]:
+    """Turn the various errors of libraries on a full disk into a `FullDiskError`."""
     try:
         yield
     except Exception as error:
         if isinstance(error, OSError):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        else:  # torch and safetensors raise their own errors, with or without a reason
+        else:  # torch and safetensors have other errors, which may give no reason
             full = "No space left" in str(error)
             full = full or shutil.disk_usage(path.parent).free < 2**20
         if not full or isinstance(error, FullDiskError):
             raise
         raise FullDiskError(
             errno.ENOSPC,
-            f"The disk is full: {path} could not be written. What was there before is "
-            f"kept. Free some space, or raise the quota, and run again",
+            f"The disk is full: {path} could not be written. Its previous content, if "
+            f"any, is kept. Free some space or raise the quota, and run again",
         ) from error
 
 
 class FullDiskError(OSError):
-    """There is no space left for an artifact."""
+    """The disk has no space left for an artifact."""
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write JSON with a stable layout; NaN becomes null."""
+    """Write JSON with a stable layout; NaN becomes null.
+
+    Raises:
+        ValueError: A value is infinite.
+    """
     text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -1,35 +1,58 @@
-"""What the programs of all jobs share: arguments of the machine, processes, log."""
+"""Arguments, processes and log that the programs of all jobs share."""
 
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
+from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process, process_group
-from kproba.runtime.logs import log_to_stderr, told_errors
+from kproba.runtime.logs import exit_on_error, log_to_stderr
 
 
-def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that change how fast a job is, never its result.
+def job_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the argument `--compute`, which `kproba.runtime.launch` adds."""
+    parser = argparse.ArgumentParser(prog=name, description=description)
+    parser.add_argument(
+        "--compute",
+        type=Compute.from_json,
+        default=Compute(),
+        help="what the machine offers, as JSON (kproba.runtime.compute)",
+    )
+    return parser
 
-    `--gpus` and `--threads` come from `kproba.runtime.launch`.
+
+def add_files(
+    parser: argparse.ArgumentParser, *names: str, optional: tuple[str, ...] = ()
+) -> None:
+    """Add an argument with a path per file.
+
+    Args:
+        parser: Gets the arguments.
+        names: Files that the job needs, as names of attributes.
+        optional: Files that it may have; the argument may stand without a path, as the
+            rules write it for an input that is empty.
     """
-    parser.add_argument("--gpus", type=int, default=0, help="0: on the CPU")
-    parser.add_argument("--threads", type=int, default=1, help="of each process")
-    parser.add_argument("--workers", type=int, default=0, help="that load images")
-    parser.add_argument("--deterministic", action="store_true", help="on a GPU too")
+    for name in (*names, *optional):
+        flag = f"--{name.replace('_', '-')}"
+        if name in optional:
+            parser.add_argument(flag, type=Path, nargs="?", help="or nothing")
+        else:
+            parser.add_argument(flag, type=Path, required=True)
 
 
 @contextmanager
-def job_process(options: argparse.Namespace) -> Iterator[Process]:
+def job_process(compute: Compute) -> Iterator[Process]:
     """Join the processes of a job; its errors and log go to standard error."""
-    torch.set_num_threads(options.threads)
-    gpu = options.gpus > 0
+    torch.set_num_threads(compute.threads)
     with (
-        told_errors(),
-        process_group(gpu=gpu, deterministic=options.deterministic) as process,
-        told_errors(),  # before the others notice that this process has left them
+        exit_on_error(),
+        process_group(
+            gpu=compute.gpus > 0, deterministic=compute.deterministic
+        ) as process,
+        exit_on_error(),  # reports before the other processes notice its end
     ):
         log_to_stderr(first=process.first)
         yield process

@@ -1,7 +1,7 @@
 """Locks that a job holds for as long as any of its processes lives.
 
-They are advisory locks of open files (flock): the kernel gives them back when the last
-process that inherited the file is gone, however it ended.
+They are advisory locks of open files (flock). The kernel releases such a lock when the
+last process that inherited the file has ended, however it ended.
 """
 
 import contextlib
@@ -21,61 +21,61 @@ import psutil
 GRACE = 120.0  # seconds that a job gets to save its state and end
 
 
-class Occupied(OSError):
-    """Another job is at work on the same files."""
+class LogInUseError(OSError):
+    """Another job writes the same log, and so the same files."""
 
 
-def own_log(log: Path, *, grace: float = GRACE) -> str | None:
-    """Be the only job with this log, which stands for all that the job writes.
+def hold_log(log: Path, *, grace: float = GRACE) -> str | None:
+    """Become the only job that writes this log and, with it, the job's other files.
 
-    When Snakemake alone was killed, its jobs go on, and asking again would start a
-    second one beside them. Such an orphan is told to stop, saves its state, and is
-    waited for: a process of this machine, or a job of SLURM.
+    If Snakemake alone is killed, its jobs go on as orphans, and the next Snakemake
+    would start a second job beside them. An orphan, be it a process of this machine or
+    a job of SLURM, is therefore told to stop, saves its state, and is waited for.
 
-    The lock file, hidden beside the log, becomes the standard input of this process:
-    so all processes that it starts hold it too.
+    The lock file, hidden beside the log, becomes the standard input of this process, so
+    that all processes that it starts hold the lock as well.
 
     Args:
         log: Path of the log.
         grace: Seconds to wait.
 
     Returns:
-        In words, what was told to stop; None if nothing was in the way.
+        A sentence about the job that was stopped; None if there was none.
 
     Raises:
-        Occupied: A job that a living Snakemake watches holds the log, or one that
-            does not end.
+        LogInUseError: The log is held by a job whose Snakemake lives, or by one that
+            does not end in time.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(lock_of(log), os.O_RDWR | os.O_CREAT, 0o666)
-    told = None
+    lock = os.open(lock_path(log), os.O_RDWR | os.O_CREAT, 0o666)
+    stopped = None
     end = time.monotonic() + grace
     while not try_lock(lock):
         holder = read_holder(lock)
-        if holder and told is None:
-            if watched(holder):
-                raise Occupied(
+        if holder and stopped is None:
+            if has_snakemake(holder):
+                raise LogInUseError(
                     f"Expected to be the only job that writes {log}, but "
-                    f"{name_of(holder)} of another Snakemake does. Wait for it, or "
-                    f"stop it."
+                    f"{describe_holder(holder)}, started by another Snakemake, writes "
+                    f"it. Wait for it, or stop it."
                 )
-            told = tell_to_stop(holder)
+            stopped = stop_holder(holder)
         if time.monotonic() > end:
-            who = name_of(holder) if holder else "another job"
-            raise Occupied(
-                f"Expected to be the only job that writes {log}, but {who} still does "
-                f"after {grace:.0f} s. Stop it and ask again."
+            who = describe_holder(holder) if holder else "another job"
+            raise LogInUseError(
+                f"Expected to be the only job that writes {log}, but {who} still "
+                f"writes it after {grace:.0f} s. Stop it and run again."
             )
         time.sleep(0.2)
     os.ftruncate(lock, 0)
-    os.pwrite(lock, json.dumps(myself()).encode(), 0)
+    os.pwrite(lock, json.dumps(describe_this_process()).encode(), 0)
     os.dup2(lock, 0)
     os.close(lock)
-    return told
+    return stopped
 
 
-def lock_of(log: Path) -> Path:
-    """The lock file of a log."""
+def lock_path(log: Path) -> Path:
+    """Path of the lock file of a log."""
     return log.with_name(f".{log.name}.lock")
 
 
@@ -83,7 +83,8 @@ def try_lock(descriptor: int) -> bool:
     """Lock an open file for this process and all that inherit the descriptor.
 
     Returns:
-        False if another holds it. File systems that know no locks refuse nobody.
+        False if another process holds the lock. On a file system without locks, every
+        call succeeds.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,8 +96,8 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
-def myself() -> dict[str, Any]:
-    """What a lock file tells of its holder."""
+def describe_this_process() -> dict[str, Any]:
+    """The content of a lock file that this process holds."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -106,58 +107,63 @@ def myself() -> dict[str, Any]:
 
 
 def read_holder(descriptor: int) -> dict[str, Any] | None:
-    """Who holds a lock file, as far as it says so."""
+    """The content of a lock file: who holds it; None if it has none yet."""
     try:
         return json.loads(os.pread(descriptor, 4096, 0))
     except ValueError:
-        return None  # not written yet
+        return None
 
 
-def name_of(holder: dict[str, Any]) -> str:
-    """A holder in words."""
+def describe_holder(holder: dict[str, Any]) -> str:
+    """A holder in words, for messages."""
     if holder["slurm_job"]:
         return f"SLURM job {holder['slurm_job']}"
     return f"process {holder['pid']} on {holder['host']}"
 
 
-def tell_to_stop(holder: dict[str, Any]) -> str:
-    """Ask a job without a Snakemake to save its state and to end; in words."""
-    if in_another_slurm_job(holder):
+def stop_holder(holder: dict[str, Any]) -> str:
+    """Ask a job without a Snakemake to save its state and end.
+
+    Returns:
+        A sentence about what was done.
+    """
+    if is_in_another_slurm_job(holder):
         subprocess.run(["scancel", holder["slurm_job"]], check=False)
-    elif lives_here(holder):
+    elif runs_here(holder):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(holder["pid"], signal.SIGTERM)
     else:
-        return f"Waited for {name_of(holder)}, which held the log"
-    return f"Stopped {name_of(holder)}, left behind by a killed Snakemake"
+        return f"Waited for {describe_holder(holder)}, which held the log"
+    return f"Stopped {describe_holder(holder)}, left behind by a killed Snakemake"
 
 
-def watched(holder: dict[str, Any]) -> bool:
+def has_snakemake(holder: dict[str, Any]) -> bool:
     """Whether a Snakemake is among the parents of a holder on this machine.
 
-    Another job of SLURM has one of its own there; whether that is still waited for is
-    not known, but two Snakemakes cannot work in one folder.
+    False for a holder in another SLURM job. There is a Snakemake in that job as well,
+    but nothing tells whether the one that submitted the job still lives. It does not:
+    two Snakemakes cannot work in one folder, and this process has its own.
     """
-    if not lives_here(holder) or in_another_slurm_job(holder):
+    if not runs_here(holder) or is_in_another_slurm_job(holder):
         return False
     try:
         parents = psutil.Process(holder["pid"]).parents()
         words = [word for parent in parents for word in parent.cmdline()]
     except psutil.Error:
-        return False  # ended meanwhile
+        return False  # it has ended in the meantime
     return "snakemake" in {Path(word).name for word in words}
 
 
-def in_another_slurm_job(holder: dict[str, Any]) -> bool:
-    """Whether a holder belongs to a SLURM job that is not this process's."""
+def is_in_another_slurm_job(holder: dict[str, Any]) -> bool:
+    """Whether a holder belongs to a SLURM job other than this process's."""
     return holder["slurm_job"] not in (None, os.environ.get("SLURM_JOB_ID"))
 
 
-def lives_here(holder: dict[str, Any]) -> bool:
-    """Whether the very process that wrote the lock file runs on this machine.
+def runs_here(holder: dict[str, Any]) -> bool:
+    """Whether the process that wrote the lock file still runs on this machine.
 
-    Numbers of processes are used again; the time of the start tells them apart, which
-    moves a little with the clock.
+    Systems reuse process numbers, so the start times are compared as well. They may
+    differ slightly, because they follow corrections of the clock.
     """
     if holder["host"] != socket.gethostname():
         return False

@@ -1,4 +1,4 @@
-"""Where scripts write what they have to say."""
+"""Logs of jobs and scripts, their progress on a terminal, and how errors end them."""
 
 import contextlib
 import logging
@@ -9,18 +9,22 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-# Set by `kproba-launch`: where a job's progress is told beside its log, and of whom.
+from kproba.runtime.package import PACKAGE
+
+# Environment variables that `kproba-launch` sets: the stream to report progress to
+# besides the log, and the name of the job in these reports.
 TERMINAL, JOB = "KPROBA_TERMINAL", "KPROBA_JOB"
 
 
-PROGRESS = {"progress": True}  # `extra` of a log line that tells how far a job is
+PROGRESS = {"progress": True}  # `extra` of a log line that reports progress
 
 
 @contextlib.contextmanager
 def log_to(path: str | Path, *, terminal: bool = False) -> Iterator[None]:
     """Send log lines, warnings and the error of a block to a file.
 
-    An error ends the process as in `told_errors`; whoever started it shows the file.
+    An error ends the process as in `exit_on_error`. Snakemake, which started the
+    process, then shows the file.
 
     Args:
         path: The log file, replaced.
@@ -35,12 +39,16 @@ def log_to(path: str | Path, *, terminal: bool = False) -> Iterator[None]:
             handlers=[logging.StreamHandler(stream) for stream in streams],
             force=True,
         )
-        with contextlib.redirect_stderr(file), told_errors():
+        with contextlib.redirect_stderr(file), exit_on_error():
             yield
 
 
 def log_to_stderr(*, first: bool) -> None:
-    """Log lines of the first of several processes, warnings of all, to stderr."""
+    """Send log lines of the first process, and warnings of all, to standard error.
+
+    Args:
+        first: Whether this is the first of the job's processes.
+    """
     logging.basicConfig(
         level=logging.INFO if first else logging.WARNING,
         format="%(asctime)s %(message)s",
@@ -48,21 +56,22 @@ def log_to_stderr(*, first: bool) -> None:
         stream=sys.stderr,
     )
     if first and TERMINAL in os.environ:
-        # Another node, or a terminal that was closed: the log has it all anyway.
+        # The terminal may be on another node, or closed. The log has all lines anyway.
         with contextlib.suppress(OSError):
             logging.getLogger().addHandler(Terminal(os.environ[TERMINAL]))
 
 
 class Terminal(logging.Handler):
-    """Tells on a terminal how far a job is, with its name before each line.
+    """Writes lines that report progress to a terminal, after the name of the job.
 
     Args:
-        path: Of the terminal, or of another stream.
-        seconds: Between two lines at least; later on a twentieth of the time so far, so
-            that a job of many hours tells a hundred times and not thousands.
+        path: Path of the terminal, or of another stream.
+        seconds: Shortest time between two lines. It grows to a twentieth of the time
+            since the start, so that a job of many hours writes a hundred lines and not
+            thousands.
 
     Raises:
-        OSError: It cannot be written to.
+        OSError: The terminal cannot be opened.
     """
 
     def __init__(self, path: str, seconds: float = 15.0):
@@ -72,7 +81,7 @@ class Terminal(logging.Handler):
         self.seconds = seconds
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a line is of progress and due."""
+        """Whether a line reports progress and is due."""
         now = time.monotonic()
         wait = max(self.seconds, (now - self.start) / 20)
         if not getattr(record, "progress", False) or now - self.last < wait:
@@ -81,7 +90,7 @@ class Terminal(logging.Handler):
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line; once that fails, no more."""
+        """Write a line; stop writing after the first failure."""
         try:
             self.stream.write(f"{os.environ.get(JOB, '')}: {record.getMessage()}\n")
         except OSError:
@@ -89,42 +98,45 @@ class Terminal(logging.Handler):
 
 
 FULL_GPU = (
-    "Expected this job to fit into the memory of the GPU, but it did not. In training "
-    "raise compute.accumulation (2: half the images at a time) or compute.gpus; in "
-    "bank, pseudo labels and test lower compute.batch_size (of predict: --batch-size); "
-    "or lower augmentation.crop_size or evaluation.crop, which changes results, as "
-    "accumulation does at step 0. PyTorch says:"
+    "Expected this job to fit into the memory of the GPU, but it did not. In training, "
+    "raise compute.accumulation (2 computes half the images at a time) or "
+    "compute.gpus. In bank, pseudo labels and test, lower compute.batch_size; in "
+    "kproba predict, lower --batch-size. Or lower augmentation.crop_size or "
+    "evaluation.crop. These two change results, and so does compute.accumulation at "
+    "step 0. PyTorch reports:"
 )
 
 
 @contextlib.contextmanager
-def told_errors() -> Iterator[None]:
-    """End the process with status 1 on an error of a block, told on standard error.
+def exit_on_error() -> Iterator[None]:
+    """On an error in the block, write it to standard error and exit with status 1.
 
-    One that this package raises on purpose speaks for itself, and a full GPU tells the
-    mend; others come with a traceback. Of several processes each says which it is: the
-    first to fail makes the others fail.
+    An error that this package raises on purpose is written as its message alone, and a
+    full GPU with its remedy; all others come with a traceback. If there are several
+    processes, the line before says which of them failed: the first failure makes the
+    others fail, too.
     """
     try:
         yield
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # PyTorch's: not imported here
-            told = f"Error: {FULL_GPU}\n{error}"
-        elif _on_purpose(error):
-            told = f"Error: {error}"
+            text = f"Error: {FULL_GPU}\n{error}"
+        elif _is_on_purpose(error):
+            text = f"Error: {error}"
         else:
-            told = traceback.format_exc().rstrip()
+            text = traceback.format_exc().rstrip()
         if "WORLD_SIZE" in os.environ:
             rank, count = os.environ["RANK"], os.environ["WORLD_SIZE"]
-            told = f"Process {rank} of {count} failed:\n{told}"
-        sys.stderr.write(f"{told}\n")  # at once, or processes would mix their lines
+            text = f"Process {rank} of {count} failed:\n{text}"
+        # One call, so that lines of several processes do not mix.
+        sys.stderr.write(f"{text}\n")
         raise SystemExit(1) from None
 
 
-def _on_purpose(error: Exception) -> bool:
-    """Whether an error was raised by a statement of this package, with a message."""
+def _is_on_purpose(error: Exception) -> bool:
+    """Whether a statement of this package raised an error, with a message for users."""
     *_, innermost = traceback.extract_tb(error.__traceback__)
-    own = Path(innermost.filename).is_relative_to(Path(__file__).parents[1])
-    return own and isinstance(
+    in_package = Path(innermost.filename).is_relative_to(PACKAGE)
+    return in_package and isinstance(
         error, ValueError | OSError | RuntimeError | ArithmeticError
     )

@@ -1,4 +1,4 @@
-"""How far a long stage is: a bar on a terminal, now and then a line in a log."""
+"""Progress of a long stage: a bar on a terminal, or a line in a log now and then."""
 
 import logging
 import sys
@@ -20,65 +20,70 @@ SECONDS = 20.0  # between two lines of a log
 
 
 class Stage(Generic[T]):
-    """Items passed on, as often as wanted, while it is told how many are done.
+    """Passes items on and reports how many are done; can be iterated repeatedly.
 
-    Where standard error is a terminal, a bar; else a log line every 20 seconds and one
-    at the end of a stage that took longer than that.
+    If standard error is a terminal, the report is a bar. Otherwise it is a log line
+    every 20 seconds, and one at the end of a stage that took longer than that.
 
     Args:
-        items: What is worked through.
-        what: What is done with them, such as "testing".
-        total: How many there are, in units.
-        size: Units of an item; None: one.
-        unit: What is counted.
-        shown: False for all but the first of several processes, which tell nothing.
+        items: The items to pass on.
+        activity: What is done with them, such as "testing".
+        total: Number of units in all items.
+        size: Counts the units of an item; None: one unit per item.
+        unit: Name of the units, in the plural.
+        enabled: Whether to report. False in all but the first of several processes.
     """
 
     def __init__(
         self,
         items: Iterable[T],
-        what: str,
+        activity: str,
         total: int,
         *,
         size: Callable[[T], int] | None = None,
         unit: str = "images",
-        shown: bool = True,
+        enabled: bool = True,
     ):
-        self.items, self.what, self.total = items, what, total
-        self.size, self.unit, self.shown = size, unit, shown
+        self.items, self.activity, self.total = items, activity, total
+        self.size, self.unit, self.enabled = size, unit, enabled
 
     def __iter__(self) -> Iterator[T]:
         """One pass over the items."""
-        if not self.shown:
+        if not self.enabled:
             return iter(self.items)
-        return self._bar() if sys.stderr.isatty() else self._lines()
+        return self._with_bar() if sys.stderr.isatty() else self._with_log_lines()
 
-    def _units(self, item: T) -> int:
+    def _count_units(self, item: T) -> int:
         return 1 if self.size is None else self.size(item)
 
-    def _bar(self) -> Iterator[T]:
+    def _with_bar(self) -> Iterator[T]:
         unit = f" {self.unit}"
-        with tqdm(total=self.total, desc=self.what, unit=unit, leave=False) as bar:
+        with tqdm(total=self.total, desc=self.activity, unit=unit, leave=False) as bar:
             for item in self.items:
-                units = self._units(item)
+                units = self._count_units(item)
                 yield item
                 bar.update(units)
 
-    def _lines(self) -> Iterator[T]:
+    def _with_log_lines(self) -> Iterator[T]:
         start = last = time.monotonic()
         done = 0
         for item in self.items:
-            units = self._units(item)
+            units = self._count_units(item)
             yield item
             done += units
             now = time.monotonic()
+            # `last` has moved if the stage took long enough for a line before.
             ended = done >= self.total and last > start
             if now - last >= SECONDS or ended:
                 rate = done / (now - start)
                 seconds = max(self.total - done, 0) / rate
                 log.info(
                     "%s: %d/%d %s, %.1f a second, %s left",
-                    *(self.what, done, self.total, self.unit, rate),
+                    self.activity,
+                    done,
+                    self.total,
+                    self.unit,
+                    rate,
                     timedelta(seconds=round(seconds)),
                     extra=PROGRESS,
                 )

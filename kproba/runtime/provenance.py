@@ -1,4 +1,4 @@
-"""TODO runtime.provenance."""
+"""Fingerprints of inputs, and the versions and commit that made an artifact."""
 
 import hashlib
 import json
@@ -6,6 +6,8 @@ import platform
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from kproba.runtime.package import PACKAGE
 
 
 def fingerprint(*parts: Any) -> str:
@@ -22,7 +24,10 @@ def fingerprint(*parts: Any) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions and commit that made an artifact (no times: same input, same bytes)."""
+    """Versions and commit that made an artifact.
+
+    There are no times, so that equal inputs give equal bytes.
+    """
     import torch
     import torchvision
 
@@ -30,7 +35,7 @@ def provenance() -> dict[str, Any]:
 
     return {
         "kproba": __version__,
-        "commit": _git_commit(),
+        "commit": package_commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -38,19 +43,22 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _git_commit() -> str | None:
-    """The package's commit, with "+changes" when its files are not as committed."""
-    here = Path(__file__).parents[1]
+def package_commit() -> str | None:
+    """The git commit of the package, None outside a repository.
+
+    Ends in "+changes" if any file of the package differs from that commit.
+    """
     try:
-        commit = _git(here, "rev-parse", "HEAD")
-        changed = _git(here, "status", "--porcelain", ".")
+        commit = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", ".")
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+changes" if changed else "")
 
 
-def _git(folder: Path, *words: str) -> str:
+def _git(*words: str) -> str:
+    """Output of git, run in the folder of the package."""
     done = subprocess.run(
-        ["git", *words], cwd=folder, check=True, capture_output=True, text=True
+        ["git", *words], cwd=PACKAGE, check=True, capture_output=True, text=True
     )
     return done.stdout.strip()

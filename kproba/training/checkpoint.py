@@ -25,14 +25,14 @@ class Progress:
         sums: Every loss term of this process, summed over the iterations since the
             last row.
         seconds: Time spent, over all restarts.
-        looks: What the looks at validation images found, for the curves.
+        validations: Results of the tests on validation images so far, for the curves.
     """
 
     iteration: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
-    looks: list[dict[str, float]] = field(default_factory=list)
+    validations: list[dict[str, float]] = field(default_factory=list)
 
     def add_row(self, rates: dict[str, float], process: Process) -> None:
         """Close a row: the mean of every term per iteration since the last row."""
@@ -63,9 +63,9 @@ class Progress:
 
 @dataclass
 class StopFlag:
-    """Whether a run is asked to stop."""
+    """Whether a run is requested to stop."""
 
-    asked: bool = False
+    requested: bool = False
 
     @classmethod
     def of_signals(cls) -> "StopFlag":
@@ -76,7 +76,7 @@ class StopFlag:
         return flag
 
     def _set(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.requested = True
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""TODO training.curves."""
+"""The event files that TensorBoard shows."""
 
 import contextlib
 import logging
@@ -17,11 +17,11 @@ class Curves:
     """Event files of TensorBoard; a full disk ends them, not the run.
 
     Args:
-        folder: Of the event files.
+        folder: Folder of the event files.
         start: Iteration that a resumed run goes on from; what came after is hidden.
-        rows: Of metrics.csv up to there: written again where nothing is left of them,
-            as Snakemake removes the files of a job that stopped.
-        looks: What was seen of the validation images up to there, likewise.
+        rows: Rows of metrics.csv up to there: written again where nothing is left of
+            them, as Snakemake removes the files of a job that stopped.
+        validations: Results on validation images up to there, likewise.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Curves:
         folder: Path,
         start: int,
         rows: Sequence[dict[str, float]],
-        looks: Sequence[dict[str, float]] = (),
+        validations: Sequence[dict[str, float]] = (),
     ):
         # TensorBoard writes in a thread of its own, whose errors would be tracebacks.
         threading.excepthook = self._on_error
@@ -40,8 +40,8 @@ class Curves:
         if lost:
             for row in rows:
                 self.add(row)
-            for look in looks:
-                self.add_look(look)
+            for validation in validations:
+                self.add_validation(validation)
 
     def add(self, row: dict[str, float], speed: float | None = None) -> None:
         """Write a row of metrics.csv, and the speed in images a second."""
@@ -53,11 +53,11 @@ class Curves:
         if speed is not None:
             self.scalar("speed/images_per_second", speed, iteration)
 
-    def add_look(self, look: dict[str, float]) -> None:
-        """Write what a look at the validation images found."""
-        for name, value in look.items():
+    def add_validation(self, validation: dict[str, float]) -> None:
+        """Write the result of a test on validation images."""
+        for name, value in validation.items():
             if name != "iteration":
-                self.scalar(f"validation/{name}", value, int(look["iteration"]))
+                self.scalar(f"validation/{name}", value, int(validation["iteration"]))
 
     def scalar(self, name: str, value: float, iteration: int) -> None:
         """Write one number."""
@@ -85,11 +85,11 @@ class Curves:
         except OSError as error:
             self._give_up(error)
 
-    def _on_error(self, given: threading.ExceptHookArgs) -> None:
-        if isinstance(given.exc_value, OSError):
-            self._give_up(given.exc_value)
+    def _on_error(self, raised: threading.ExceptHookArgs) -> None:
+        if isinstance(raised.exc_value, OSError):
+            self._give_up(raised.exc_value)
         else:
-            threading.__excepthook__(given)
+            threading.__excepthook__(raised)
 
     def _give_up(self, error: OSError) -> None:
         if self.writer is not None:

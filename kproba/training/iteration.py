@@ -1,4 +1,4 @@
-"""TODO training.iteration."""
+"""One iteration of the optimizer: forward, loss and backward of a global batch."""
 
 import contextlib
 import math
@@ -8,35 +8,31 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kproba.bank.teacher import Guide
-from kproba.methods.losses.case import Counts, Masks
+from kproba.methods.losses.case import Case, Counts, Masks
 from kproba.methods.losses.step import step_losses
-from kproba.methods.method import Method
-from kproba.network.network import Outputs, SegmentationNetwork
+from kproba.network.network import Outputs
 from kproba.runtime.distributed import Process
 from kproba.training.checkpoint import Progress
-from kproba.training.networks import unwrap
+from kproba.training.networks import Networks, unwrap
 from kproba.training.settings import StepSettings
 from kproba.training.targets import Prepared
 
 
 @dataclass(frozen=True)
-class Descent:
-    """An iteration of the optimiser.
+class Learner:
+    """Everything that an iteration of the optimizer uses.
 
     Attributes:
-        network: The student as `wrap` returns it.
-        teacher: Frozen; None if the method does not distil.
-        guide: What teaches beside it; None: nothing does.
+        network: The student as `parallelise` returned it.
+        networks: The student and what teaches it.
         optimizer, scaler: Of the student's parameters.
-        precision: Of autocast; float32 for none.
-        settings: Of the step.
-        process: This one of several.
+        precision: Type of autocast; float32 for none.
+        settings: Settings of the step.
+        process: This process of several.
     """
 
     network: nn.Module
-    teacher: SegmentationNetwork | None
-    guide: Guide | None
+    networks: Networks
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     precision: torch.dtype
@@ -49,13 +45,14 @@ class Descent:
         Args:
             prepared: This process's micro-batches of it.
             counts: Denominators over the global batch.
-            tally: Notes the terms.
+            tally: Gets the value of every term.
         """
         self.optimizer.zero_grad(set_to_none=True)
         for number, part in enumerate(prepared):
             last = number == len(prepared) - 1
             losses = self._backward(part, counts, synchronise=last)
             tally.add(losses, part.batch.ids)
+        # Clipping wants true gradients, not those that float16 was scaled by.
         self.scaler.unscale_(self.optimizer)
         if self.settings.optimisation.gradient_clip is not None:
             nn.utils.clip_grad_norm_(
@@ -69,8 +66,7 @@ class Descent:
         self, prepared: Prepared, counts: Counts, *, synchronise: bool
     ) -> dict[str, torch.Tensor]:
         """Forward and backward of one micro-batch; returns the value of every term."""
-        device = self.process.device
-        batch, masks, certainty = prepared
+        device, (batch, masks, certainty) = self.process.device, prepared
         images = batch.images.to(device, non_blocking=True)
         targets = batch.targets.to(device, non_blocking=True)
         if masks is not None:
@@ -79,86 +75,83 @@ class Descent:
             certainty = certainty.to(device, non_blocking=True)
         # Dropout of an image depends on the seed and its place in the stream alone.
         unwrap(self.network).dropout.keys = batch.keys + (self.settings.seed << 32)
-        alone = contextlib.nullcontext()
+        # Gradients are exchanged once per iteration, with the last micro-batch.
+        exchange = contextlib.nullcontext()
         if not synchronise and isinstance(self.network, DistributedDataParallel):
-            alone = self.network.no_sync()  # type: ignore[assignment]
-        with alone:
-            with torch.autocast(
-                device.split(":")[0],
-                self.precision,
-                enabled=self.precision != torch.float32,
-            ):
+            exchange = self.network.no_sync()  # type: ignore[assignment]
+        with exchange:
+            with self._autocast(enabled=self.precision != torch.float32):
                 outputs = self.network(images)
-                taught = self._taught(images, outputs, masks)
-            losses = step_losses(
-                outputs, taught, targets, masks, counts, self.settings.recipe, certainty
-            )
+                teacher_outputs = self._teach(images, outputs, masks)
+            case = Case(outputs, targets, counts, masks, teacher_outputs, certainty)
+            losses = step_losses(case, self.settings.method.terms)
             total = torch.stack(list(losses.values())).sum()
             # DDP averages gradients over processes; ours are parts of a sum.
             self.scaler.scale(total * self.process.world_size).backward()
         return {name: value.detach() for name, value in losses.items()}
 
+    def _autocast(self, *, enabled: bool) -> torch.autocast:
+        kind = self.process.device.split(":")[0]
+        return torch.autocast(kind, self.precision, enabled=enabled)
+
     @torch.no_grad()
-    def _taught(
+    def _teach(
         self, images: torch.Tensor, outputs: Outputs, masks: Masks | None
     ) -> Outputs | None:
-        """What the teachers say of a micro-batch; None if nobody teaches."""
-        if self.teacher is None:
+        """The teacher's outputs for a micro-batch, corrected by the bank if it teaches.
+
+        None if no term needs a teacher.
+        """
+        teacher, bank_teacher = self.networks.teacher, self.networks.bank_teacher
+        if teacher is None:
             return None
-        taught = taught_by(self.teacher, images, outputs, self.settings.recipe)
-        if self.guide is None or masks is None:
-            return taught
-        shown = self.guide.look(taught, images)
-        with torch.autocast(self.process.device.split(":")[0], enabled=False):
-            return self.guide.correct(taught, shown, masks.background)
+        if self.settings.method.trains == "all":
+            answers: Outputs = teacher(images)
+        else:  # the backbone does not train, so its features are the student's
+            answers = teacher.heads(outputs.backbone.detach(), outputs.stages)
+        if bank_teacher is None or masks is None:
+            return answers
+        features = bank_teacher.features(answers, images)
+        with self._autocast(enabled=False):
+            return bank_teacher.correct(answers, features, masks.background)
 
 
-def taught_by(
-    teacher: SegmentationNetwork, images: torch.Tensor, outputs: Outputs, recipe: Method
-) -> Outputs:
-    """The teacher's outputs; a backbone that does not train is not run twice."""
-    if recipe.trains == "all":
-        taught: Outputs = teacher(images)
-        return taught
-    return teacher.heads(outputs.backbone.detach(), outputs.stages)
-
-
-class Arrival:
-    """Numbers on their way from the device, which works on."""
+class HostCopy:
+    """Asynchronous copy of a tensor to the host; the device goes on computing."""
 
     def __init__(self, tensor: torch.Tensor):
-        self.arrived: torch.cuda.Event | None = None
+        self.copied: torch.cuda.Event | None = None
         self.host = tensor
         if tensor.is_cuda:
             self.host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self.host.copy_(tensor, non_blocking=True)
-            self.arrived = torch.cuda.Event()
-            self.arrived.record()
+            self.copied = torch.cuda.Event()
+            self.copied.record()
 
     def values(self) -> list[float]:
-        """The numbers, once they are there."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
+        """The numbers; waits until they are copied."""
+        if self.copied is not None:
+            self.copied.synchronize()
         return self.host.tolist()
 
 
 class Tally:
     """Adds up the terms of the iterations, one iteration late.
 
-    Reading a value from a GPU waits for it; when the next iteration has been handed
-    over, the values are there and the GPU stays busy.
+    Reading a value from a GPU waits for it. Once the next iteration has been queued,
+    the values of the last one are there, and the GPU stays busy.
     """
 
     def __init__(self, progress: Progress):
         self.progress = progress
         self.ids: list[str] = []  # images of the last micro-batch
-        self.pending: list[tuple[list[str], Arrival, list[str]]] = []
-        self.newest = 0  # how many of the pending are of this iteration
+        self.pending: list[tuple[list[str], HostCopy, list[str]]] = []
+        self.newest = 0  # how many of the pending belong to this iteration
 
     def add(self, losses: dict[str, torch.Tensor], ids: list[str]) -> None:
-        """Note the terms of a micro-batch of the iteration at work."""
+        """Add the terms of a micro-batch of the current iteration."""
         self.ids = ids
-        terms = Arrival(torch.stack(list(losses.values())))
+        terms = HostCopy(torch.stack(list(losses.values())))
         self.pending.append((list(losses), terms, ids))
         self.newest += 1
 
@@ -174,7 +167,7 @@ class Tally:
             values = dict(zip(names, terms.values(), strict=True))
             if not all(math.isfinite(value) for value in values.values()):
                 raise FloatingPointError(
-                    f"The loss is not finite ({values}){_mend(ids)}"
+                    f"The loss is not finite ({values}){_remedy(ids)}"
                 )
             sums = self.progress.sums
             for name, value in values.items():
@@ -190,10 +183,10 @@ def check_weights(student: nn.Module, ids: list[str]) -> None:
     """
     squares = [parameter.detach().square().sum() for parameter in student.parameters()]
     if not torch.stack(squares).sum().isfinite():
-        raise FloatingPointError(f"The weights are not finite any more{_mend(ids)}")
+        raise FloatingPointError(f"The weights are not finite any more{_remedy(ids)}")
 
 
-def _mend(ids: list[str]) -> str:
+def _remedy(ids: list[str]) -> str:
     return (
         f" at images {ids}. Lower the learning rates or set gradient_clip. The last "
         f"saved state is kept."

@@ -1,4 +1,4 @@
-"""TODO training.log."""
+"""What a training logs, and what it has cost."""
 
 import logging
 import platform
@@ -8,18 +8,20 @@ from typing import Any
 
 import torch
 
+from kproba.data.loaders import TrainingStream
+from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
 from kproba.runtime.logs import PROGRESS
 from kproba.training.checkpoint import Progress
-from kproba.training.settings import Means, Optimisation, StepSettings
+from kproba.training.settings import Optimisation, StepSettings
 
 log = logging.getLogger("kproba")
 
 
-def used(
+def measure_cost(
     progress: Progress, optimisation: Optimisation, process: Process
 ) -> dict[str, Any]:
-    """What a step has cost; all processes call this.
+    """Cost of a training so far; all processes call this.
 
     Returns:
         device; processes; seconds, over all restarts; images_per_second; and the
@@ -44,22 +46,21 @@ def used(
 
 def log_header(
     settings: StepSettings,
-    means: Means,
+    compute: Compute,
     process: Process,
-    images: int,
-    iterations: int,
+    stream: TrainingStream,
     precision: torch.dtype,
 ) -> None:
-    """What is trained, where and how."""
+    """Log what is trained, where and how."""
     optimisation = settings.optimisation
-    per_process = optimisation.batch_size // (process.world_size * means.accumulation)
+    per_process = optimisation.batch_size // (process.world_size * compute.accumulation)
     log.info(
         "%s %s-%s, %s, seed %d, step %d: %s",
-        settings.dataset,
-        settings.task,
-        settings.setting,
-        settings.method,
-        settings.seed,
+        settings.run.dataset,
+        settings.run.task,
+        settings.run.setting,
+        settings.run.method,
+        settings.run.seed,
         settings.step,
         ", ".join(settings.class_names[settings.label_map.first_new :]),
     )
@@ -70,34 +71,36 @@ def log_header(
         str(precision).removeprefix("torch."),
         torch.__version__,
         torch.get_num_threads(),
-        means.workers,
+        compute.workers,
     )
     log.info(
         "%d images, %g epochs, %d iterations of %d = %d process(es) x %d "
         "micro-batch(es) x %d images",
-        images,
+        stream.images,
         optimisation.epochs,
-        iterations,
+        stream.iterations,
         optimisation.batch_size,
         process.world_size,
-        means.accumulation,
+        compute.accumulation,
         per_process,
     )
-    log.info("batch norm: %s", batch_norm_of(settings, means, process, per_process))
+    log.info(
+        "batch norm: %s", describe_batch_norm(settings, compute, process, per_process)
+    )
 
 
-def batch_norm_of(
-    settings: StepSettings, means: Means, process: Process, micro_batch: int
+def describe_batch_norm(
+    settings: StepSettings, compute: Compute, process: Process, micro_batch: int
 ) -> str:
-    """In words, which images the statistics of the batch norms come from."""
+    """Which images the statistics of the batch norms come from, in words."""
     if settings.step > 0:
         return "frozen"
     text = f"statistics of {micro_batch * process.world_size} images"
     if process.world_size > 1:
         kind = "gloo" if process.device == "cpu" else "SyncBatchNorm"
         text += f", synchronised over {process.world_size} processes ({kind})"
-    if means.accumulation > 1:
-        text += f", of each of {means.accumulation} micro-batches by itself"
+    if compute.accumulation > 1:
+        text += f", of each of {compute.accumulation} micro-batches by itself"
     return text
 
 
@@ -109,7 +112,7 @@ def log_progress(
     iterations: int,
     speed: float,
 ) -> None:
-    """One line: position, every term, learning rate, images/s, time left."""
+    """Log one line: position, every term, learning rate, images/s, time left."""
     left = (iterations - progress.iteration) * optimisation.batch_size / speed
     log.info(
         "epoch %.1f/%g, iteration %d/%d: %s, lr %.2e, %.1f images/s, %s left",
@@ -118,7 +121,7 @@ def log_progress(
         progress.iteration,
         iterations,
         " ".join(f"{name} {value:.4g}" for name, value in terms.items()),
-        rates["lr_branch"],
+        rates.get("lr_branch", max(rates.values())),
         speed,
         timedelta(seconds=round(left)),
         extra=PROGRESS,

@@ -3,14 +3,12 @@
     kproba-launch --processes 2 kproba.jobs.train settings.json --split ..
 
 `settings.json` holds everything that determines the result and is itself a tracked
-artifact; the other arguments are files and the machine's means (threads, workers).
+artifact; the other arguments are files and what the machine offers.
 """
 
 import json
 import logging
-import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -20,22 +18,20 @@ from kproba.data.loaders import Batch, TrainingImages, TrainingStream, training_
 from kproba.data.splits import read_index
 from kproba.network.files import save_model
 from kproba.network.network import SegmentationNetwork
+from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
 from kproba.runtime.files import atomic_path, write_json
 from kproba.runtime.provenance import fingerprint, provenance
 from kproba.training.checkpoint import Checkpoint, Progress, StopFlag
-from kproba.training.curves import Curves
-from kproba.training.iteration import Descent, Tally, check_weights
-from kproba.training.log import log_header, log_progress, used
-from kproba.training.monitor import Monitor
-from kproba.training.networks import build_networks, guide_of, wrap
+from kproba.training.iteration import Learner, Tally, check_weights
+from kproba.training.log import log_header, measure_cost
+from kproba.training.networks import Networks, build_networks, parallelise
 from kproba.training.optimizer import autocast_type, build_optimizer, set_learning_rates
-from kproba.training.settings import Files, Means, StepSettings
+from kproba.training.recorder import Recorder, start_curves, start_monitor
+from kproba.training.settings import Files, StepSettings
 from kproba.training.targets import global_counts, prepare
 
 log = logging.getLogger("kproba")
-
-ROWS = 50  # of metrics.csv and TensorBoard per step
 
 
 class Stopped(Exception):
@@ -52,129 +48,119 @@ class Stopped(Exception):
 def train(
     settings: StepSettings,
     files: Files,
-    means: Means,
+    compute: Compute,
     process: Process,
     stop: StopFlag | None = None,
 ) -> SegmentationNetwork:
     """Train one step and write its model, metrics and TensorBoard files.
 
-    Asked again after a kill, it goes on from its last saved state and ends with the
-    same bytes as an undisturbed run on the same kind of machine.
+    After a kill, a second call goes on from the last saved state and ends with the same
+    bytes as an undisturbed run on the same kind of machine.
 
     Args:
         settings: What determines the result.
         files: Inputs and outputs.
-        means: What the machine offers.
-        process: This one of several.
-        stop: Asks the run to save its state and to stop; None: nothing does.
+        compute: What the machine offers.
+        process: This process of several.
+        stop: Requests that the run saves its state and stops; None: nothing does.
 
     Returns:
         The trained network, the same in every process.
 
     Raises:
-        Stopped: `stop` asked; says whether the state could be saved.
+        Stopped: `stop` was set; says whether the state could be saved.
         FloatingPointError: A loss is not finite; the message names the images.
     """
     stop = stop or StopFlag()
-    optimisation = settings.optimisation
     split = read_index(files.split)
-    student, teacher = build_networks(settings, files, process)
-    optimizer = build_optimizer(student, optimisation)
-    precision = autocast_type(optimisation.precision, process.device)
-    kind = process.device.split(":")[0]
-    scaler = torch.amp.GradScaler(kind, enabled=precision == torch.float16)
-    mark = fingerprint(asdict(settings), *files.inputs())
-    checkpoint = Checkpoint(files.state, mark, student, optimizer, scaler)
-    progress = checkpoint.load(process)
-    start = progress.iteration
-    guide = guide_of(settings, files, process)
-    asked = [teacher, guide.source if guide else None]
-    network = wrap(student, asked, settings, means, process)
-    descent = Descent(
-        *(network, teacher, guide, optimizer, scaler, precision, settings, process)
+    networks = build_networks(settings, files, process)
+    student = networks.student
+    learner, checkpoint, progress = _start(settings, files, compute, process, networks)
+    stream, loader = training_batches(
+        split, settings, files, compute, process, progress
     )
-
-    stream, loader = batches_of(split, settings, files, means, process, start)
-    iterations = stream.iterations
-    curves = monitor = None
-    if process.first:
-        log_header(settings, means, process, len(split), iterations, precision)
-        curves = Curves(files.tensorboard, start, progress.rows, progress.looks)
-        monitor = monitor_of(settings, files, means)
-    clock = last_log = last_state = time.monotonic()
-    seconds_before = progress.seconds
     tally = Tally(progress)
+    recorder = Recorder(settings, compute, process, progress, tally, stream.iterations)
+    if process.first:
+        log_header(settings, compute, process, stream, learner.precision)
+        recorder.curves = start_curves(files, settings, progress)
+        recorder.monitor = start_monitor(files, settings, compute)
 
-    for iteration in range(start, iterations):
-        micro_batches = [next(loader) for _ in range(means.accumulation)]
+    for iteration in range(progress.iteration, stream.iterations):
+        # The loader's workers decode and augment; masks are derived here, on the CPU,
+        # while the device still computes the iteration before.
+        micro_batches = [next(loader) for _ in range(compute.accumulation)]
         prepared = [prepare(batch, student, settings) for batch in micro_batches]
-        waited = time.monotonic() - last_state
-        due = process.first and iteration > start and waited > 60 * means.state_minutes
-        counts, stop_asked, state_due = global_counts(prepared, stop, due, process)
-        if stop_asked or state_due:
+
+        # The processes must agree on denominators, on stopping and on saving before
+        # any of them starts the iteration: one that stopped alone would leave the
+        # others waiting for its gradients.
+        state_due = recorder.state_is_due()
+        counts, stopping, saving = global_counts(prepared, stop, state_due, process)
+        if stopping or saving:
+            # Nothing broken may be saved: a state with NaN could never recover.
             tally.settle()
             check_weights(student, tally.ids)
             saved = checkpoint.save(progress, process)
-            last_state = time.monotonic()
-        if stop_asked:
-            raise Stopped(iteration, iterations, saved=saved)
+            recorder.state_was_saved()
+        if stopping:
+            raise Stopped(iteration, stream.iterations, saved=saved)
 
-        rates = set_learning_rates(optimizer, optimisation, iteration, iterations)
-        descent.iterate(prepared, counts, tally)
-
-        now = time.monotonic()
-        progress.iteration = done = iteration + 1
-        progress.seconds = seconds_before + now - clock
-        speed = (done - start) * optimisation.batch_size / (now - clock)
-        # A row is due at fixed iterations, whatever the speed: same run, same file.
-        if done % max(1, iterations // ROWS) == 0 or done == iterations:
-            tally.settle()
-            progress.add_row(rates, process)
-            if curves is not None:
-                curves.add(progress.rows[-1], speed)
-        if process.first and (now - last_log > means.log_seconds or done == iterations):
-            tally.settle()
-            terms = progress.recent(process.world_size)
-            log_progress(progress, terms, rates, optimisation, iterations, speed)
-            last_log = now
-        if monitor and curves and monitor.due(done, iterations):
-            look = monitor.look(student, curves, done, process.device)
-            if look is not None:
-                progress.looks.append(look)
-            student.set_training_mode(batch_norm=settings.step == 0)
+        # The rate depends on the iteration alone, so a resumed run has the same one.
+        rates = set_learning_rates(
+            learner.optimizer, settings.optimisation, iteration, stream.iterations
+        )
+        learner.iterate(prepared, counts, tally)
+        recorder.record(rates, student)
 
     check_weights(student, tally.ids)
-    usage = used(progress, optimisation, process)
-    if curves is not None:
-        curves.close()
-        write_json(files.usage, usage)
+    cost = measure_cost(progress, settings.optimisation, process)
+    if recorder.curves is not None:
+        recorder.curves.close()
+        write_json(files.usage, cost)
         write_outputs(student, settings, files, progress, len(split))
-        checkpoint.remove()
+        checkpoint.remove()  # last: until the outputs exist, the state is needed
     return student
 
 
-def monitor_of(settings: StepSettings, files: Files, means: Means) -> Monitor | None:
-    """What looks at validation images during the training, if that is wanted."""
-    if not files.validation or not means.looks or not means.look_images:
-        return None
-    return Monitor(
-        files.validation,
-        settings.groups,
-        settings.class_names,
-        images=means.look_images,
-        times=means.looks,
+def _start(
+    settings: StepSettings,
+    files: Files,
+    compute: Compute,
+    process: Process,
+    networks: Networks,
+) -> tuple[Learner, Checkpoint, Progress]:
+    """Optimizer and saved state of a training, on one process or several."""
+    student = networks.student
+    optimizer = build_optimizer(student, settings.optimisation)
+    precision = autocast_type(settings.optimisation.precision, process.device)
+    kind = process.device.split(":")[0]
+    scaler = torch.amp.GradScaler(kind, enabled=precision == torch.float16)
+    # A state of other settings or inputs must not be resumed.
+    mark = fingerprint(settings.to_dict(), *files.inputs())
+    checkpoint = Checkpoint(files.state, mark, student, optimizer, scaler)
+    progress = checkpoint.load(process)
+    learner = Learner(
+        network=parallelise(networks, settings, compute, process),
+        networks=networks,
+        optimizer=optimizer,
+        scaler=scaler,
+        precision=precision,
+        settings=settings,
+        process=process,
     )
+    return learner, checkpoint, progress
 
 
-def batches_of(
+def training_batches(
     split: pd.DataFrame,
     settings: StepSettings,
     files: Files,
-    means: Means,
+    compute: Compute,
     process: Process,
-    start: int,
+    progress: Progress,
 ) -> tuple[TrainingStream, Iterator[Batch]]:
-    """This process's part of the training stream, from iteration `start` on."""
+    """This process's part of the training stream, from where the training stands."""
     images = TrainingImages(
         split,
         augmentation=settings.augmentation,
@@ -182,8 +168,8 @@ def batches_of(
         label_table=settings.label_map.training_table(),
         pseudo_labels=files.pseudo_labels,
     )
-    if means.cache_gib:
-        images.keep_decoded(means.cache_gib * 2**30, threads=max(1, means.workers))
+    if compute.cache_gib:
+        images.keep_decoded(compute.cache_gib * 2**30, threads=max(1, compute.workers))
         log.info("%d of %d decoded images kept", len(images.kept), len(images))
     stream = TrainingStream(
         len(split),
@@ -192,10 +178,10 @@ def batches_of(
         seed=settings.seed,
         rank=process.rank,
         world_size=process.world_size,
-        accumulation=means.accumulation,
-        start=start,
+        accumulation=compute.accumulation,
+        start=progress.iteration,
     )
-    return stream, iter(training_loader(images, stream, workers=means.workers))
+    return stream, iter(training_loader(images, stream, workers=compute.workers))
 
 
 def write_outputs(
@@ -205,13 +191,13 @@ def write_outputs(
     progress: Progress,
     images: int,
 ) -> None:
-    """Write metrics.csv, then the model, and log the summary of the step as JSON."""
+    """Write metrics.csv, then the model, and log a summary of the step as JSON."""
     with atomic_path(files.metrics) as temporary:
         pd.DataFrame(progress.rows).to_csv(temporary, index=False)
-    save_model(student, files.model, about=describe(settings))
+    save_model(student, files.model, about=describe_model(settings))
     summary = {
         "step": settings.step,
-        "method": settings.method,
+        "method": settings.run.method,
         "iterations": progress.iteration,
         "images": images,
         "seconds": round(progress.seconds, 1),
@@ -220,15 +206,16 @@ def write_outputs(
     log.info("%s", json.dumps(summary))
 
 
-def describe(settings: StepSettings) -> dict[str, Any]:
-    """What model.json records besides the architecture."""
+def describe_model(settings: StepSettings) -> dict[str, Any]:
+    """Content of model.json besides the architecture."""
+    labels = (0, *settings.label_map.seen)
+    classes = zip(labels, settings.class_names, strict=True)
     return {
         "classes": [
             {"index": index, "label": label, "name": name}
-            for index, (label, name) in enumerate(
-                zip((0, *settings.label_map.seen), settings.class_names, strict=True)
-            )
+            for index, (label, name) in enumerate(classes)
         ],
-        "settings": {**asdict(settings), "recipe": settings.recipe.to_dict()},
+        "settings": settings.to_dict(),
+        **({"extensions": settings.extensions} if settings.extensions else {}),
         "provenance": provenance(),
     }

@@ -1,9 +1,7 @@
-"""What TensorBoard shows of a step: curves, and now and then what the network sees.
+"""Validation while a network trains, for TensorBoard.
 
-kproba tensorboard results/digits/6-2-overlap    # all steps and methods, in order
-
-Everything here watches a training and changes nothing of it: a full disk ends the
-curves and not the run, and the validation images choose no checkpoint.
+It watches a training and does not change it: what fails here ends the validation and
+not the training, and the validation images choose no checkpoint.
 """
 
 import logging
@@ -21,10 +19,11 @@ from kproba.data.loaders import whole_image_loader
 from kproba.data.splits import evenly_spaced, read_indices
 from kproba.data.tasks import Groups
 from kproba.network.network import SegmentationNetwork
+from kproba.results import measures
 from kproba.results.evaluation import (
     EvaluationSettings,
     evaluate,
-    means_of,
+    means,
     select_rows,
     step_of_class,
 )
@@ -33,23 +32,21 @@ from kproba.training.curves import Curves
 
 log = logging.getLogger("kproba")
 
-PICTURES = 4  # of the images that are looked at
-
-
+PICTURES = 4  # of the validation images
 PROTOCOL = EvaluationSettings(policy="ssul", ignore_background=False, crop=None)
 
 
 class Monitor:
-    """Looks at a few validation images while a network trains.
+    """Tests a network on a few validation images while it trains.
 
     They are spread evenly over those that hold a class seen so far. The network is
-    asked alone, without its bank; the numbers are for watching, the test's are others.
+    tested without its bank; the results are for watching, those of the test differ.
 
     Args:
         indices: Index of the dataset and of the additions that have come so far.
         groups: Raw labels of the classes of the steps 0..t.
-        names: Of S_t in output order.
-        images: How many images.
+        names: Names of S_t in output order.
+        images: Number of images.
         times: How often during the training, the last time at its end.
     """
 
@@ -66,21 +63,21 @@ class Monitor:
         self.rows = evenly_spaced(select_rows(index, groups, "plop"), images)
         self.steps, self.names, self.times = step_of_class(groups), names, times
         self.table = LabelMap(groups).evaluation_table()
-        self.failed = False  # once, and nobody looks again
+        self.failed = False  # after the first failure validation stops
 
-    def due(self, done: int, iterations: int) -> bool:
-        """Whether to look after `done` of all iterations."""
+    def is_due(self, done: int, iterations: int) -> bool:
+        """Whether to validate after `done` of all iterations."""
         if self.failed:
             return False
         return done * self.times // iterations > (done - 1) * self.times // iterations
 
-    def look(
+    def validate(
         self, network: SegmentationNetwork, curves: Curves, iteration: int, device: str
     ) -> dict[str, float] | None:
-        """Test the network and write old, new and all, and the first pictures.
+        """Test the network; write its mIoU and the first pictures to the curves.
 
         The network is in evaluation mode afterwards. What fails here (too little
-        memory, an image that cannot be read) ends the looks and not the training.
+        memory, an image that cannot be read) ends the validation and not the training.
 
         Returns:
             The iteration and mIoU of old, new and all, as far as they exist; None if it
@@ -92,9 +89,9 @@ class Monitor:
         torch.backends.cudnn.benchmark = False
         try:
             with torch.compiler.set_stance("force_eager"):
-                return self._look(network, curves, iteration, device)
+                return self._validate(network, curves, iteration, device)
         except (OSError, RuntimeError, ValueError) as error:
-            log.warning("No more looks at validation images: %s", error)
+            log.warning("No more validation while training: %s", error)
             self.failed = True
             if device != "cpu":
                 torch.cuda.empty_cache()
@@ -102,7 +99,7 @@ class Monitor:
         finally:
             torch.backends.cudnn.benchmark = tuned
 
-    def _look(
+    def _validate(
         self, network: SegmentationNetwork, curves: Curves, iteration: int, device: str
     ) -> dict[str, float]:
         confusion = evaluate(
@@ -114,27 +111,30 @@ class Monitor:
         )
         for name, picture in self._pictures(network, device):
             curves.picture(name, picture, iteration)
-        look: dict[str, float] = {"iteration": iteration}
-        for measure, value in means_of(confusion, self.steps, PROTOCOL.policy).items():
-            if measure != "hiou" and not np.isnan(value):
-                look[measure] = float(value)
-        curves.add_look(look)
-        return look
+        result: dict[str, float] = {"iteration": iteration}
+        scores = means(confusion, self.steps, PROTOCOL.policy)
+        for measure in measures.step_means():
+            value = scores[measure.name]
+            if not np.isnan(value):
+                result[measure.name] = float(value)
+        curves.add_validation(result)
+        return result
 
     def _pictures(
         self, network: SegmentationNetwork, device: str
     ) -> Iterator[tuple[str, Image.Image]]:
         """Image, ground truth and prediction side by side."""
-        some = self.rows.iloc[:PICTURES].reset_index(drop=True)
-        for batch in whole_image_loader(some, self.table, batch_size=1):
+        rows = self.rows.iloc[:PICTURES].reset_index(drop=True)
+        for batch in whole_image_loader(rows, self.table, batch_size=1):
             image = Image.fromarray(batch.images[0].permute(1, 2, 0).numpy())
             truth = batch.targets[0].numpy()
-            found = network.predict(batch.images.to(device))[0].cpu().numpy()
-            masks = (np.where(truth == IGNORE, 0, truth), found)
-            shown = [image, *(overlay(image, mask, self.names) for mask in masks)]
-            size = sum(one.width for one in shown), max(one.height for one in shown)
-            sheet, left = Image.new("RGB", size, "white"), 0
-            for one in shown:
-                sheet.paste(one, (left, 0))
-                left += one.width
+            labels = network.predict(batch.images.to(device))[0].cpu().numpy()
+            masks = (np.where(truth == IGNORE, 0, truth), labels)
+            panels = [image, *(overlay(image, mask, self.names) for mask in masks)]
+            width = sum(panel.width for panel in panels)
+            height = max(panel.height for panel in panels)
+            sheet, left = Image.new("RGB", (width, height), "white"), 0
+            for panel in panels:
+                sheet.paste(panel, (left, 0))
+                left += panel.width
             yield f"image, truth, prediction/{batch.ids[0]}", sheet

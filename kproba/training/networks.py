@@ -1,7 +1,7 @@
-"""TODO training.networks."""
+"""The networks of a training: what learns, and what teaches it."""
 
 import warnings
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,51 +9,75 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kproba.bank.teacher import Guide
+from kproba.bank.fusion import Combination
+from kproba.bank.teacher import BankTeacher
+from kproba.methods.method import Method
+from kproba.methods.terms import STAGES, TERMS
 from kproba.network.batch_norm import synchronise
 from kproba.network.files import load_model
 from kproba.network.network import SegmentationNetwork, add_branch
+from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
-from kproba.training.settings import Files, Means, StepSettings
+from kproba.training.settings import Files, StepSettings
 
 
-def build_networks(
-    settings: StepSettings, files: Files, process: Process
-) -> tuple[SegmentationNetwork, SegmentationNetwork | None]:
-    """The student, and the frozen teacher if the method distils."""
-    teacher = None
-    recipe = settings.recipe
-    if files.previous is None:
-        student = first_network(settings, files.weights)
-    else:
-        previous = load_model(files.previous, device="cpu")
-        seed = settings.seed + settings.step
-        student = add_branch(
-            previous,
-            len(settings.groups[-1]),
-            seed=seed,
-            start_from_background=recipe.start_from_background,
-        )
-        student.requires_grad_(True)
-        pod = recipe.losses.pod > 0 or recipe.losses.pod_logits > 0
-        student.keep_stages = previous.keep_stages = pod
-        if recipe.distils:
-            teacher = previous.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    student = student.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    student.set_training_mode(batch_norm=settings.step == 0)
-    if settings.step > 0 and recipe.trains != "all":
-        student.train_only(recipe.trains)
-    return student, teacher
+@dataclass(frozen=True)
+class Networks:
+    """What learns and what teaches.
+
+    Attributes:
+        student: Learns.
+        teacher: The frozen network of step t-1; None if no term needs it.
+        bank_teacher: The bank that corrects it; None without.
+    """
+
+    student: SegmentationNetwork
+    teacher: SegmentationNetwork | None = None
+    bank_teacher: BankTeacher | None = None
 
 
-def guide_of(settings: StepSettings, files: Files, process: Process) -> Guide | None:
-    """What teaches beside the network of step t-1, if anything does.
+def build_networks(settings: StepSettings, files: Files, process: Process) -> Networks:
+    """The networks of a step on the device of this process.
 
     Raises:
         ValueError: The settings want a bank and there is none, or it was built with
             another model.
     """
-    if settings.guide is None:
+    method, device = settings.method, process.device
+    if files.previous is None:
+        student = build_first_network(settings, files.weights)
+        student = _on_device(student, device)
+        student.set_training_mode(batch_norm=True)
+        return Networks(student)
+    previous = load_model(files.previous, device="cpu")
+    student = add_branch(
+        previous,
+        len(settings.groups[-1]),
+        seed=settings.seed + settings.step,
+        start_from_background=method.start_from_background,
+    )
+    student.requires_grad_(True)
+    student.keep_stages = previous.keep_stages = STAGES in method.needs
+    student = _on_device(student, device)
+    # Batch norms stay as step 0 left them: a step's images show too few classes.
+    student.set_training_mode(batch_norm=False)
+    if method.trains != "all":
+        student.train_only(method.trains)
+    if not method.distils:
+        return Networks(student)
+    teacher = _on_device(previous, device)
+    return Networks(student, teacher, _bank_teacher(settings, files, teacher, device))
+
+
+def _on_device(network: SegmentationNetwork, device: str) -> SegmentationNetwork:
+    moved: SegmentationNetwork = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def _bank_teacher(
+    settings: StepSettings, files: Files, teacher: SegmentationNetwork, device: str
+) -> BankTeacher | None:
+    if settings.decision is None:
         return None
     if files.bank is None or files.previous is None:
         raise ValueError(
@@ -61,19 +85,26 @@ def guide_of(settings: StepSettings, files: Files, process: Process) -> Guide | 
             "teach (teacher: fused), but got none. Name them with --bank and "
             "--previous."
         )
-    return Guide.load(
+    combination = Combination.load(
         files.bank,
-        settings.guide,
+        settings.decision,
         network=files.previous,
-        source=files.source,
-        device=process.device,
+        feature_network=files.feature_network,
+        device=device,
     )
+    if combination.feature_network is not None:
+        combination.feature_network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return BankTeacher(teacher, combination)
 
 
-def first_network(
+def build_first_network(
     settings: StepSettings, weights: str | Path | None
 ) -> SegmentationNetwork:
-    """The untrained network of step 0; `weights` if those of the backbone are a file.
+    """The untrained network of step 0.
+
+    Args:
+        settings: Of step 0.
+        weights: File with the weights of the backbone, if they come from one.
 
     Raises:
         ValueError: The settings are not of step 0.
@@ -88,43 +119,42 @@ def first_network(
     )
 
 
-def wrap(
-    student: SegmentationNetwork,
-    asked: Sequence[SegmentationNetwork | None],
-    settings: StepSettings,
-    means: Means,
-    process: Process,
+def parallelise(
+    networks: Networks, settings: StepSettings, compute: Compute, process: Process
 ) -> nn.Module:
-    """The student as the loop calls it: for several processes, or compiled.
+    """The student as the loop calls it: over several processes, or compiled.
 
-    Its weights stay those of `student`. `asked` are the networks that teach it, as far
-    as there are any; they are compiled with it.
+    Its weights stay those of `networks.student`.
     """
+    student: nn.Module = networks.student
     if process.world_size > 1 and settings.step == 0:
         if process.device == "cpu":
             synchronise(student)
         else:
             # timm's conversion knows its batch norms with activation, torch's does not.
             student = convert_sync_batchnorm(student)
-    if means.compile:
-        for network in filter(None, (student, *asked)):
-            network.backbone.compile()
+    if compute.compile:
+        features = None
+        if networks.bank_teacher is not None:
+            features = networks.bank_teacher.combination.feature_network
+        for network in (networks.student, networks.teacher, features):
+            if network is not None:
+                network.backbone.compile()
     if process.world_size == 1:
         return student
-    recipe = settings.recipe
     # Its new name is not known to older versions that work as well.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     return DistributedDataParallel(
         student,
         device_ids=None if process.device == "cpu" else [process.device],
-        # Without distillation the old branches get no gradient under PB-BCE.
-        find_unused_parameters=(
-            settings.step > 0
-            and recipe.cross_entropy == "protected_bce"
-            and not recipe.losses.gkd
-        ),
+        find_unused_parameters=settings.step > 0 and _leaves_old_alone(settings.method),
         broadcast_buffers=False,
     )
+
+
+def _leaves_old_alone(method: Method) -> bool:
+    """Whether parameters of old classes get no gradient from any term."""
+    return not any(TERMS[name].reaches_old for name in method.terms)
 
 
 def unwrap(network: nn.Module) -> SegmentationNetwork:

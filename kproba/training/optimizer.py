@@ -1,11 +1,7 @@
-"""TODO training.optimizer."""
-
-from collections.abc import Sequence
+"""The optimizer of a step and its learning rates."""
 
 import torch
-from torch import nn
 
-from kproba.network.heads import Branch
 from kproba.network.network import SegmentationNetwork
 from kproba.training.settings import Optimisation
 
@@ -13,38 +9,21 @@ from kproba.training.settings import Optimisation
 def build_optimizer(
     student: SegmentationNetwork, settings: Optimisation
 ) -> torch.optim.Optimizer:
-    """Optimizer with one parameter group per part of the network.
+    """Optimizer with one parameter group per part of the network that trains.
 
-    With a softmax there is one head: its 3×3 block learns as the ASPP does, and all
-    classifiers at the rate of the newest.
+    The head says which parameters belong to which part.
     """
-    *old, newest = student.branches
-    parts: dict[str, Sequence[nn.Module]] = {
-        "backbone": [student.backbone],
-        "aspp": [student.aspp],
-        "branch": [newest],
-        "old_branches": old,
-    }
-    if student.architecture.softmax and old:
-        head = student.branches[0]
-        assert isinstance(head, Branch)
-        classifiers = [b.get_submodule("classifier") for b in student.branches]
-        parts |= {"aspp": [student.aspp, head.block], "old_branches": []}
-        parts["branch"] = classifiers
-    groups = [
-        {
-            "name": name,
-            "params": [
-                parameter
-                for module in modules
-                for parameter in module.parameters()
-                if parameter.requires_grad
-            ],
-            "lr": getattr(settings, name),
-        }
-        for name, modules in parts.items()
-        if any(p.requires_grad for module in modules for p in module.parameters())
-    ]
+    groups = []
+    for name, modules in student.head.parameter_groups(student).items():
+        parameters = [
+            parameter
+            for module in modules
+            for parameter in module.parameters()
+            if parameter.requires_grad
+        ]
+        if parameters:
+            rate = getattr(settings.learning_rate, name)
+            groups.append({"name": name, "params": parameters, "lr": rate})
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
@@ -61,11 +40,12 @@ def set_learning_rates(
     iteration: int,
     iterations: int,
 ) -> dict[str, float]:
-    """Set and return the poly learning rate of every part."""
+    """Set and return the poly learning rate of every part, as "lr_<part>"."""
     factor = (1 - iteration / iterations) ** settings.power
     rates = {}
     for group in optimizer.param_groups:
-        group["lr"] = max(settings.floor, getattr(settings, group["name"]) * factor)
+        initial = getattr(settings.learning_rate, group["name"])
+        group["lr"] = max(settings.floor, initial * factor)
         rates[f"lr_{group['name']}"] = group["lr"]
     return rates
 

@@ -1,13 +1,32 @@
-"""TODO training.settings."""
+"""What a training job reads: the settings of the step, and its files."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from kproba.bank.decision import Decision
 from kproba.data.augmentation import Augmentation
 from kproba.data.labels import LabelMap
 from kproba.methods.method import Method
-from kproba.network.network import Architecture
+from kproba.network.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Learning rates by part of the network.
+
+    Attributes:
+        backbone: The backbone.
+        aspp: The ASPP.
+        branch: The newest branch.
+        old_branches: The branches of earlier steps.
+    """
+
+    backbone: float
+    aspp: float
+    branch: float
+    old_branches: float
 
 
 @dataclass(frozen=True)
@@ -18,8 +37,8 @@ class Optimisation:
         epochs: Passes over the step's images.
         batch_size: Images per iteration over all processes.
         optimizer: "sgd" (Nesterov) or "adamw".
-        backbone, aspp, branch, old_branches: Learning rates; `branch` is the newest.
-        momentum: Of SGD.
+        learning_rate: Initial rates.
+        momentum: Momentum of SGD.
         weight_decay: For all parameters.
         power, floor: lr = max(floor, lr_0 (1 - i/n)^power) at iteration i of n.
         gradient_clip: Largest norm of the gradient, None for no clipping.
@@ -30,10 +49,7 @@ class Optimisation:
     epochs: float
     batch_size: int
     optimizer: Literal["sgd", "adamw"]
-    backbone: float
-    aspp: float
-    branch: float
-    old_branches: float
+    learning_rate: LearningRates
     momentum: float
     weight_decay: float
     power: float
@@ -41,20 +57,19 @@ class Optimisation:
     gradient_clip: float | None
     precision: Literal["auto", "float32", "bfloat16", "float16"]
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Optimisation":
+        """From a section of the configuration."""
+        rates = LearningRates(**content["learning_rate"])
+        return cls(**{**content, "learning_rate": rates})
+
 
 @dataclass(frozen=True)
-class StepSettings:
-    """Everything that determines the result of a step, besides its input files.
+class RunStep:
+    """Which step of which run; names alone, they determine nothing.
 
     Attributes:
-        dataset, task, setting, method, seed, step: Which step of which run.
-        groups: Raw labels of the classes of the steps 0..t.
-        class_names: Names of S_t in output order, "background" first.
-        architecture, weights: Of the network; None from step 1 on, where both come
-            with the previous model.
-        augmentation, optimisation, recipe: How it trains.
-        guide: `PseudoLabelSettings` as a dictionary: how network and bank teach
-            together; None: the network alone.
+        dataset, task, setting, method, seed, step: As in the path of the artifacts.
     """
 
     dataset: str
@@ -63,97 +78,126 @@ class StepSettings:
     method: str
     seed: int
     step: int
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """Everything that determines the result of a step, besides its input files.
+
+    Attributes:
+        run: Names of the run that owns the artifacts.
+        seed: Seed of weights, order, augmentation and dropout.
+        groups: Raw labels of the classes of the steps 0..t.
+        class_names: Names of S_t in output order, "background" first.
+        sequential: Old classes keep their true labels (setting "sequential").
+        architecture, weights: Of the network; None from step 1 on, where both come
+            with the previous model.
+        augmentation: How images are augmented.
+        optimisation: How the step is optimised.
+        method: Head, loss terms, and what is trained.
+        decision: How network and bank decide together on the targets of the old
+            classes; None: the previous network is the only teacher.
+        extensions: Files of the user that the step uses, with their SHA-256.
+    """
+
+    run: RunStep
+    seed: int
     groups: tuple[tuple[int, ...], ...]
     class_names: list[str]
+    sequential: bool
     architecture: Architecture | None
     weights: str | None
     augmentation: Augmentation
     optimisation: Optimisation
-    recipe: Method
-    guide: dict[str, Any] | None = None
+    method: Method
+    decision: Decision | None = None
+    extensions: tuple[dict[str, str], ...] = ()
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "StepSettings":
-        """From the content of settings.json."""
-        augmentation = dict(content["augmentation"])
-        augmentation["scale"] = tuple(augmentation["scale"])
-        architecture = content["architecture"]
+    def from_dict(cls, content: Mapping[str, Any]) -> "StepSettings":
+        """From the content of settings.json.
+
+        Raises:
+            ValueError: A key is missing or unknown, as in a file of another version.
+        """
+        known = {field.name for field in fields(cls)}
+        needed = known - {"decision", "extensions"}
+        if not needed <= content.keys() <= known:
+            raise ValueError(
+                f"Expected the keys {', '.join(sorted(needed))} in settings.json, but "
+                f"got {', '.join(content)}. Let Snakemake write the file again."
+            )
+        architecture, decision = content["architecture"], content.get("decision")
         return cls(
-            **{
-                **content,
-                "groups": tuple(tuple(group) for group in content["groups"]),
-                "architecture": architecture and Architecture(**architecture),
-                "augmentation": Augmentation(**augmentation),
-                "optimisation": Optimisation(**content["optimisation"]),
-                "recipe": Method.from_dict(content["recipe"]),
-            }
+            run=RunStep(**content["run"]),
+            seed=content["seed"],
+            groups=tuple(tuple(group) for group in content["groups"]),
+            class_names=content["class_names"],
+            sequential=content["sequential"],
+            architecture=architecture and Architecture.from_dict(architecture),
+            weights=content["weights"],
+            augmentation=Augmentation.from_dict(content["augmentation"]),
+            optimisation=Optimisation.from_dict(content["optimisation"]),
+            method=Method.from_dict(content["method"]),
+            decision=decision and Decision.from_dict(decision),
+            extensions=tuple(content.get("extensions", ())),
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for model.json and the mark of a saved state."""
+        content = {**asdict(self), "method": self.method.to_dict()}
+        if not self.extensions:
+            del content["extensions"]
+        return content
+
+    @property
+    def step(self) -> int:
+        """T."""
+        return self.run.step
 
     @property
     def label_map(self) -> LabelMap:
         """Raw labels to output indices at this step."""
-        return LabelMap(self.groups, self.setting)
+        return LabelMap(self.groups, "sequential" if self.sequential else "overlap")
 
 
 @dataclass(frozen=True)
 class Files:
-    """Inputs and outputs of a step.
+    """Inputs and outputs of a training.
 
     Attributes:
         split: CSV of the step's images.
+        model, metrics, usage, tensorboard: Outputs.
         previous: Model of step t-1; None at step 0.
         pseudo_labels: Folder of targets; None to train on the raw labels.
-        weights: Of the backbone at step 0, if they come from a file.
-        bank: Of step t-1, where it teaches too.
-        source: Model of that bank's features, if not `previous`.
-        model, metrics, usage, tensorboard: Outputs.
-        validation: Index of the dataset and of its additions, to look at some of their
-            validation images now and then; empty not to.
-        state: Where an unfinished run keeps its state; removed at the end.
+        weights: Weights of the backbone at step 0, if they come from a file.
+        bank: Bank of step t-1, where it corrects the teacher.
+        feature_network: Model whose features the bank reads, if not `previous`.
+        validation: Index of the dataset and of its additions, of which some validation
+            images are tested now and then; empty for none.
     """
 
     split: Path
-    previous: Path | None
-    pseudo_labels: Path | None
-    weights: Path | None
     model: Path
     metrics: Path
     usage: Path
     tensorboard: Path
-    state: Path
-    validation: tuple[Path, ...] = ()
+    previous: Path | None = None
+    pseudo_labels: Path | None = None
+    weights: Path | None = None
     bank: Path | None = None
-    source: Path | None = None
+    feature_network: Path | None = None
+    validation: tuple[Path, ...] = ()
+
+    @property
+    def state(self) -> Path:
+        """Where an unfinished run keeps its state; removed at the end."""
+        return self.model.with_name("training-state.pt")
 
     def inputs(self) -> list[Path]:
         """The files whose content determines the result."""
-        maybe = (self.split, self.previous, self.weights, self.bank, self.source)
-        files = [path for path in maybe if path is not None]
+        maybe = (self.split, self.previous, self.weights, self.bank)
+        files = [path for path in (*maybe, self.feature_network) if path is not None]
         if self.pseudo_labels is not None:
             files += sorted(self.pseudo_labels.glob("*.png"))
         return files
-
-
-@dataclass(frozen=True)
-class Means:
-    """What the machine offers; changes speed, never the experiment.
-
-    Attributes:
-        workers: Loader processes per process.
-        accumulation: Micro-batches per iteration and process.
-        compile: Let `torch.compile` make kernels of its own for the backbone.
-        cache_gib: Memory per process for decoded images, in GiB.
-        state_minutes: Minutes between two saved states.
-        log_seconds: Seconds between two log lines.
-        looks: How often the validation images are looked at.
-        look_images: How many of them.
-    """
-
-    workers: int = 0
-    accumulation: int = 1
-    compile: bool = False
-    cache_gib: float = 0.0
-    state_minutes: float = 5.0
-    log_seconds: float = 15.0
-    looks: int = 0
-    look_images: int = 0

@@ -1,4 +1,4 @@
-"""TODO training.targets."""
+"""What the loss needs of a batch besides the outputs: masks, counts, certainty."""
 
 from typing import NamedTuple
 
@@ -8,6 +8,7 @@ import torch
 from kproba.data.labels import IGNORE, UNSURE
 from kproba.data.loaders import Batch
 from kproba.methods.losses.case import Counts, Masks, cell_masks
+from kproba.methods.terms import CERTAINTY
 from kproba.network.network import SegmentationNetwork
 from kproba.runtime.distributed import Process
 from kproba.training.checkpoint import StopFlag
@@ -20,7 +21,7 @@ class Prepared(NamedTuple):
     Attributes:
         batch: Images and targets; unsure pixels are 255 now.
         masks: M⁺ and M⁻; None at step 0.
-        certainty: ν, (B,) float32, if the method scales by it.
+        certainty: ν, (B,) float32, if a term needs it.
     """
 
     batch: Batch
@@ -31,25 +32,23 @@ class Prepared(NamedTuple):
 def prepare(
     batch: Batch, student: SegmentationNetwork, settings: StepSettings
 ) -> Prepared:
-    """The batch with what its targets tell, on the CPU."""
+    """Derive masks and certainty from the targets of a batch, on the CPU."""
     if settings.step == 0:
         return Prepared(batch)
     first_new, targets = settings.label_map.first_new, batch.targets
     certainty = None
-    if settings.recipe.scale_by_certainty:
+    if CERTAINTY in settings.method.needs:
         certainty = share_of_sure(targets, first_new)
-    if pixels_with(UNSURE, targets):
+    if count_label(UNSURE, targets):
         targets = targets.masked_fill(targets == UNSURE, IGNORE)
         batch = batch._replace(targets=targets)
-    stride = student.architecture.output_stride
-    size = [-(-extent // stride) for extent in targets.shape[-2:]]
-    sequential = settings.setting == "sequential"
-    masks = cell_masks(batch.targets, first_new, size, sequential=sequential)
+    size = student.feature_size(*targets.shape[-2:])
+    masks = cell_masks(targets, first_new, size, sequential=settings.sequential)
     return Prepared(batch, masks, certainty)
 
 
-def pixels_with(label: int, targets: torch.Tensor) -> int:
-    """How many pixels have a label; NumPy counts ten times as fast as PyTorch."""
+def count_label(label: int, targets: torch.Tensor) -> int:
+    """Pixels that have a label; NumPy counts ten times as fast as PyTorch."""
     return int(np.count_nonzero(targets.numpy() == label))
 
 
@@ -70,20 +69,28 @@ def share_of_sure(targets: torch.Tensor, first_new: int) -> torch.Tensor:
 
 def global_counts(
     prepared: list[Prepared],
-    stop: "StopFlag",
+    stop: StopFlag,
     state_due: bool,
     process: Process,
 ) -> tuple[Counts, bool, bool]:
     """Denominators over the global batch, and what all processes must do together.
 
+    One exchange between the processes serves both.
+
+    Args:
+        prepared: Micro-batches of this process.
+        stop: Whether this process was asked to stop.
+        state_due: Whether this process wants a state to be saved.
+        process: This process of several.
+
     Returns:
-        The counts, whether any process was told to stop, and whether any finds that a
-        state is due.
+        The counts, whether any process was asked to stop, and whether any wants a state
+        to be saved.
     """
     pixels = new = background = cells = images = area = remaining = 0.0
     for batch, masks, _ in prepared:
         size = batch.targets.numel()
-        pixels += size - pixels_with(IGNORE, batch.targets)
+        pixels += size - count_label(IGNORE, batch.targets)
         images += len(batch.targets)
         area += size
         if masks is not None:
@@ -91,7 +98,8 @@ def global_counts(
             background += float(masks.background.sum())
             remaining += float(masks.remaining.sum())
             cells += masks.new.numel()
-    flags = [float(stop.asked), float(state_due)]
-    counted = [pixels, new, background, cells, images, area, remaining]
-    *counts, stopped, due = process.sum([*counted, *flags])
-    return Counts(*counts), stopped > 0, due > 0
+    flags = [float(stop.requested), float(state_due)]
+    counts = [pixels, new, background, cells, images, area, remaining]
+    *summed, stops, due = process.sum([*counts, *flags])
+    names = ("pixels", "new", "background", "cells", "images", "area", "remaining")
+    return Counts(**dict(zip(names, summed, strict=True))), stops > 0, due > 0

@@ -1,8 +1,8 @@
 rule write_digits:
     output:
-        scenes=directory("results/data/{dataset}/scenes"),
+        scenes=directory(artifacts.SCENES),
     log:
-        "results/data/{dataset}/scenes.log",
+        artifacts.log_of(artifacts.SCENES, "scenes"),
     conda:
         "../../envs/kproba.yaml"
     threads: 8
@@ -16,9 +16,9 @@ rule write_digits:
 
 rule download_archive:
     output:
-        archive="results/data/{dataset}/archives/{archive}",
+        archive=artifacts.ARCHIVE,
     log:
-        "results/data/{dataset}/archives/{archive}.log",
+        artifacts.log_of(artifacts.ARCHIVE, "{archive}"),
     localrule: True  # nodes of a cluster often have no internet
     conda:
         "../../envs/kproba.yaml"
@@ -36,9 +36,9 @@ rule unpack_archives:
     input:
         archives=archives_of_dataset,
     output:
-        folder=directory("results/data/{dataset}/unpacked"),
+        folder=directory(artifacts.UNPACKED),
     log:
-        "results/data/{dataset}/unpacked.log",
+        artifacts.log_of(artifacts.UNPACKED, "unpacked"),
     conda:
         "../../envs/kproba.yaml"
     params:
@@ -53,10 +53,10 @@ rule prepare_dataset:
     input:
         folder=made_dataset,
     output:
-        index="results/data/{dataset}/index.csv",
-        integrity="results/data/{dataset}/integrity.json",
+        index=artifacts.INDEX,
+        integrity=artifacts.INTEGRITY,
     log:
-        "results/data/{dataset}/index.log",
+        artifacts.log_of(artifacts.INDEX, "index"),
     priority: 20  # a faulty dataset stops the run before anything else is begun
     conda:
         "../../envs/kproba.yaml"
@@ -75,9 +75,9 @@ rule make_split:
     input:
         indices=indices_of_step,
     output:
-        split="results/splits/{dataset}/{task}-{setting}/step{step}.csv",
+        split=artifacts.SPLIT,
     log:
-        "results/splits/{dataset}/{task}-{setting}/step{step}.log",
+        artifacts.log_of(artifacts.SPLIT, "step{step}"),
     localrule: True
     conda:
         "../../envs/kproba.yaml"
@@ -92,9 +92,9 @@ rule make_split:
 
 rule list_classes:
     output:
-        classes="results/splits/{dataset}/{task}-{setting}/classes.json",
+        classes=artifacts.CLASSES,
     log:
-        "results/splits/{dataset}/{task}-{setting}/classes.log",
+        artifacts.log_of(artifacts.CLASSES, "classes"),
     localrule: True
     conda:
         "../../envs/kproba.yaml"

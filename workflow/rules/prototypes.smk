@@ -1,18 +1,13 @@
 rule build_prototypes:
     input:
-        model=model_of_bank,
-        split="results/splits/{dataset}/{task}-{setting}/step{step}.csv",
-        pseudo_labels=pseudo_labels_after_step_0,
-        previous=previous_bank,
-        network=network_of_bank,
-        weights=weights_of_bank,
+        unpack(bank_inputs),
     output:
-        bank="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/prototypes.safetensors",
-        description="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/prototypes.json",
+        bank=artifacts.BANK,
+        description=artifacts.BANK_DESCRIPTION,
     log:
-        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/prototypes.log",
+        artifacts.log_of(artifacts.BANK, "prototypes"),
     benchmark:
-        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/prototypes.benchmark.tsv"
+        artifacts.BANK_TIME
     priority: 10
     conda:
         "../../envs/kproba.yaml"
@@ -24,12 +19,10 @@ rule build_prototypes:
     message:
         "Building the prototype bank of {wildcards.method} after step {wildcards.step}"
     shell:
-        "exec kproba-launch --log {log} --gpus {resources.gpu}"
-        " --device {resources.device} --processes {resources.processes}"
-        " --cores {threads} --threads {resources.cpu_threads}"
-        " kproba.jobs.inference bank --job {params.job:q} --model {input.model}"
+        "exec kproba-launch --log {log} --gpus {resources.gpu} --cores {threads}"
+        " --compute {resources.compute:q}"
+        " kproba.jobs.build_bank --job {params.job:q} --model {input.model}"
         " --split {input.split} --pseudo-labels {input.pseudo_labels}"
-        " --previous {input.previous} --bank {output.bank}"
-        " --network {input.network} --weights {input.weights}"
-        " --batch-size {resources.batch_size} --workers {resources.workers}"
-        " {resources.deterministic}"
+        " --previous {input.previous} --network {input.network}"
+        " --untrained {input.untrained} --weights {input.weights}"
+        " --bank {output.bank}"

@@ -1,19 +1,14 @@
 rule export_pseudo_labels:
     input:
-        model=previous_model,
-        bank=bank_of_previous_step,
-        source=source_of_previous_bank,
-        split="results/splits/{dataset}/{task}-{setting}/step{step}.csv",
+        unpack(label_inputs),
     output:
-        labels=directory(
-            "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/pseudo_labels"
-        ),
-        table="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/pseudo_labels.csv",
-        quality="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/pseudo_label_quality.csv",
+        labels=directory(artifacts.LABELS),
+        table=artifacts.LABEL_TABLE,
+        quality=artifacts.LABEL_QUALITY,
     log:
-        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/pseudo_labels.log",
+        artifacts.log_of(artifacts.LABELS, "pseudo_labels"),
     benchmark:
-        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/pseudo_labels.benchmark.tsv"
+        artifacts.LABELS_TIME
     wildcard_constraints:
         step=r"[1-9]\d*",
     priority: 10
@@ -23,17 +18,14 @@ rule export_pseudo_labels:
     resources:
         **inference_resources,
     params:
-        job=pseudo_label_job,
+        job=label_job,
     message:
-        "Looking for old classes in the images of step {wildcards.step}, "
+        "Labelling old classes in the images of step {wildcards.step}, "
         "{wildcards.method}"
     shell:
-        "exec kproba-launch --log {log} --gpus {resources.gpu}"
-        " --device {resources.device} --processes {resources.processes}"
-        " --cores {threads} --threads {resources.cpu_threads}"
-        " kproba.jobs.inference pseudo-labels --job {params.job:q} --model {input.model}"
-        " --bank {input.bank} --source {input.source} --split {input.split}"
-        " --labels {output.labels} --table {output.table}"
+        "exec kproba-launch --log {log} --gpus {resources.gpu} --cores {threads}"
+        " --compute {resources.compute:q}"
+        " kproba.jobs.export_labels --job {params.job:q} --model {input.model}"
+        " --bank {input.bank} --feature-network {input.feature_network}"
+        " --split {input.split} --labels {output.labels} --table {output.table}"
         " --quality {output.quality}"
-        " --batch-size {resources.batch_size} --workers {resources.workers}"
-        " {resources.deterministic}"

@@ -1,26 +1,26 @@
 rule summarise:
     input:
-        evaluations=all_evaluations,
-        times=all_times,
-        qualities=all_qualities,
+        evaluations=files_of(all_results, "evaluation"),
+        times=files_of(all_results, "times"),
+        qualities=files_of(all_results, "quality"),
     output:
         summary=report(
-            "results/summary.csv",
+            artifacts.SUMMARY,
             caption="../report/summary.rst",
             category="Results",
         ),
         classes=report(
-            "results/classes.csv",
+            artifacts.CLASS_RESULTS,
             caption="../report/classes.rst",
             category="Results",
         ),
         pseudo_labels=report(
-            "results/pseudo_labels.csv",
+            artifacts.LABEL_RESULTS,
             caption="../report/pseudo_labels.rst",
             category="Results",
         ),
     log:
-        "results/summary.log",
+        artifacts.log_of(artifacts.SUMMARY, "summary"),
     localrule: True
     conda:
         "../../envs/kproba.yaml"
@@ -34,39 +34,39 @@ rule summarise:
 
 rule draw_figures:
     input:
-        evaluations=evaluations_of_experiment,
-        qualities=qualities_of_experiment,
-        examples=examples_of_experiment,
-        metrics=metrics_of_experiment,
+        evaluations=files_of_experiment("evaluation"),
+        qualities=files_of_experiment("quality"),
+        examples=files_of_experiment("examples"),
+        metrics=files_of_experiment("metrics"),
         indices=indices_of_task,
     output:
         miou=report(
-            "results/{dataset}/{task}-{setting}/figures/miou.png",
+            f"{artifacts.FIGURES}/miou.png",
             caption="../report/miou.rst",
             category="Figures",
         ),
         training=report(
-            "results/{dataset}/{task}-{setting}/figures/training.png",
+            f"{artifacts.FIGURES}/training.png",
             caption="../report/training.rst",
             category="Figures",
         ),
         classes=report(
-            "results/{dataset}/{task}-{setting}/figures/classes.png",
+            f"{artifacts.FIGURES}/classes.png",
             caption="../report/class_steps.rst",
             category="Figures",
         ),
         pseudo_labels=report(
-            "results/{dataset}/{task}-{setting}/figures/pseudo_labels.png",
+            f"{artifacts.FIGURES}/pseudo_labels.png",
             caption="../report/pseudo_label_steps.rst",
             category="Figures",
         ),
         examples=report(
-            "results/{dataset}/{task}-{setting}/figures/examples.png",
+            f"{artifacts.FIGURES}/examples.png",
             caption="../report/examples.rst",
             category="Figures",
         ),
     log:
-        "results/{dataset}/{task}-{setting}/figures/figures.log",
+        f"{artifacts.FIGURES}/figures.log",
     localrule: True
     conda:
         "../../envs/kproba.yaml"
@@ -81,21 +81,21 @@ rule draw_figures:
 
 rule write_report:
     input:
-        summary="results/summary.csv",
-        classes="results/classes.csv",
-        pseudo_labels="results/pseudo_labels.csv",
+        summary=artifacts.SUMMARY,
+        classes=artifacts.CLASS_RESULTS,
+        pseudo_labels=artifacts.LABEL_RESULTS,
         figures=figures_of_experiments,
         shown=files_of_report,
         class_lists=class_lists,
         banks=last_banks,
     output:
         page=report(
-            "results/report.html",
+            artifacts.REPORT,
             caption="../report/page.rst",
             category="Results",
         ),
     log:
-        "results/report.log",
+        artifacts.log_of(artifacts.REPORT, "report"),
     localrule: True
     conda:
         "../../envs/kproba.yaml"

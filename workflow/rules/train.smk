@@ -2,9 +2,9 @@
 # runs again exactly when this changes, and can be run by hand.
 rule write_settings:
     output:
-        settings="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/settings.json",
+        settings=artifacts.SETTINGS,
     log:
-        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/settings.log",
+        artifacts.log_of(artifacts.SETTINGS, "settings"),
     localrule: True
     conda:
         "../../envs/kproba.yaml"
@@ -18,9 +18,9 @@ rule write_settings:
 
 rule fetch_weights:
     output:
-        weights="results/weights/{backbone}.safetensors",
+        weights=artifacts.WEIGHTS,
     log:
-        "results/weights/{backbone}.log",
+        artifacts.log_of(artifacts.WEIGHTS, "{backbone}"),
     localrule: True  # nodes of a cluster often have no internet
     conda:
         "../../envs/kproba.yaml"
@@ -32,72 +32,20 @@ rule fetch_weights:
 
 # Priority 10, here and for bank and pseudo labels: the next step waits for these, while
 # tests and figures can come later.
-rule train_base:
-    input:
-        settings="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/settings.json",
-        split="results/splits/{dataset}/{task}-{setting}/step0.csv",
-        weights=weights_file,
-        validation=indices_of_base,
-    output:
-        model="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/model.safetensors",
-        description="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/model.json",
-        metrics="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/metrics.csv",
-        usage="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/usage.json",
-        tensorboard=directory(
-            "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/tensorboard"
-        ),
-    log:
-        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/train.log",
-    benchmark:
-        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step0/train.benchmark.tsv"
-    wildcard_constraints:
-        method="|".join(BASES),
-    priority: 10
-    conda:
-        "../../envs/kproba.yaml"
-    threads: job_threads
-    resources:
-        **training_resources,
-    message:
-        "Training step 0 on {wildcards.task} classes of {wildcards.dataset}, "
-        "{wildcards.setting}, seed {wildcards.seed}"
-    shell:
-        "exec kproba-launch --log {log} --gpus {resources.gpu}"
-        " --device {resources.device} --processes {resources.processes}"
-        " --cores {threads} --threads {resources.cpu_threads} --nodes {resources.nodes}"
-        " kproba.jobs.train {input.settings} --split {input.split}"
-        " --weights {input.weights}"
-        " --model {output.model} --metrics {output.metrics} --usage {output.usage}"
-        " --tensorboard {output.tensorboard}"
-        " --validation {input.validation}"
-        " --looks {resources.looks} --look-images {resources.look_images}"
-        " --state $(dirname {output.model})/training-state.pt"
-        " --workers {resources.workers} --accumulation {resources.accumulation}"
-        " --state-minutes {resources.state_minutes} --cache-gib {resources.cache_gib}"
-        " {resources.compile} {resources.deterministic}"
-
-
 rule train_step:
     input:
-        settings="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/settings.json",
-        split="results/splits/{dataset}/{task}-{setting}/step{step}.csv",
-        previous=previous_model,
-        pseudo_labels=pseudo_labels_of_step,
-        bank=bank_of_teacher,
-        source=source_of_teacher,
-        validation=indices_of_step,
+        unpack(training_inputs),
+        settings=artifacts.SETTINGS,
     output:
-        model="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/model.safetensors",
-        description="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/model.json",
-        metrics="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/metrics.csv",
-        usage="results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/usage.json",
-        tensorboard=directory(
-            "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/tensorboard"
-        ),
+        model=artifacts.MODEL,
+        description=artifacts.DESCRIPTION,
+        metrics=artifacts.METRICS,
+        usage=artifacts.USAGE,
+        tensorboard=directory(artifacts.TENSORBOARD),
     log:
-        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/train.log",
+        artifacts.log_of(artifacts.MODEL, "train"),
     benchmark:
-        "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}/train.benchmark.tsv"
+        artifacts.TRAINING_TIME
     wildcard_constraints:
         step=r"[1-9]\d*",
     priority: 10
@@ -110,17 +58,21 @@ rule train_step:
         "Training step {wildcards.step} of {wildcards.dataset} {wildcards.task} "
         "{wildcards.setting}, {wildcards.method}, seed {wildcards.seed}"
     shell:
-        "exec kproba-launch --log {log} --gpus {resources.gpu}"
-        " --device {resources.device} --processes {resources.processes}"
-        " --cores {threads} --threads {resources.cpu_threads} --nodes {resources.nodes}"
+        "exec kproba-launch --log {log} --gpus {resources.gpu} --cores {threads}"
+        " --compute {resources.compute:q}"
         " kproba.jobs.train {input.settings} --split {input.split}"
         " --previous {input.previous} --pseudo-labels {input.pseudo_labels}"
-        " --bank {input.bank} --source {input.source}"
+        " --bank {input.bank} --feature-network {input.feature_network}"
+        " --weights {input.weights} --validation {input.validation}"
         " --model {output.model} --metrics {output.metrics} --usage {output.usage}"
         " --tensorboard {output.tensorboard}"
-        " --validation {input.validation}"
-        " --looks {resources.looks} --look-images {resources.look_images}"
-        " --state $(dirname {output.model})/training-state.pt"
-        " --workers {resources.workers} --accumulation {resources.accumulation}"
-        " --state-minutes {resources.state_minutes} --cache-gib {resources.cache_gib}"
-        " {resources.compile} {resources.deterministic}"
+
+
+# Step 0, once for all methods with the same head.
+use rule train_step as train_base with:
+    wildcard_constraints:
+        step="0",
+        method="|".join(base_methods()),
+    message:
+        "Training step 0 on {wildcards.task} classes of {wildcards.dataset}, "
+        "{wildcards.setting}, seed {wildcards.seed}"

@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from kproba.extensions import load_recorded
+from kproba.plan.artifacts import FIGURE_NAMES
+from kproba.plan.results import StepResult
 from kproba.results.figures import draw_figures
 from kproba.runtime.logs import log_to
 
@@ -9,13 +12,10 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with log_to(snakemake.log[0]):
+    load_recorded(snakemake.params.get("extensions", []))
     draw_figures(
-        snakemake.params.rows,
+        [StepResult.from_dict(row) for row in snakemake.params.rows],
         snakemake.input.indices,
+        {name: getattr(snakemake.output, name) for name in FIGURE_NAMES},
         groups=snakemake.params.groups,
-        miou=snakemake.output.miou,
-        training=snakemake.output.training,
-        classes=snakemake.output.classes,
-        pseudo_labels=snakemake.output.pseudo_labels,
-        examples=snakemake.output.examples,
     )

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from kproba.network.backbones import save_torchvision_weights
+from kproba.network.backbones.weights import save_pretrained_weights
 from kproba.runtime.logs import log_to
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with log_to(snakemake.log[0]):
-    save_torchvision_weights(snakemake.wildcards.backbone, snakemake.output.weights)
+    save_pretrained_weights(snakemake.wildcards.backbone, snakemake.output.weights)

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from kproba.extensions import load_recorded
+from kproba.plan.results import StepResult
 from kproba.results.tables import collect_quality, summarise
 from kproba.runtime.logs import log_to
 
@@ -9,6 +11,8 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with log_to(snakemake.log[0]):
-    rows, tables = snakemake.params.rows, snakemake.output
-    summarise(rows, tables.summary, tables.classes)
-    collect_quality(rows, tables.pseudo_labels)
+    load_recorded(snakemake.params.get("extensions", []))
+    results = [StepResult.from_dict(row) for row in snakemake.params.rows]
+    tables = snakemake.output
+    summarise(results, tables.summary, tables.classes)
+    collect_quality(results, tables.pseudo_labels)

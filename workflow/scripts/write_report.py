@@ -1,7 +1,10 @@
 """Write the page that shows all results."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from kproba.extensions import load_recorded
+from kproba.plan.artifacts import FIGURE, fill
+from kproba.plan.results import StepResult
 from kproba.results.experiment import Experiment
 from kproba.results.page import write_report
 from kproba.runtime.logs import log_to
@@ -9,20 +12,19 @@ from kproba.runtime.logs import log_to
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
+ON_PAGE = ("miou", "training")
 
-def figures(entry: dict) -> dict[str, str]:
-    """Paths of the figures of an experiment that the page shows, by name."""
-    folder = "results/{dataset}/{task}-{setting}/figures".format(**entry)
-    return {name: f"{folder}/{name}.png" for name in ("miou", "training")}
+
+def experiment(entry: dict[str, Any]) -> Experiment:
+    figures = {name: fill(FIGURE, entry, figure=name) for name in ON_PAGE}
+    return Experiment(**entry, figures=figures)
 
 
 with log_to(snakemake.log[0]):
+    load_recorded(snakemake.params.get("extensions", []))
     write_report(
-        snakemake.params.rows,
-        [
-            Experiment(**entry, figures=figures(entry))
-            for entry in snakemake.params.experiments
-        ],
+        [StepResult.from_dict(row) for row in snakemake.params.rows],
+        [experiment(entry) for entry in snakemake.params.experiments],
         snakemake.output.page,
         summary=snakemake.input.summary,
         classes=snakemake.input.classes,

@@ -1,4 +1,4 @@
-"""ADE20K in the form of the scene parsing challenge of 2016: 150 classes."""
+"""ADE20K as published for the scene parsing challenge of 2016, with 150 classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from kproba.data.download import Archive
 from kproba.data.kinds.class_names import LISTS, read_class_names
 from kproba.data.kinds.kind import DatasetKind, missing_dataset
-from kproba.data.kinds.pairs import Pair, Problem, pairs_of_subsets
+from kproba.data.kinds.pairs import Pair, Problem, pair_subsets
 from kproba.data.kinds.settings import ON_ERROR, archive_settings, path_setting
 
 TITLE = "ADE20K (ADEChallengeData2016)"
@@ -23,7 +23,7 @@ ARCHIVES = {
 
 
 def find_pairs(folder: Path, val_share: float) -> tuple[list[Pair], list[Problem]]:
-    """Pairs of the training and validation images; nothing is held out.
+    """Pairs of the training and validation images.
 
     Raises:
         MissingDatasetError: A folder is not there.
@@ -32,7 +32,7 @@ def find_pairs(folder: Path, val_share: float) -> tuple[list[Pair], list[Problem
     if root is None:
         raise missing_dataset(folder, TITLE, LAYOUT, ARCHIVES)
     images_train, images_val, masks_train, masks_val = _folders_below(root)
-    return pairs_of_subsets((images_train, masks_train), (images_val, masks_val))
+    return pair_subsets((images_train, masks_train), (images_val, masks_val))
 
 
 def _find_root(folder: Path) -> Path | None:
@@ -57,7 +57,7 @@ def find_folders(folder: Path) -> list[Path]:
 
 
 def class_names(folder: Path | None, listed: Sequence[str] | None) -> list[str]:
-    """The 150 classes in the order of the challenge, most frequent first."""
+    """The 150 classes in the order of the challenge, the most frequent ones first."""
     return read_class_names(LISTS / "ade20k_classes.txt")[1:]
 
 

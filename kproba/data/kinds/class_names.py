@@ -12,15 +12,15 @@ LISTS = Path(str(files("kproba") / "lists"))
 
 
 def read_list(name: str) -> list[str]:
-    """The words of a list that comes with the package, such as "voc_val"."""
+    """The words of a list in the package, such as "voc_val"."""
     return (LISTS / f"{name}.txt").read_text().split()
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Names of a file with one name a line, the background's first.
+    """Read names from a file with one name per line, that of the background first.
 
     Raises:
-        ValueError: It is not UTF-8, or a line is empty.
+        ValueError: The file is not UTF-8, or a line is empty.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -31,29 +31,29 @@ def read_class_names(path: Path) -> list[str]:
     names = [line.strip() for line in text.rstrip().splitlines()]
     if "" in names:
         raise ValueError(
-            f"Expected a name in every line of {path}, because the line tells the "
-            f"label, but line {names.index('') + 1} is empty. Remove it."
+            f"Expected a name in every line of {path}, because the line number is "
+            f"the label, but line {names.index('') + 1} is empty. Remove it."
         )
     return names
 
 
 def check_class_names(names: Sequence[str], where: str) -> list[str]:
-    """Names of the classes 1..N, from names that start with "background".
+    """Check names that start with "background"; returns those of the classes 1..N.
 
     Args:
         names: All names.
-        where: Where they stand, for messages.
+        where: Where the names come from, for messages.
 
     Raises:
         ValueError: The background is not the first, a name repeats, or there are too
-            many or none.
+            many names or none.
     """
     twice = [name for name, count in Counter(names).items() if count > 1]
     if names[:1] != ["background"] or twice or len(names) < 2:
         raise ValueError(
             f"Expected {where} to start with 'background' and to name each class once, "
             f"but it starts with {list(names[:1])}, repeats {twice} and names "
-            f"{len(names)}. Correct it."
+            f"{len(names)}. Correct the names."
         )
     if len(names) - 1 > MOST_CLASSES:
         raise ValueError(

@@ -1,10 +1,10 @@
-"""The embedded dataset: scenes of handwritten digits over photographs.
+"""The embedded dataset: scenes of handwritten digits on photographs.
 
-Glyphs are the 1,797 real handwritten digits of `sklearn.datasets.load_digits`, the
-backgrounds are cut from the two photographs of `load_sample_images`; both ship inside
-scikit-learn. Each scene holds several digits of different classes, so that classes of
-earlier, present and later steps meet in one picture: this is what makes background
-shift happen. Training and validation share no glyph and no part of a photograph.
+The glyphs are the 1,797 real handwritten digits of `sklearn.datasets.load_digits`. The
+backgrounds are cut from the two photographs of `load_sample_images`. Both are part of
+scikit-learn. Each scene has several digits of different classes: classes of earlier,
+current and later steps appear in one image, which causes background shift. Training and
+validation scenes share no glyph and no part of a photograph.
 """
 
 import colorsys
@@ -38,25 +38,25 @@ CLASS_NAMES = (
 SUBSETS = ("train", "val")
 
 
-GLYPH_SIZE = 8  # pixels, side of a glyph of load_digits
+GLYPH_SIZE = 8  # pixels, the side of a glyph of load_digits
 
 
-INK = 0.3  # ink above this share of full ink belongs to the digit
+INK = 0.3  # pixels with more than this share of full ink belong to the digit
 
 
-CONTRAST = 150  # grey levels between a digit and what is behind it, in RGB space
+CONTRAST = 150  # grey levels between a digit and its background, in RGB space
 
 
 DISTINCT = 120  # grey levels between two digits of a scene
 
 
-VISIBLE = 0.8  # a digit is placed where at least this share of each digit stays visible
+VISIBLE = 0.8  # share of each digit that a later digit must leave visible
 
 
-LAYOUTS = 100  # tries to find a scene with enough digits
+LAYOUTS = 100  # attempts at a scene with enough digits
 
 
-POSITIONS = 40  # tries to place a digit without hiding the others
+POSITIONS = 40  # attempts to place a digit without hiding others
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class DigitScenes:
         digits: Fewest and most digits in a scene.
         height: Smallest and largest height of a digit as a share of `size`.
         rotation: Largest rotation to either side in degrees.
-        seed: Scenes are a pure function of this, the subset and their number.
+        seed: Each scene depends only on the settings, the subset and its number.
     """
 
     train: int
@@ -86,9 +86,9 @@ def write_digits(folder: str | Path, scenes: DigitScenes, *, workers: int = 1) -
     """Write images, palette masks and classes.txt in the form of a folder dataset.
 
     Args:
-        folder: Output.
-        scenes: How many of which size.
-        workers: Processes; their number changes no scene.
+        folder: Output folder.
+        scenes: Number and size of the scenes.
+        workers: Number of processes; it does not change the scenes.
     """
     with atomic_directory(folder) as temporary:
         names = "\n".join(("background", *CLASS_NAMES))
@@ -131,9 +131,9 @@ def draw_scene(
     """Draw one scene.
 
     Args:
-        rng: Source of every choice.
-        scenes: Sizes.
-        glyphs: Per digit, ink of its glyphs, (n, 8, 8) float in [0, 1].
+        rng: Source of all randomness.
+        scenes: Size of the scene and of its digits.
+        glyphs: Ink of the glyphs of each digit, (n, 8, 8) float in [0, 1].
         regions: Parts of photographs, (h, w, 3) uint8.
 
     Returns:
@@ -141,7 +141,7 @@ def draw_scene(
         for the digits zero..nine.
 
     Raises:
-        ValueError: There is no room for the fewest digits wanted.
+        ValueError: There is no room for the smallest number of digits.
     """
     for _ in range(LAYOUTS):
         canvas = _background(rng, scenes.size, regions).astype(np.float32)
@@ -153,7 +153,7 @@ def draw_scene(
     raise ValueError(
         f"Expected room for {scenes.digits[0]} digits of {scenes.height[0]} to "
         f"{scenes.height[1]} of the scene's height, but found none in {LAYOUTS} "
-        f"layouts. Lower `height` or `digits`."
+        f"attempts. Lower `height` or `digits`."
     )
 
 
@@ -164,9 +164,11 @@ def _place_digits(
     canvas: np.ndarray,
     mask: np.ndarray,
 ) -> int:
-    """Draw digits into canvas (S, S, 3) and mask (S, S); returns how many fitted."""
+    """Draw digits into canvas (S, S, 3) and mask (S, S); returns their number."""
     size = scenes.size
-    owner = np.zeros((size, size), np.int16)  # which digit of the scene a pixel shows
+    owner = np.zeros(
+        (size, size), np.int16
+    )  # number of the digit that a pixel shows, from 1
     areas: list[int] = []
     colours: list[np.ndarray] = []
     count = int(rng.integers(scenes.digits[0], scenes.digits[1] + 1))
@@ -178,12 +180,12 @@ def _place_digits(
         if max(ink.shape) > size:
             continue
         stroke = ink > INK
-        shown = np.bincount(owner.ravel(), minlength=len(areas) + 1)[1:]
+        visible = np.bincount(owner.ravel(), minlength=len(areas) + 1)[1:]
         for _ in range(POSITIONS):
             top, left = (int(rng.integers(size - side + 1)) for side in ink.shape)
             window = (slice(top, top + ink.shape[0]), slice(left, left + ink.shape[1]))
             covered = np.bincount(owner[window][stroke], minlength=len(areas) + 1)[1:]
-            if (shown - covered >= VISIBLE * np.array(areas)).all():
+            if (visible - covered >= VISIBLE * np.array(areas)).all():
                 areas.append(int(stroke.sum()))
                 owner[window][stroke] = len(areas)
                 mask[window][stroke] = digit + 1
@@ -196,7 +198,7 @@ def _place_digits(
 
 
 def _glyphs() -> dict[str, list[np.ndarray]]:
-    """Ink of the glyphs per subset and digit; every fourth glyph is for validation."""
+    """Ink of the glyphs by subset and digit; every fourth glyph is for validation."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -243,7 +245,7 @@ def _render(glyph: np.ndarray, height: float, angle: float) -> np.ndarray:
 def _colour_against(
     rng: np.random.Generator, behind: np.ndarray, others: list[np.ndarray]
 ) -> np.ndarray:
-    """A random colour far from the mean colour `behind` it and from other digits'."""
+    """A random colour far from the mean colour `behind` it and from those of others."""
     while True:
         hue, saturation, value = rng.random(), rng.uniform(0, 1), rng.uniform(0.05, 1)
         colour = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value))

@@ -1,4 +1,4 @@
-"""A folder of images and masks with equal names, as users bring it."""
+"""A folder of images and masks with equal names: the kind for datasets of users."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from kproba.data.kinds.pairs import (
     MissingDatasetError,
     Pair,
     Problem,
-    pairs_by_name,
-    pairs_of_subsets,
+    pair_by_name,
+    pair_subsets,
 )
 from kproba.data.kinds.settings import ON_ERROR, SHARE, path_setting
 
@@ -23,7 +23,7 @@ LAYOUT = "images/train/ and masks/train/"
 def find_pairs(folder: Path, val_share: float) -> tuple[list[Pair], list[Problem]]:
     """Pairs of images/{train,val}/ and masks/{train,val}/.
 
-    Without the two val folders a share of the training images is held out.
+    If the two val folders are missing, a share of the training images is held out.
 
     Raises:
         MissingDatasetError: A folder is not there.
@@ -37,22 +37,27 @@ def find_pairs(folder: Path, val_share: float) -> tuple[list[Pair], list[Problem
         if not all(path.is_dir() for path in val):
             raise MissingDatasetError(
                 f"Expected validation images and masks in {val[0]} and {val[1]}, but "
-                f"one of the two folders is not there. Make both, or none to hold out "
-                f"a share of the training images."
+                f"one of the two folders is missing. Make both, or none to hold out a "
+                f"share of the training images."
             )
-        return pairs_of_subsets(train, val)
-    pairs, problems = pairs_by_name(*train, "train")
-    shared = [
-        replace(pair, subset="val") if held_out(pair.id, val_share) else pair
+        return pair_subsets(train, val)
+    pairs, problems = pair_by_name(*train, "train")
+    divided = [
+        replace(pair, subset="val") if is_held_out(pair.id, val_share) else pair
         for pair in pairs
     ]
-    return shared, problems
+    return divided, problems
 
 
-def held_out(name: str, share: float) -> bool:
-    """Whether an image belongs to the share that is kept for validation.
+def is_held_out(name: str, share: float) -> bool:
+    """Whether an image belongs to the share that is held out for validation.
 
-    Depends on the name alone: images that are added or removed move no other.
+    This depends only on its name, so that adding or removing images does not move
+    others.
+
+    Args:
+        name: Id of the image.
+        share: Share to hold out, from 0 to 1.
     """
     digest = hashlib.sha256(name.encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
@@ -71,7 +76,7 @@ def class_names(folder: Path | None, listed: Sequence[str] | None) -> list[str]:
 
     Raises:
         MissingDatasetError: There is no such folder.
-        ValueError: classes.txt is missing or wrong.
+        ValueError: The names are wrong, or classes.txt is missing.
     """
     if listed is not None:
         return check_class_names(listed, "`classes`")
@@ -82,7 +87,7 @@ def class_names(folder: Path | None, listed: Sequence[str] | None) -> list[str]:
     if not path.is_file():
         raise ValueError(
             f"Expected the class names in {path}, one a line, the first "
-            f"'background', but there is no such file. Write it, or list them as "
+            f"'background', but there is no such file. Write it, or list the names as "
             f"`classes` of the dataset."
         )
     return check_class_names(read_class_names(path), str(path))

@@ -1,4 +1,4 @@
-"""What a kind of dataset is: where its images, masks and class names are."""
+"""Kinds of dataset: where images, masks and class names are."""
 
 import hashlib
 import os
@@ -30,19 +30,21 @@ class DatasetKind:
         name: Value of `kind` in the configuration.
         title: The dataset in words, for messages.
         layout: The folders that are expected, for messages.
-        find_pairs: Folder and share held out for validation to the images with their
-            masks and the files that make no pair. Raises `MissingDatasetError`.
-        find_folders: Folder to the folders that hold the dataset's files; empty if the
-            dataset is not there.
-        class_names: Folder (None where a rule makes the dataset) and the names listed
-            in the configuration (None without) to the names of the classes 1..N.
+        find_pairs: Gets the folder and the share to hold out for validation. Returns
+            the images with their masks, and problems with other files. Raises
+            `MissingDatasetError`.
+        find_folders: Gets the folder. Returns the folders with the dataset's files; an
+            empty list if the dataset is not there.
+        class_names: Gets the folder (None if a rule makes the dataset) and the names
+            in the configuration (None if there are none). Returns the names of the
+            classes 1..N.
         settings: Schema of each further key of the configuration, by key.
-        required: Those of these keys that have to be given.
+        required: Those of these keys that users have to give.
         archives: What `download: true` fetches, by name.
-        class_orders: Reads the published class orders by their letter, raw labels in
-            order.
-        label_offset: Added to every mask value but 255. 1 for masks whose first class
-            is 0 (Cityscapes' train ids); labels then start at 1 as everywhere.
+        class_orders: Returns the published class orders by their letter, each a tuple
+            of raw labels.
+        label_offset: Added to every mask value but 255. It is 1 for masks whose first
+            class is 0 (such as Cityscapes' train ids), so that labels start at 1.
         published_images: Images per subset of the complete dataset.
         published_labels: `labels_sha256` of the integrity report of the complete
             dataset, where the masks in use are always the same.
@@ -69,10 +71,10 @@ class DatasetKind:
         return bool(self.find_folders(Path(folder)))
 
     def digest_files(self, folder: str | Path) -> str:
-        """A digest of names, sizes and times of a dataset's files, "" without any.
+        """A digest of names, sizes and times of a dataset's files; "" without any.
 
-        A file that is added, removed or edited makes the index old; other files that
-        lie about do not. Reads no file.
+        It changes if an image, mask or list is added, removed or edited, and the index
+        is then made anew. Other files do not change it. No file is read.
         """
         folders = self.find_folders(Path(folder))
         digest = hashlib.sha256()
@@ -90,7 +92,16 @@ class DatasetKind:
 def missing_dataset(
     folder: Path, title: str, layout: str, archives: Mapping[str, Archive]
 ) -> MissingDatasetError:
-    """The error for a dataset that is not there: what to fetch and where to put it."""
+    """The error for a dataset that is not there.
+
+    Its message says what to fetch and where to put it.
+
+    Args:
+        folder: Where the dataset was expected.
+        title: The dataset in words.
+        layout: The folders that were expected.
+        archives: Archives of the dataset, empty if it is not public.
+    """
     where = folder.absolute()
     lines = [f"Expected {title} in {where} with {layout}."]
     if not where.is_dir():
@@ -102,9 +113,9 @@ def missing_dataset(
         lines.append(f"Fetch {archive.name} from {archive.mirrors[0]}")
     if archives:
         lines.append(
-            f"as far as it is missing, and unpack into {where}; or name the folder "
-            f"that has it as `path` of the dataset; or set `download: true`."
+            f"if it is missing, and unpack it into {where}; or name the folder of the "
+            f"dataset as its `path`; or set `download: true`."
         )
     else:
-        lines.append("Name the folder that has it as `path` of the dataset.")
+        lines.append("Name the folder of the dataset as its `path`.")
     return MissingDatasetError("\n".join(lines))

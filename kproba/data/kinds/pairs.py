@@ -1,4 +1,4 @@
-"""Images with their masks, and what can be wrong with them."""
+"""Pairs of an image and its mask, and the problems that they can have."""
 
 import os
 from collections.abc import Sequence
@@ -7,12 +7,19 @@ from pathlib import Path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SUBSETS = ("train", "val")
-VAL_SHARE = 0.2  # of a folder without validation images
+VAL_SHARE = 0.2  # share held out if a folder dataset has no validation images
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image with its mask."""
+    """An image and its mask.
+
+    Attributes:
+        id: Name of the image without folder and ending.
+        subset: "train" or "val".
+        image: Image file.
+        mask: Mask file.
+    """
 
     id: str
     subset: str
@@ -22,12 +29,12 @@ class Pair:
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """Something wrong with a dataset.
+    """A problem of a file of a dataset, or a warning about it.
 
     Attributes:
-        kind: Such as "missing mask".
+        kind: Short name of the problem, such as "missing mask".
         path: The file.
-        text: What was found, and what was expected.
+        text: The problem in words.
     """
 
     kind: str
@@ -42,25 +49,30 @@ class MissingDatasetError(FileNotFoundError):
     """The dataset is not there; the message says what to fetch and where to put it."""
 
 
-def pairs_of_subsets(
+def pair_subsets(
     train: tuple[Path, Path], val: tuple[Path, Path]
 ) -> tuple[list[Pair], list[Problem]]:
-    """Pairs of two subsets, each a folder of images and a folder of masks."""
-    pairs, problems = pairs_by_name(*train, "train")
-    more_pairs, more_problems = pairs_by_name(*val, "val")
-    return without_overlap(pairs + more_pairs, problems + more_problems)
+    """Pair the images and masks of two subsets, and drop images that are in both.
+
+    Args:
+        train: Folders of the training images and masks.
+        val: Folders of the validation images and masks.
+    """
+    pairs, problems = pair_by_name(*train, "train")
+    more_pairs, more_problems = pair_by_name(*val, "val")
+    return remove_overlap(pairs + more_pairs, problems + more_problems)
 
 
-def pairs_by_name(
+def pair_by_name(
     images: Path, masks: Path, subset: str
 ) -> tuple[list[Pair], list[Problem]]:
-    """Pairs by equal names, but for the ending."""
-    images_of = files_by_name(images, IMAGE_SUFFIXES)
-    masks_of = files_by_name(masks, (".png",))
+    """Pair images and masks with the same name before the ending."""
+    image_files = files_by_name(images, IMAGE_SUFFIXES)
+    mask_files = files_by_name(masks, (".png",))
     pairs: list[Pair] = []
     problems: list[Problem] = []
-    for name in sorted(images_of | masks_of):
-        image, mask = images_of.get(name, []), masks_of.get(name, [])
+    for name in sorted(image_files | mask_files):
+        image, mask = image_files.get(name, []), mask_files.get(name, [])
         for what, paths in (("image", image), ("mask", mask)):
             text = f"another {what} has the id '{name}'"
             if len(paths) > 1:
@@ -77,12 +89,12 @@ def pairs_by_name(
 
 
 def files_by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
-    """Files by name without ending.
+    """Files of a folder by their name without ending.
 
     Raises:
-        ValueError: A name is no UTF-8.
+        ValueError: A name is not printable UTF-8.
     """
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in suffixes and not path.name.startswith("."):
             if not path.name.isprintable():
@@ -90,19 +102,19 @@ def files_by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]
                     f"Expected names of printable UTF-8 in {folder}, but got "
                     f"{os.fsencode(path.name)!r}. Rename the file."
                 )
-            found.setdefault(path.stem, []).append(path)
-    return found
+            files.setdefault(path.stem, []).append(path)
+    return files
 
 
-def without_overlap(
+def remove_overlap(
     pairs: list[Pair], problems: list[Problem]
 ) -> tuple[list[Pair], list[Problem]]:
-    """A validation image must not be trained on: such training images are a problem."""
-    tested = {pair.id for pair in pairs if pair.subset == "val"}
+    """Remove training images with the id of a validation image, which are problems."""
+    validation = {pair.id for pair in pairs if pair.subset == "val"}
     kept: list[Pair] = []
     leaks: list[Problem] = []
     for pair in pairs:
-        if pair.subset == "train" and pair.id in tested:
+        if pair.subset == "train" and pair.id in validation:
             text = f"the id '{pair.id}' is in train and in val"
             leaks.append(Problem("train/val overlap", str(pair.image), text))
         else:

@@ -1,4 +1,4 @@
-"""Schemas of configuration keys that several kinds of dataset have."""
+"""Schemas of the configuration keys that several kinds of dataset share."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +36,7 @@ def archive_settings(archives: Mapping[str, Archive]) -> dict[str, Any]:
     """Schemas of `download`, `mirrors` and `checksums` of a published dataset.
 
     Args:
-        archives: Of the dataset by name; the names are keys of the two last.
+        archives: Archives by name; the names are keys of `mirrors` and `checksums`.
     """
     return {
         "download": {

@@ -11,14 +11,14 @@ from kproba.data.kinds.pairs import (
     MissingDatasetError,
     Pair,
     Problem,
-    without_overlap,
+    remove_overlap,
 )
 from kproba.data.kinds.settings import ON_ERROR, archive_settings, path_setting
 
 TITLE = "Pascal VOC 2012"
 LAYOUT = "JPEGImages/ and SegmentationClassAug/"
-# No checksum of the masks is published; their labels are compared with those of the
-# well-known copies instead (`DatasetKind.published_labels`).
+# There is no published checksum of the masks. Their labels are compared with those of
+# the copies in common use instead (`DatasetKind.published_labels`).
 ARCHIVES = {
     "images": Archive(
         name="VOCtrainval_11-May-2012.tar",
@@ -40,7 +40,7 @@ ARCHIVES = {
 
 
 def find_pairs(folder: Path, val_share: float) -> tuple[list[Pair], list[Problem]]:
-    """Pairs of the field's lists, or of those in the folder; nothing is held out.
+    """Pairs of the usual lists of ids, or of those in the folder.
 
     Raises:
         MissingDatasetError: A folder is not there.
@@ -61,19 +61,20 @@ def find_pairs(folder: Path, val_share: float) -> tuple[list[Pair], list[Problem
             absent = [path for path in (image, mask) if not path.is_file()]
             for path in absent:
                 what = "image" if path == image else "mask"
-                text = f"in the list of {subset}, but not there"
+                text = f"in the list of {subset}, but missing"
                 problems.append(Problem(f"missing {what}", str(path), text))
             if not absent:
                 pairs.append(Pair(name, subset, image, mask))
-    return without_overlap(pairs, problems)
+    return remove_overlap(pairs, problems)
 
 
 def _read_ids(path: Path) -> list[str]:
+    """Ids of a file with one id per line."""
     ids = path.read_text(encoding="utf-8-sig").split()
     wrong = [name for name in ids if "/" in name]
     if wrong:
         raise ValueError(
-            f"Expected one id a line in {path}, such as 2007_000032, but got a path, "
+            f"Expected one id per line in {path}, such as 2007_000032, but got a path, "
             f"'{wrong[0]}'. Write ids without folder and ending."
         )
     return ids
@@ -88,31 +89,37 @@ def _find_root_and_masks(folder: Path) -> tuple[Path | None, Path | None]:
 
 
 def read_voc_ids(root: Path) -> dict[str, list[str]]:
-    """Ids of train_aug and val.
+    """Ids of the training and validation images, by subset.
 
-    A folder with a train_aug.txt of its own is asked for both lists; otherwise, as for
-    the archives that VOC publishes, the 10,582 and 1,449 of the field count.
+    If the folder has a train_aug.txt, both lists are read from the folder. If not, as
+    in the archives that VOC publishes, they are the usual lists of 10,582 and 1,449
+    ids, which come with the package.
+
+    Raises:
+        MissingDatasetError: There is a train_aug.txt, but no val.txt.
+        ValueError: A list cannot be read.
     """
     lists = root / "ImageSets" / "Segmentation"
     if (lists / "train_aug.txt").is_file():
-        own = {"train": lists / "train_aug.txt", "val": lists / "val.txt"}
-        missing = [str(path) for path in own.values() if not path.is_file()]
+        files = {"train": lists / "train_aug.txt", "val": lists / "val.txt"}
+        missing = [str(path) for path in files.values() if not path.is_file()]
         if missing:
             raise MissingDatasetError(
                 f"Expected the validation ids in {missing[0]}, because {lists} has a "
-                f"train_aug.txt of its own. Write it, or remove train_aug.txt to use "
-                f"the lists of the field."
+                f"train_aug.txt. Write it, or remove train_aug.txt to use the usual "
+                f"lists."
             )
-        return {subset: _read_ids(path) for subset, path in own.items()}
+        return {subset: _read_ids(path) for subset, path in files.items()}
     return {"train": read_list("voc_train_aug"), "val": read_list("voc_val")}
 
 
 def _first(folders: Sequence[Path], child: str) -> Path | None:
+    """The first of several folders that has a certain subfolder."""
     return next((path for path in folders if (path / child).is_dir()), None)
 
 
 def find_folders(folder: Path) -> list[Path]:
-    """The folders with the dataset's files, lists included; empty if one is missing."""
+    """The folders with the dataset's files and lists; empty if one is missing."""
     root, masks = _find_root_and_masks(folder)
     if root is None or masks is None:
         return []
@@ -127,7 +134,7 @@ def class_names(folder: Path | None, listed: Sequence[str] | None) -> list[str]:
 
 
 def read_class_orders() -> dict[str, tuple[int, ...]]:
-    """The orders "b" to "w" of the tasks 15-1_b to 15-1_w (SSUL, NeurIPS 2021)."""
+    """Class orders "b" to "w", of the tasks 15-1_b to 15-1_w (SSUL, NeurIPS 2021)."""
     lines = (LISTS / "voc_orders.txt").read_text().splitlines()
     return {
         letter: tuple(int(label) for label in labels)

@@ -1,4 +1,4 @@
-"""TODO methods.losses.barm."""
+"""The terms of BARM (Zhang & Gao, ECCV 2024, arXiv 2407.09838)."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from kproba.data.labels import IGNORE
+from kproba.methods.losses.case import Case
 from kproba.methods.losses.cross_entropy import bce
 from kproba.network.heads import training_background
 from kproba.network.layers import upsample
@@ -107,3 +108,42 @@ def bfd(
         for own, other in zip(student, teacher, strict=True)
     ]
     return torch.stack(terms).sum() / max(count, 1)
+
+
+def protected_bce_term(case: Case) -> torch.Tensor:
+    """`pb_bce` over S_t."""
+    return pb_bce(case.student.logits, case.targets, case.counts.pixels)
+
+
+def bga_ce_term(case: Case) -> torch.Tensor:
+    """`bga_ce` on M⁺."""
+    return bga_ce(case.adaptation, case.need_masks().new, case.counts.new)
+
+
+def bga_t_term(case: Case) -> torch.Tensor:
+    """`bga_t` on M⁻."""
+    background = case.need_masks().background
+    return bga_t(case.adaptation, background, case.counts.background)
+
+
+def bga_t_remaining_term(case: Case) -> torch.Tensor:
+    """`bga_t` on the cells of M⁻ whose pseudo label is background.
+
+    So the background may fall where an old class was recognised.
+    """
+    remaining = case.need_masks().remaining
+    return bga_t(case.adaptation, remaining, case.counts.remaining)
+
+
+def gkd_term(case: Case) -> torch.Tensor:
+    """`gkd` of the old branches."""
+    teacher = case.need_teacher()
+    return gkd(case.student.logits[:-1], teacher.logits, case.counts.cells)
+
+
+def bfd_term(case: Case) -> torch.Tensor:
+    """`bfd` of the old branches on M⁻."""
+    teacher, background = case.need_teacher(), case.need_masks().background
+    return bfd(
+        case.student.blocks[:-1], teacher.blocks, background, case.counts.background
+    )

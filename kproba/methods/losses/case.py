@@ -1,12 +1,16 @@
-"""TODO methods.losses.case."""
+"""What the loss terms are computed from: outputs, targets, masks and counts."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from kproba.data.labels import IGNORE
+from kproba.network.heads import compose_logits
+from kproba.network.layers import upsample
 from kproba.network.network import Outputs
 
 
@@ -24,16 +28,27 @@ class Masks(NamedTuple):
     remaining: torch.Tensor
 
 
-class Counts(NamedTuple):
-    """Denominators over the global batch."""
+@dataclass(frozen=True)
+class Counts:
+    """Denominators over the global batch.
 
-    pixels: float  # pixels that are not 255
-    new: float  # cells of M⁺
-    background: float  # cells of M⁻
-    cells: float  # all cells
+    Attributes:
+        pixels: Pixels that are not 255.
+        new: Cells of M⁺.
+        background: Cells of M⁻.
+        cells: All cells.
+        images: Images.
+        area: All pixels, those that are 255 too.
+        remaining: Cells of M⁻ whose pseudo label is 0.
+    """
+
+    pixels: float = 0
+    new: float = 0
+    background: float = 0
+    cells: float = 0
     images: float = 0
-    area: float = 0  # all pixels, those that are 255 too
-    remaining: float = 0  # cells of M⁻ whose pseudo label is 0
+    area: float = 0
+    remaining: float = 0
 
 
 def cell_masks(
@@ -59,22 +74,85 @@ def cell_masks(
     return Masks(new, background, remaining)
 
 
-class Case(NamedTuple):
-    """One micro-batch as the terms of an increment see it.
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One micro-batch as the loss terms see it.
 
     Attributes:
         student: Outputs of the network that trains.
-        teacher: Outputs of step t-1's network; None if nothing is distilled.
         targets: ŷ, (B, H, W) uint8, 255 ignored.
-        masks: M⁺ and M⁻.
-        counts: Denominators.
-        certainty: Share of each image's background that the pseudo labels are sure of,
-            (B,); None where that does not matter.
+        counts: Denominators over the global batch.
+        masks: M⁺ and M⁻; None at step 0.
+        teacher: Outputs of step t-1's network; None if no term needs it.
+        certainty: ν, the share of each image's background that the pseudo labels are
+            sure of, (B,) float32; None if no term needs it.
     """
 
     student: Outputs
-    teacher: Outputs | None
     targets: torch.Tensor
-    masks: Masks
     counts: Counts
+    masks: Masks | None = None
+    teacher: Outputs | None = None
     certainty: torch.Tensor | None = None
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        """Logits over S_t at the targets' size, (B, |S_t|, H, W) float32."""
+        return full_logits(self.student, self.targets.shape[-2:])
+
+    @cached_property
+    def teacher_logits(self) -> torch.Tensor:
+        """The teacher's logits over S_{t-1}, (B, |S_{t-1}|, H, W) float32."""
+        return full_logits(self.need_teacher(), self.targets.shape[-2:])
+
+    @property
+    def classes(self) -> int:
+        """|S_t|, background included."""
+        return 1 + sum(z.shape[1] - 1 for z in self.student.logits)
+
+    @property
+    def new_classes(self) -> int:
+        """|C_t|."""
+        return self.student.logits[-1].shape[1] - 1
+
+    @property
+    def old_classes(self) -> int:
+        """|S_{t-1}|, background included."""
+        return self.classes - self.new_classes
+
+    @property
+    def adaptation(self) -> torch.Tensor:
+        """r_t, (B, h, w) logits."""
+        return self.student.logits[-1][:, 0]
+
+    def need_masks(self) -> Masks:
+        """M⁺ and M⁻.
+
+        Raises:
+            ValueError: There are none, as at step 0.
+        """
+        if self.masks is None:
+            raise ValueError(
+                "Expected M⁺ and M⁻ for a term of an increment, but got none. At step "
+                "0 there is the cross-entropy alone."
+            )
+        return self.masks
+
+    def need_teacher(self) -> Outputs:
+        """The teacher's outputs.
+
+        Raises:
+            ValueError: There are none.
+        """
+        if self.teacher is None:
+            raise ValueError(
+                "Expected the outputs of a teacher for a term that distils, but got "
+                'none. State the need "teacher" in the term\'s entry.'
+            )
+        return self.teacher
+
+
+def full_logits(outputs: Outputs, size: Sequence[int]) -> torch.Tensor:
+    """Logits over all classes at the size of an image, (B, |S|, H, W) float32."""
+    logits = compose_logits([z.float() for z in outputs.logits])
+    return upsample(logits, size)

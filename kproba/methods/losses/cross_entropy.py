@@ -1,4 +1,4 @@
-"""TODO methods.losses.cross_entropy."""
+"""Cross-entropies: a sigmoid per class, or one softmax."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from kproba.data.labels import IGNORE
+from kproba.methods.losses.case import Case
 from kproba.network.heads import compose_logits
 from kproba.network.layers import upsample
-from kproba.network.network import Outputs
 
 
 def bce(logits: torch.Tensor, channels: torch.Tensor, count: float) -> torch.Tensor:
@@ -85,7 +85,25 @@ def unbiased_ce(
     return loss.sum() / max(count, 1)  # summed so, it is deterministic on a GPU
 
 
-def full_logits(outputs: Outputs, targets: torch.Tensor) -> torch.Tensor:
-    """Logits over all classes at the targets' size, (B, |S|, H, W) float32."""
-    logits = compose_logits([z.float() for z in outputs.logits])
-    return upsample(logits, targets.shape[-2:])
+def bce_term(case: Case) -> torch.Tensor:
+    """`full_bce` over S_t."""
+    return full_bce(case.student.logits, case.targets, case.counts.pixels)
+
+
+def ce_term(case: Case) -> torch.Tensor:
+    """`ce` over S_t."""
+    return ce(case.logits, case.targets, case.counts.pixels)
+
+
+def certain_ce_term(case: Case) -> torch.Tensor:
+    """`ce`, each image times its certainty ν.
+
+    The mean is over all pixels, also those that the pseudo labels are not sure of, as
+    in the authors' code (PLOP).
+    """
+    return ce(case.logits, case.targets, case.counts.area, case.certainty)
+
+
+def unbiased_ce_term(case: Case) -> torch.Tensor:
+    """`unbiased_ce` over S_t."""
+    return unbiased_ce(case.logits, case.targets, case.old_classes, case.counts.pixels)

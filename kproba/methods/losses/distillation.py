@@ -1,6 +1,8 @@
-"""TODO methods.losses.distillation."""
+"""Distillation of the softmax over the old classes: LwF and MiB."""
 
 import torch
+
+from kproba.methods.losses.case import Case
 
 
 def kd(
@@ -44,3 +46,13 @@ def unbiased_kd(
     background = background.logsumexp(dim=1, keepdim=True)
     log_p = torch.cat([background, log_p[:, 1:old]], dim=1)
     return -(teacher.softmax(dim=1) * log_p).sum() / old / max(count, 1)
+
+
+def kd_term(case: Case) -> torch.Tensor:
+    """`kd` over S_{t-1}, mean over all pixels."""
+    return kd(case.logits, case.teacher_logits, case.counts.area)
+
+
+def unbiased_kd_term(case: Case) -> torch.Tensor:
+    """`unbiased_kd` over S_{t-1}, mean over all pixels."""
+    return unbiased_kd(case.logits, case.teacher_logits, case.counts.area)

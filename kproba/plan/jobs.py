@@ -1,0 +1,143 @@
+"""The jobs of the workflow as frozen values: what each is made from.
+
+A job holds its settings and the jobs whose artifacts it reads. Equal jobs make equal
+artifacts, so they are one job, whichever runs ask for it: methods, tasks and settings
+share exactly what is equal. The names of a run are no part of a job.
+
+What only tells how fast a job runs, or where its files are, is not here.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+Settings = Mapping[str, Any]
+Classes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A job; equal to another if settings and inputs are, all the way down."""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the kind of job, its settings and the digests of its inputs."""
+        content = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            content[field.name] = value.digest if isinstance(value, Job) else value
+        text = json.dumps([type(self).__name__, content], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Job) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+@dataclass(frozen=True, eq=False)
+class Split(Job):
+    """The images of a step.
+
+    Attributes:
+        parts: The dataset and its additions so far, whose index is read.
+        groups: Raw labels of the classes of the steps 0..t.
+        selection: "overlap", or "disjoint": without images of future classes.
+    """
+
+    parts: tuple[str, ...]
+    groups: Classes
+    selection: str
+
+
+@dataclass(frozen=True, eq=False)
+class Training(Job):
+    """The training of a step; with `previous` None that of step 0.
+
+    Attributes:
+        settings: Content of settings.json, but for the names of the run.
+        split: Its images.
+        previous: The training of step t-1.
+        labels: The targets it trains on; None: the raw labels.
+        bank: The bank of step t-1, where it corrects the teacher.
+    """
+
+    settings: Settings
+    split: Split
+    previous: "Training | None" = None
+    labels: "Labels | None" = None
+    bank: "Bank | None" = None
+
+
+@dataclass(frozen=True, eq=False)
+class Bank(Job):
+    """The prototype bank after a step.
+
+    Attributes:
+        settings: What it is built from.
+        model: The training whose model the bank belongs to.
+        split: The images of the step.
+        labels: Their targets; None: the raw labels.
+        previous: The bank of step t-1.
+        features: The training whose network gives the features, if not `model`.
+        untrained: The features are of the network of `model` before its training.
+    """
+
+    settings: Settings
+    model: Training
+    split: Split
+    labels: "Labels | None" = None
+    previous: "Bank | None" = None
+    features: Training | None = None
+    untrained: bool = False
+
+    def feature_network(self, network: Training) -> Training | None:
+        """The training whose network the bank reads beside another one.
+
+        Args:
+            network: That decides together with the bank.
+
+        Returns:
+            None if the bank reads the features of `network` itself.
+        """
+        return None if self.model == network else self.model
+
+
+@dataclass(frozen=True, eq=False)
+class Labels(Job):
+    """The training targets of a step, with old classes found again.
+
+    Attributes:
+        settings: The rule and its numbers, classes and names.
+        network: The training of step t-1.
+        bank: The bank of step t-1, if the rule reads it.
+        split: The images of the step.
+    """
+
+    settings: Settings
+    network: Training
+    split: Split
+    bank: Bank | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Test(Job):
+    """The test after a step.
+
+    Attributes:
+        settings: Of the evaluation, classes and names, and how both decide.
+        network: The training that is tested.
+        parts: The dataset and its additions so far, whose index is read.
+        bank: The bank of the step, where it decides together with the network.
+    """
+
+    __test__ = False  # not for pytest
+
+    settings: Settings
+    network: Training
+    parts: tuple[str, ...]
+    bank: Bank | None = None

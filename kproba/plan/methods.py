@@ -1,0 +1,225 @@
+"""The methods of a configuration: built-in ones, and own ones that change some keys."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kproba.methods.builtin import METHODS, base_methods
+from kproba.methods.method import FIRST_CORRECTED_STEP, Method
+from kproba.methods.rules import DEFAULT_COMBINATION, RULES, needs_scatter
+from kproba.methods.terms import NEEDS, TEACHER_LOGITS, TERMS, in_order
+from kproba.network.heads import HEADS
+from kproba.plan.errors import ConfigError, suggestion
+from kproba.plan.schema import merged
+
+Config = dict[str, Any]
+
+# Keys of an own method that replace a field of `Method`.
+SWITCHES = (
+    "cross_entropy",
+    "head",
+    "use_pseudo_labels",
+    "teacher",
+    "trains",
+    "prediction",
+    "start_from_background",
+)
+
+
+@dataclass(frozen=True)
+class PlannedMethod:
+    """A method with the settings of the configuration that apply to it.
+
+    Attributes:
+        name: In the configuration and in paths.
+        method: Its declaration.
+        increment: Settings of `Optimisation` for every later step.
+        bank_network: Whose features the prototypes are of: "base", the network after
+            step 0, at every step; "after", the step's own; "before", the step's own
+            before its training.
+        bank: Settings of `BankSettings`, but for what only later steps read.
+        bank_momentum: `BankSettings.momentum` of later steps.
+        labels: Settings of `LabelSettings`, only those that the rule reads.
+        decision: Settings of `Decision` by which network and bank decide together, only
+            those that its rule reads.
+    """
+
+    name: str
+    method: Method
+    increment: Config
+    bank_network: str
+    bank: Config
+    bank_momentum: float
+    labels: Config
+    decision: Config
+
+    @property
+    def labels_read_bank(self) -> bool:
+        """Whether the rule of the pseudo labels reads the bank."""
+        return RULES[self.labels["rule"]].bank is not None
+
+    @property
+    def test_reads_bank(self) -> bool:
+        """Whether network and bank decide together in the test."""
+        return self.method.prediction != "network"
+
+    def training_reads_bank(self, step: int) -> bool:
+        """Whether the bank of the step before corrects the targets of a step."""
+        return self.method.bank_teaches and step >= FIRST_CORRECTED_STEP
+
+    def uses_labels(self, setting: str) -> bool:
+        """Whether increments train on exported labels ("sequential" knows them all)."""
+        method = self.method
+        return method.use_pseudo_labels and not method.joint and setting != "sequential"
+
+    def last_bank_matters(self, setting: str) -> bool:
+        """Whether a next step would start from the bank of the last one."""
+        labels = self.uses_labels(setting) and self.labels_read_bank
+        return self.test_reads_bank or self.method.bank_teaches or labels
+
+
+def plan_methods(config: Config) -> dict[str, PlannedMethod]:
+    """All methods by name: those of step 0, built-in ones, then own ones.
+
+    Args:
+        config: A checked configuration.
+
+    Raises:
+        ConfigError: A method does not exist, or its parts do not fit together.
+    """
+    declarations = {**base_methods(), **METHODS}
+    for name, changes in config["methods"].items():
+        declarations[name] = _changed_method(name, changes)
+    return {
+        name: _planned(config, name, method) for name, method in declarations.items()
+    }
+
+
+def _changed_method(name: str, changes: Mapping[str, Any]) -> Method:
+    """The declaration of an own method."""
+    where, based_on = f"methods.{name}", changes["based_on"]
+    if name in METHODS:
+        raise ConfigError(
+            f"{where}: the name of a built-in method. Choose another name."
+        )
+    if based_on not in METHODS:
+        raise ConfigError(
+            f"{where}.based_on: expected one of {', '.join(METHODS)}, but got "
+            f"'{based_on}'{suggestion(based_on, METHODS)}."
+        )
+    switches = {key: changes[key] for key in SWITCHES if key in changes}
+    method = METHODS[based_on]
+    losses = in_order({**method.losses, **changes.get("losses", {})})
+    method = replace(method, losses=losses, **switches)
+    if "cross_entropy" in switches and "head" not in switches:
+        method = replace(method, head=_head_for(method))
+    _check_terms(where, method)
+    if switches.get("teacher") == "fused" and not method.bank_teaches:
+        terms = [name for name, term in TERMS.items() if TEACHER_LOGITS in term.needs]
+        raise ConfigError(
+            f"{where}.teacher: expected 'network' without a weight for "
+            f"{' or '.join(terms)}, whose targets alone the bank corrects, but got "
+            f"'fused'. Set losses.{terms[0]}, or leave the teacher out."
+        )
+    return method
+
+
+def _head_for(method: Method) -> str:
+    """The method's head if its cross-entropy fits it, else the first that fits."""
+    wanted = TERMS[method.cross_entropy].needs - set(NEEDS)
+    fitting = [name for name, head in HEADS.items() if wanted <= head.provides]
+    return method.head if method.head in fitting else fitting[0]
+
+
+def _check_terms(where: str, method: Method) -> None:
+    """Refuse terms that need what the head does not provide."""
+    head = HEADS[method.head]
+    for name in method.terms:
+        lacking = TERMS[name].needs - head.provides - set(NEEDS)
+        if not lacking:
+            continue
+        key = "cross_entropy" if name == method.cross_entropy else "losses"
+        raise ConfigError(
+            f"{where}.{key}: expected terms that fit the head '{method.head}' of the "
+            f"cross-entropy '{method.cross_entropy}', but {name} needs "
+            f"{', '.join(sorted(lacking))}. Set {name} to 0, or change cross_entropy "
+            f"or head."
+        )
+    if method.joint and method.prediction != "network":
+        raise ConfigError(
+            f"{where}.prediction: expected 'network' for a method based on joint, "
+            f"which has no bank, but got '{method.prediction}'. Remove it."
+        )
+
+
+def _planned(config: Config, name: str, method: Method) -> PlannedMethod:
+    changes = config["methods"].get(name, {})
+
+    def section(key: str) -> Config:
+        below = config[key]
+        if key == "pseudo_labels":
+            below = merged(below, method.pseudo_labels)
+        return merged(below, changes.get(key, {}))
+
+    labels, decision, bank = map(section, ("pseudo_labels", "decision", "bank"))
+    label_rule = RULES[labels["rule"]]
+    combination = _combination(method, label_rule.combines)
+    kind = _bank_kind(combination, decision)
+    reads_both = method.prediction != "network" or method.bank_teaches
+    if label_rule.bank and reads_both:
+        wanted = _bank_kind(label_rule.combines or DEFAULT_COMBINATION, decision)
+        if wanted != kind:
+            raise ConfigError(
+                f"methods.{name}.prediction: expected a rule that reads the same bank "
+                f"as pseudo_labels.rule '{label_rule.name}', but got '{combination}'. "
+                f"Set it to 'fused', or change pseudo_labels.rule."
+            )
+    rff = {key: bank[key] for key in ("dimension", "maps", "gamma")}
+    return PlannedMethod(
+        name=name,
+        method=method,
+        increment=section("increment"),
+        bank_network=bank["network"],
+        bank={
+            "feature": bank["feature"],
+            **kind,
+            "ridge": bank["ridge"],
+            "calibration_cells": bank["calibration_cells"],
+            **(rff if kind["map"] == "rff" else {}),
+        },
+        bank_momentum=bank["momentum"],
+        labels=_label_settings(labels, decision),
+        decision=_decision(combination, decision),
+    )
+
+
+def _combination(method: Method, of_labels: str | None) -> str:
+    """The rule by which network and bank decide together."""
+    if method.prediction in ("network", "fused"):
+        return of_labels or DEFAULT_COMBINATION
+    return method.prediction
+
+
+def _bank_kind(rule: str, decision: Config) -> Config:
+    """What the bank of a rule holds: which map, and whether the scatter."""
+    return {"map": RULES[rule].bank, "scatter": needs_scatter(rule, decision)}
+
+
+def _decision(rule: str, decision: Config) -> Config:
+    """The settings of a decision that its rule reads."""
+    read = set(RULES[rule].decision)
+    if decision["foreground"] == "network":
+        read.discard("foreground_bias")
+    settings = {key: value for key, value in decision.items() if key in read}
+    return {"rule": rule, **settings}
+
+
+def _label_settings(labels: Config, decision: Config) -> Config:
+    """The settings of the pseudo labels that their rule reads."""
+    rule = RULES[labels["rule"]]
+    settings = {"rule": rule.name, **{key: labels[key] for key in rule.reads}}
+    if rule.bank is None:
+        return settings
+    if rule.scores:
+        return {**settings, "decision": _decision(rule.name, decision)}
+    return {**settings, "decision": {"rule": rule.combines or DEFAULT_COMBINATION}}

@@ -1,0 +1,66 @@
+"""What the jobs of a step cost, from the files that they left."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kproba.plan.results import StepResult
+from kproba.runtime.files import read_json
+
+# What the jobs that make a step do: the keys of `StepResult.times`.
+TRAINING = "training"
+JOBS = (TRAINING, "pseudo labels", "bank")
+
+MIB = 2**20
+
+
+def read_seconds(result: StepResult) -> dict[str, float]:
+    """Seconds of a step's jobs by what they do, of those that were measured.
+
+    Snakemake knows the last attempt of a training; usage.json knows all of them.
+    """
+    seconds = {
+        job: float(pd.read_csv(path, sep="\t")["s"].sum())
+        for job, path in result.times.items()
+        if Path(path).is_file()
+    }
+    if TRAINING in seconds:
+        trained = read_usage(result).get("seconds", 0.0)
+        seconds[TRAINING] = max(seconds[TRAINING], trained)
+    return seconds
+
+
+def read_usage(result: StepResult) -> dict[str, Any]:
+    """Content of a training's usage.json; empty where the file is missing."""
+    return read_json(result.usage) if Path(result.usage).is_file() else {}
+
+
+def read_costs(result: StepResult) -> dict[str, float]:
+    """Cost of a step by heading; NaN for what it does not have or was not measured."""
+    usage = read_usage(result)
+    peak = usage.get("peak_memory_bytes")
+    return {
+        **dict.fromkeys(JOBS, math.nan),
+        **read_seconds(result),
+        "images/s": usage.get("images_per_second", math.nan),
+        "memory": _process_memory(result) if peak is None else peak / MIB,
+        "model": _file_size(result.model),
+        "bank size": _file_size(result.bank),
+    }
+
+
+def _process_memory(result: StepResult) -> float:
+    """Memory of the largest process of the training in MiB, as Snakemake measured."""
+    path = Path(result.times.get(TRAINING, ""))
+    if not path.is_file():
+        return math.nan
+    return float(pd.read_csv(path, sep="\t", na_values="-")["max_rss"].max())
+
+
+def _file_size(path: str | None) -> float:
+    """MiB on disk; NaN if there is no file, or it was removed since."""
+    if path is None or not Path(path).is_file():
+        return math.nan
+    return Path(path).stat().st_size / MIB

@@ -1,0 +1,252 @@
+"""What is measured of a step: the one list of columns, headings and panels.
+
+To add a measure, add an entry here or by `kproba.extend.add_measure`:
+evaluation.json, summary.csv, the figures, the page, the curves and the command line
+take it from there. What is computed from the test of one step appears in the results
+of older tests too: their confusion.csv is kept.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kproba.plan.results import StepResult
+from kproba.results.costs import read_seconds
+
+Evaluation = Mapping[str, Any]  # content of evaluation.json
+
+
+def class_iou(confusion: np.ndarray) -> np.ndarray:
+    """IoU in percent per class, (C,) float64; NaN without any pixel of either kind."""
+    hit = np.diag(confusion).astype(np.float64)
+    union = confusion.sum(0) + confusion.sum(1) - hit
+    return 100 * np.divide(hit, union, out=np.full_like(hit, np.nan), where=union > 0)
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """IoU of all classes after one step, and which of them its means include.
+
+    Attributes:
+        iou: (C,) float64, percent; a class that is nowhere (no truth, no prediction)
+            has 0.
+        steps: (C,) int, the step that introduced each class; background 0.
+        counted: (C,) bool, whether the policy's means include the class.
+    """
+
+    iou: np.ndarray
+    steps: np.ndarray
+    counted: np.ndarray
+
+    @classmethod
+    def from_confusion(
+        cls, confusion: np.ndarray, step_of_class: Sequence[int], policy: str
+    ) -> "ClassScores":
+        """Scores from pixel counts (C, C), true classes in rows.
+
+        The policy `mib` leaves out the background and classes without ground truth.
+        """
+        iou = class_iou(confusion)
+        counted = np.ones(len(iou), bool)
+        if policy == "mib":
+            counted = confusion.sum(1) > 0
+            counted[0] = False
+        return cls(np.nan_to_num(iou), np.array(step_of_class), counted)
+
+    def mean_iou(self, classes: np.ndarray) -> float:
+        """Mean over the counted ones of `classes` (C,) bool; NaN if there are none."""
+        values = self.iou[self.counted & classes]
+        return float(values.mean()) if values.size else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One number per step of a run.
+
+    Attributes:
+        name: Column of summary.csv.
+        title: Heading in tables and figures.
+        explanation: What it is, for readers of the page.
+        in_markdown: Whether the Markdown table lists it.
+    """
+
+    name: str
+    title: str
+    explanation: str
+    in_markdown: bool = True
+
+    def value(
+        self, result: StepResult, evaluations: Sequence[Evaluation]
+    ) -> float | None:
+        """The measure after a step.
+
+        Args:
+            result: The step.
+            evaluations: Of this step, last, and of the earlier steps of its run.
+
+        Returns:
+            None or NaN where it is not defined.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMeasure(Measure):
+    """A percentage from the test of one step; evaluation.json holds it by its name.
+
+    Attributes:
+        compute: The measure of one step's scores; NaN where it is not defined.
+        is_mean: Whether it is a mean IoU over a group of classes. Only these are in
+            the short table, in the curves of a training and beside published numbers.
+    """
+
+    compute: Callable[[ClassScores], float]
+    is_mean: bool = False
+
+    def value(
+        self, result: StepResult, evaluations: Sequence[Evaluation]
+    ) -> float | None:
+        """As the test of the step recorded it."""
+        number: float | None = evaluations[-1][self.name]
+        return number
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunMeasure(Measure):
+    """A percentage from the tests of a run's steps so far.
+
+    Attributes:
+        compute: The measure of these evaluations, in order; NaN if not defined.
+    """
+
+    compute: Callable[[Sequence[Evaluation]], float]
+
+    def value(
+        self, result: StepResult, evaluations: Sequence[Evaluation]
+    ) -> float | None:
+        """From all steps so far."""
+        return self.compute(evaluations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostMeasure(Measure):
+    """What the jobs of a step cost; tables of whole runs show sums over increments.
+
+    Attributes:
+        compute: The cost of one step.
+    """
+
+    compute: Callable[[StepResult], float]
+
+    def value(
+        self, result: StepResult, evaluations: Sequence[Evaluation]
+    ) -> float | None:
+        """From the files that the jobs left."""
+        return self.compute(result)
+
+
+def class_forgetting(evaluations: Sequence[Evaluation]) -> dict[int, float]:
+    """Forgetting in percent by output index: best earlier IoU minus IoU now.
+
+    Of every class that an earlier step tested. Under the policy `mib`, whose means
+    leave the background out, so does this.
+
+    Args:
+        evaluations: Of the steps so far, in order.
+    """
+    *earlier, now = evaluations
+    iou_now = {entry["index"]: entry["iou"] or 0.0 for entry in now["classes"]}
+    best: dict[int, float] = {}
+    for evaluation in earlier:
+        for entry in evaluation["classes"]:
+            index = entry["index"]
+            if index > 0 or now["protocol"]["policy"] != "mib":
+                iou = entry["iou"] or 0.0
+                best[index] = max(iou, best.get(index, iou))
+    return {index: iou - iou_now[index] for index, iou in best.items()}
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    numbers = [math.nan if value is None else value for value in values]
+    return sum(numbers) / len(numbers) if numbers else math.nan
+
+
+def _harmonic_mean(scores: ClassScores) -> float:
+    old, new = OLD.compute(scores), NEW.compute(scores)
+    if old == new == 0:
+        return 0.0
+    return 2 * old * new / (old + new) if old + new > 0 else math.nan
+
+
+OLD = StepMeasure(
+    name="old",
+    title="old",
+    explanation="mean IoU of the background and the classes of step 0",
+    compute=lambda scores: scores.mean_iou(scores.steps == 0),
+    is_mean=True,
+)
+NEW = StepMeasure(
+    name="new",
+    title="new",
+    explanation="mean IoU of the classes of all later steps",
+    compute=lambda scores: scores.mean_iou(scores.steps > 0),
+    is_mean=True,
+)
+# The one that rankings and tables of seeds show.
+ALL = StepMeasure(
+    name="all",
+    title="all",
+    explanation="mean IoU of the background and all classes seen",
+    compute=lambda scores: scores.mean_iou(scores.steps >= 0),
+    is_mean=True,
+)
+
+_ENTRIES: tuple[Measure, ...] = (
+    OLD,
+    NEW,
+    ALL,
+    StepMeasure(
+        name="hiou",
+        title="hIoU",
+        explanation="harmonic mean of old and new",
+        compute=_harmonic_mean,
+    ),
+    RunMeasure(
+        name="avg",
+        title="avg",
+        explanation="mean of all over the steps so far",
+        compute=lambda evaluations: _mean(entry[ALL.name] for entry in evaluations),
+        in_markdown=False,
+    ),
+    RunMeasure(
+        name="forgetting",
+        title="forgetting",
+        explanation="mean over earlier classes of best earlier IoU minus IoU now",
+        compute=lambda evaluations: _mean(class_forgetting(evaluations).values()),
+    ),
+    CostMeasure(
+        name="seconds",
+        title="seconds",
+        explanation="of training, pseudo labels and bank",
+        compute=lambda result: round(float(sum(read_seconds(result).values())), 1),
+    ),
+)
+MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ENTRIES}
+
+
+def all_measures() -> list[Measure]:
+    """All measures, in the order of the tables."""
+    return list(MEASURES.values())
+
+
+def step_measures() -> list[StepMeasure]:
+    """The measures that evaluation.json holds, in the order of the list."""
+    return [measure for measure in all_measures() if isinstance(measure, StepMeasure)]
+
+
+def step_means() -> list[StepMeasure]:
+    """The mean IoUs among them."""
+    return [measure for measure in step_measures() if measure.is_mean]

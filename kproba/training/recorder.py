@@ -1,0 +1,127 @@
+"""What a training leaves behind while it runs: rows, log lines, curves, validation."""
+
+import logging
+import time
+from dataclasses import dataclass
+
+from kproba.network.network import SegmentationNetwork
+from kproba.runtime.compute import Compute
+from kproba.runtime.distributed import Process
+from kproba.training.checkpoint import Progress
+from kproba.training.curves import Curves
+from kproba.training.iteration import Tally
+from kproba.training.log import log_progress
+from kproba.training.monitor import Monitor
+from kproba.training.run_file import write_run
+from kproba.training.settings import Files, StepSettings
+
+log = logging.getLogger("kproba")
+
+ROWS = 50  # of metrics.csv and TensorBoard per step
+
+
+@dataclass
+class Recorder:
+    """Records a training after every iteration.
+
+    Attributes:
+        settings: Settings of the step.
+        compute: What the machine offers.
+        process: This process of several; the first writes and logs.
+        progress: Where the training stands; changed.
+        tally: Sums of the terms.
+        iterations: Of the whole training.
+        curves: Event files of TensorBoard; None in all processes but the first.
+        monitor: Validates now and then; None for no validation.
+    """
+
+    settings: StepSettings
+    compute: Compute
+    process: Process
+    progress: Progress
+    tally: Tally
+    iterations: int
+    curves: Curves | None = None
+    monitor: Monitor | None = None
+
+    def __post_init__(self) -> None:
+        self.start = self.progress.iteration
+        self.clock = self.last_log = self.last_state = time.monotonic()
+        self.seconds_before = self.progress.seconds  # of earlier starts
+
+    def state_is_due(self) -> bool:
+        """Whether a state should be saved before the next iteration."""
+        waited = time.monotonic() - self.last_state
+        trained = self.progress.iteration > self.start
+        due = waited > 60 * self.compute.state_minutes
+        return self.process.first and trained and due
+
+    def state_was_saved(self) -> None:
+        """Start to wait for the next state."""
+        self.last_state = time.monotonic()
+
+    def record(self, rates: dict[str, float], student: SegmentationNetwork) -> None:
+        """Record an iteration that is done.
+
+        Args:
+            rates: Learning rates of the iteration.
+            student: May be validated; it trains on afterwards.
+        """
+        progress, optimisation = self.progress, self.settings.optimisation
+        now = time.monotonic()
+        progress.iteration = done = progress.iteration + 1
+        progress.seconds = self.seconds_before + now - self.clock
+        speed = (done - self.start) * optimisation.batch_size / (now - self.clock)
+        last = done == self.iterations
+        # A row is due at fixed iterations, whatever the speed: same run, same file.
+        if done % max(1, self.iterations // ROWS) == 0 or last:
+            self.tally.settle()
+            progress.add_row(rates, self.process)
+            if self.curves is not None:
+                self.curves.add(progress.rows[-1], speed)
+        log_due = now - self.last_log > self.compute.log_seconds or last
+        if self.process.first and log_due:
+            self.tally.settle()
+            terms = progress.recent(self.process.world_size)
+            log_progress(progress, terms, rates, optimisation, self.iterations, speed)
+            self.last_log = now
+        self._validate(student)
+
+    def _validate(self, student: SegmentationNetwork) -> None:
+        done, monitor = self.progress.iteration, self.monitor
+        if monitor is None or self.curves is None:
+            return
+        if monitor.is_due(done, self.iterations):
+            device = self.process.device
+            result = monitor.validate(student, self.curves, done, device)
+            if result is not None:
+                self.progress.validations.append(result)
+            student.set_training_mode(batch_norm=self.settings.step == 0)
+
+
+def start_curves(files: Files, settings: StepSettings, progress: Progress) -> Curves:
+    """The event files of a training, and whose they are."""
+    previous = files.previous and files.previous.parent / files.tensorboard.name
+    curves = Curves(
+        files.tensorboard, progress.iteration, progress.rows, progress.validations
+    )
+    try:
+        write_run(files.tensorboard, vars(settings.run), previous)
+    except OSError as error:  # curves are no reason to end a training
+        log.warning("run.json for TensorBoard was not written: %s", error)
+    return curves
+
+
+def start_monitor(
+    files: Files, settings: StepSettings, compute: Compute
+) -> Monitor | None:
+    """Validation during the training, if that is wanted."""
+    if not files.validation or not compute.val_times or not compute.val_images:
+        return None
+    return Monitor(
+        files.validation,
+        settings.groups,
+        settings.class_names,
+        images=compute.val_images,
+        times=compute.val_times,
+    )

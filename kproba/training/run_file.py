@@ -1,0 +1,108 @@
+"""run.json: whose curves the event files beside it are, and what they continue.
+
+Every training writes one at its start. `kproba tensorboard` follows `previous` from
+step to step, so that no folder has to have a certain name or place.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from kproba.runtime.files import read_json, write_json
+
+RUN_FILE = "run.json"
+NAMES = ("dataset", "task", "setting", "method", "seed", "step")
+SETTINGS = "settings.json"  # beside the folder, of a training by kproba 0.1.0
+
+
+@dataclass(frozen=True)
+class TrainedStep:
+    """The training that wrote a folder of event files.
+
+    Attributes:
+        dataset, task, setting, method, seed, step: Which step of which run.
+        previous: Folder of the event files of step t-1; None at step 0, or if unknown.
+    """
+
+    dataset: str
+    task: str
+    setting: str
+    method: str
+    seed: int
+    step: int
+    previous: Path | None = None
+
+    @classmethod
+    def from_names(
+        cls, names: Mapping[str, object], previous: Path | None = None
+    ) -> "TrainedStep":
+        """From a mapping with at least the six names; further keys are ignored.
+
+        Raises:
+            KeyError: A name is missing.
+        """
+        return cls(
+            dataset=str(names["dataset"]),
+            task=str(names["task"]),
+            setting=str(names["setting"]),
+            method=str(names["method"]),
+            seed=int(str(names["seed"])),
+            step=int(str(names["step"])),
+            previous=previous,
+        )
+
+    @property
+    def experiment(self) -> tuple[str, str, str]:
+        """Dataset, task and setting."""
+        return self.dataset, self.task, self.setting
+
+
+def write_run(
+    folder: Path, run: Mapping[str, object], previous: Path | None = None
+) -> None:
+    """Write run.json into a folder of event files, which need not exist yet.
+
+    Args:
+        folder: `<step folder>/tensorboard`.
+        run: dataset, task, setting, method, seed and step; further keys are left out.
+        previous: The folder `tensorboard` of step t-1; None at step 0. It is written
+            relative to `folder`, so that all results may move together.
+
+    Raises:
+        KeyError: A name is missing.
+        OSError: The file cannot be written.
+    """
+    content = asdict(TrainedStep.from_names(run))
+    link = None if previous is None else os.path.relpath(previous, folder)
+    content["previous"] = link
+    write_json(folder / RUN_FILE, content)
+
+
+def read_run(folder: Path) -> TrainedStep | None:
+    """Whose event files a folder holds.
+
+    Of trainings by kproba 0.1.0, which wrote no run.json, the settings.json beside the
+    folder has the names, but not the previous step.
+
+    Args:
+        folder: `<step folder>/tensorboard`.
+
+    Returns:
+        None if there is neither file, or it is of something else.
+    """
+    written, settings = folder / RUN_FILE, folder.parent / SETTINGS
+    if written.is_file():
+        content = read_json(written)
+        link = content["previous"]
+        return TrainedStep.from_names(content, None if link is None else folder / link)
+    if folder.is_dir() and settings.is_file():
+        content = read_json(settings)
+        names = content.get("run", content)
+        return TrainedStep.from_names(names) if has_names(names) else None
+    return None
+
+
+def has_names(names: Mapping[str, object]) -> bool:
+    """Whether a mapping has all that `TrainedStep.from_names` needs."""
+    return all(name in names for name in NAMES)
