@@ -41,10 +41,11 @@ from kproba.data.label_images import write_label_image
 from kproba.data.loaders import Batch, TrainingImages, TrainingStream, training_loader
 from kproba.methods.builtin import METHODS
 from kproba.methods.losses.barm import pb_bce
-from kproba.methods.losses.case import Counts, cell_masks
+from kproba.methods.losses.case import Case, Counts, cell_masks
 from kproba.methods.losses.step import step_losses
+from kproba.network.architecture import Architecture
 from kproba.network.backbones import BACKBONES
-from kproba.network.network import Architecture, SegmentationNetwork, add_branch
+from kproba.network.network import SegmentationNetwork, add_branch
 from kproba.results.evaluation import EvaluationSettings, evaluate
 from kproba.runtime.files import atomic_path
 
@@ -144,7 +145,6 @@ def bank(backbone: str, *, scatter: bool, images: int) -> Result:
         maps=3,
         gamma="median",
         scatter=scatter,
-        momentum=0.9,
         ridge=1e-3,
         calibration_cells=500,
     )
@@ -184,7 +184,13 @@ def kappa() -> list[Result]:
     features = torch.randn(cells, 320, generator=generator)
     means = torch.randn(classes, dimension, generator=generator).double() / 70
     settings = BankSettings(
-        "backbone", "rff", dimension, 1, 1e-3, False, 0.9, 1e-3, 1000
+        feature="backbone",
+        map="rff",
+        dimension=dimension,
+        gamma=1e-3,
+        scatter=False,
+        ridge=1e-3,
+        calibration_cells=1000,
     )
     prototypes = PrototypeBank(
         settings=settings,
@@ -355,8 +361,9 @@ def _step(backbone: str, crop: int) -> tuple[Callable[[], None], Callable[[], No
         optimizer.zero_grad(set_to_none=True)
         outputs = student(images)
         with torch.no_grad():
-            taught = teacher(images)
-        terms = step_losses(outputs, taught, targets, masks, counts, METHODS["barm"])
+            teacher_outputs = teacher(images)
+        case = Case(outputs, targets, counts, masks, teacher_outputs)
+        terms = step_losses(case, METHODS["barm"].terms)
         torch.stack(list(terms.values())).sum().backward()
         optimizer.step()
 
@@ -641,12 +648,12 @@ def main() -> None:
         memory_of(options.memory_of)
         return
     chosen = options.groups or list(GROUPS)
-    results = list(itertools.chain.from_iterable(_told(name) for name in chosen))
+    results = list(itertools.chain.from_iterable(_measured(name) for name in chosen))
     if not options.groups:
         write(results)
 
 
-def _told(name: str) -> list[Result]:
+def _measured(name: str) -> list[Result]:
     results = GROUPS[name]()
     for result in results:
         print(f"{result.ratio:8.2f}  {result.goal:6}  {result.name}  {result.detail}")

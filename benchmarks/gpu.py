@@ -23,22 +23,25 @@ from torch import nn
 from benchmarks.__main__ import CROP, HERE, _images, _targets, photographs
 from kproba.bank.bank import PrototypeBank
 from kproba.bank.build import FeatureBatch, build_bank, draw_sample
-from kproba.bank.fusion import PseudoLabelSettings
+from kproba.bank.fusion import Combination
 from kproba.bank.predictor import FusedPredictor
 from kproba.bank.settings import BankSettings
-from kproba.bank.teacher import Guide
+from kproba.bank.teacher import BankTeacher
 from kproba.data.augmentation import Augmentation
 from kproba.data.loaders import Batch, TrainingImages, TrainingStream, training_loader
+from kproba.methods.terms import STAGES
 from kproba.network.network import SegmentationNetwork, add_branch
-from kproba.plan.plan import Plan, Run
+from kproba.plan.chain import Run
+from kproba.plan.plan import Plan
 from kproba.plan.schema import check
 from kproba.results.evaluation import EvaluationSettings, evaluate
+from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
 from kproba.training.checkpoint import Progress, StopFlag
-from kproba.training.iteration import Descent, Tally
-from kproba.training.networks import wrap
+from kproba.training.iteration import Learner, Tally
+from kproba.training.networks import Networks, parallelise
 from kproba.training.optimizer import autocast_type, build_optimizer
-from kproba.training.settings import Means, StepSettings
+from kproba.training.settings import StepSettings
 from kproba.training.targets import global_counts, prepare
 
 REPEATS = 5
@@ -84,53 +87,55 @@ class Step:
         self, plan: Plan, method: str, precision: str, *, compiled: bool = False
     ):
         run = Run("ade20k", "100-5", "overlap", method, 0)
-        settings = plan.step_settings(run, 1)
+        settings, planned = plan.settings(run, 1), plan.methods[method]
         # Untrained networks and noise would diverge at the published rates.
         parts = ("backbone", "aspp", "branch", "old_branches")
-        settings["optimisation"] |= dict.fromkeys(parts, 1e-8)
-        settings["optimisation"]["precision"] = precision
-        if plan.recipe(method).guided:  # as from step 2 on
-            settings["recipe"]["teacher"] = "fused"
-            settings["guide"] = plan.prediction_rule(method)
+        optimisation = {
+            **settings["optimisation"],
+            "learning_rate": dict.fromkeys(parts, 1e-8),
+            "precision": precision,
+        }
+        settings = {**settings, "optimisation": optimisation}
+        if planned.method.bank_teaches:  # as from step 2 on
+            settings["decision"] = planned.decision
         self.settings = StepSettings.from_dict(settings)
         self.process = Process(device=DEVICE)
-        base = plan.step_settings(
-            Run("ade20k", "100", "overlap", plan.base_name(method), 0), 0
-        )
-        first = StepSettings.from_dict(base)
-        recipe = self.settings.recipe
+        base = Run("ade20k", "100", "overlap", planned.method.base, 0)
+        first = StepSettings.from_dict(plan.settings(base, 0))
+        declared = self.settings.method
         teacher = _network(first)
         student = add_branch(
             *(teacher, NEW),
             seed=0,
-            start_from_background=recipe.start_from_background,
+            start_from_background=declared.start_from_background,
         )
-        pod = recipe.losses.pod > 0
-        student.keep_stages = teacher.keep_stages = pod
+        student.keep_stages = teacher.keep_stages = STAGES in declared.needs
         self.teacher, self.student = (_to_device(n) for n in (teacher, student))
         self.student.requires_grad_(True)
         self.student.set_training_mode(batch_norm=False)
-        if recipe.trains != "all":
-            self.student.train_only(recipe.trains)
+        if declared.trains != "all":
+            self.student.train_only(declared.trains)
         self.precision = autocast_type(precision, DEVICE)
-        guide = None
-        if recipe.guided:
+        bank_teacher = None
+        if self.settings.decision is not None:
             bank = some_bank(self.teacher, identity=True)
-            assert self.settings.guide is not None
-            rule = PseudoLabelSettings(**self.settings.guide)
-            guide = Guide(bank, rule, _to_device(_network(first)))
-        network = wrap(
-            self.student,
-            [self.teacher if recipe.distils else None, guide.source if guide else None],
-            self.settings,
-            Means(compile=compiled),
-            self.process,
+            features = _to_device(_network(first))
+            combination = Combination(bank, self.settings.decision, features)
+            bank_teacher = BankTeacher(self.teacher, combination)
+        networks = Networks(
+            self.student, self.teacher if declared.distils else None, bank_teacher
         )
-        self.descent = Descent(
-            *(network, self.teacher if recipe.distils else None, guide),
-            build_optimizer(self.student, self.settings.optimisation),
-            torch.amp.GradScaler("cuda", enabled=self.precision == torch.float16),
-            *(self.precision, self.settings, self.process),
+        compute = Compute(compile=compiled)
+        self.learner = Learner(
+            network=parallelise(networks, self.settings, compute, self.process),
+            networks=networks,
+            optimizer=build_optimizer(self.student, self.settings.optimisation),
+            scaler=torch.amp.GradScaler(
+                "cuda", enabled=self.precision == torch.float16
+            ),
+            precision=self.precision,
+            settings=self.settings,
+            process=self.process,
         )
         targets = _targets(BATCH, CROP, 1 + OLD + NEW)
         keys = torch.arange(BATCH)
@@ -142,7 +147,7 @@ class Step:
         """Targets, forward passes, losses, backward pass, optimiser."""
         prepared = [prepare(self.batch, self.student, self.settings)]
         counts, *_ = global_counts(prepared, StopFlag(), False, self.process)
-        self.descent.iterate(prepared, counts, self.tally)
+        self.learner.iterate(prepared, counts, self.tally)
 
     def passes(self) -> None:
         """The passes through the networks that it cannot do without."""
@@ -255,11 +260,10 @@ def _bank_settings(*, identity: bool, scatter: bool, dimension: int) -> BankSett
     return BankSettings(
         feature="backbone",
         map="identity" if identity else "rff",
-        dimension=2 if identity else dimension,
+        dimension=None if identity else dimension,
         maps=1 if identity else 3,
-        gamma=1.0 if identity else "median",
+        gamma=None if identity else "median",
         scatter=scatter,
-        momentum=0.9,
         ridge=0.01,
         calibration_cells=500,
     )
@@ -267,9 +271,9 @@ def _bank_settings(*, identity: bool, scatter: bool, dimension: int) -> BankSett
 
 def inference(plan: Plan) -> None:
     """Bank and test against the forward passes alone; whole images, float32."""
-    base = plan.step_settings(Run("ade20k", "100", "overlap", "base", 0), 0)
-    first = StepSettings.from_dict(base)
-    network, source = (_to_device(_network(first)) for _ in range(2))
+    base = Run("ade20k", "100", "overlap", "base", 0)
+    first = StepSettings.from_dict(plan.settings(base, 0))
+    network, other = (_to_device(_network(first)) for _ in range(2))
     count, batch = 64, 16
     images, targets = _images(count, CROP), _targets(count, CROP, 1 + OLD)
     starts = range(0, count, batch)
@@ -321,10 +325,10 @@ def inference(plan: Plan) -> None:
         ),
         "test, the network alone": test_of(network),
         "test, network and LDA, two networks": test_of(
-            FusedPredictor(network, lda, source=source)
+            FusedPredictor(network, lda, feature_network=other)
         ),
         "test, network and KLDA, two networks": test_of(
-            FusedPredictor(network, klda, source=source)
+            FusedPredictor(network, klda, feature_network=other)
         ),
     }
     seconds = in_turn(sides)

@@ -1,20 +1,21 @@
 """python -m benchmarks.methods: what an increment costs, method by method.
 
 Step 1 of the embedded example on one thread, from untrained networks (time does not
-depend on what they know) and with the true labels as pseudo labels; of `kproba` with
-a bank that teaches too, as from step 2 on. All methods take turns for `ROUNDS` rounds;
-the figures are medians. Prints a Markdown table.
+depend on what they know) and with the true labels as pseudo labels; of `kproba` with a
+bank that corrects the teacher, as from step 2 on. All methods take turns for some
+rounds; the figures are medians. Prints a Markdown table.
 """
 
+import argparse
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -27,17 +28,20 @@ from kproba.data.kinds.digits import DigitScenes, write_digits
 from kproba.data.label_images import read_label_image, write_label_image
 from kproba.data.labels import LabelMap
 from kproba.data.splits import read_index, write_split
-from kproba.jobs.build_bank import bank_of_step
-from kproba.jobs.evaluate import evaluate_step
-from kproba.jobs.export_labels import pseudo_labels_of_step
+from kproba.jobs.build_bank import BankFiles, build_step_bank
+from kproba.jobs.evaluate import TestFiles, test_step
+from kproba.jobs.export_labels import LabelInputs, label_step
+from kproba.methods.export import LabelFiles
 from kproba.network.files import save_model
-from kproba.plan.plan import Plan, Run
+from kproba.plan.chain import Run
+from kproba.plan.plan import Plan
 from kproba.plan.schema import check
-from kproba.runtime.distributed import Process
+from kproba.runtime.compute import Compute
+from kproba.runtime.distributed import ALONE
 from kproba.runtime.files import read_json
-from kproba.training.loop import describe, train
-from kproba.training.networks import first_network
-from kproba.training.settings import Files, Means, StepSettings
+from kproba.training.loop import describe_model, train
+from kproba.training.networks import build_first_network
+from kproba.training.settings import Files, StepSettings
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("finetune", "lwf", "mib", "plop", "ssul", "barm", "kproba")
@@ -67,10 +71,10 @@ def prepare(folder: Path) -> tuple[Plan, dict[str, Path]]:
         folder=folder / "scenes",
         class_count=10,
     )
-    path = ROOT / "config" / "benchmarks" / "digits.yaml"
+    path = ROOT / "config" / "comparisons" / "digits.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     plan = Plan(check(config, ROOT / "workflow/schemas/config.schema.yaml"))
-    groups = plan.groups("digits", "6-2", 1)
+    groups = plan.datasets.groups("digits", "6-2", 1)
     write_split([index], folder / "step1.csv", groups=groups, setting="overlap")
     write_split([index], folder / "step0.csv", groups=groups[:1], setting="overlap")
     table = LabelMap(groups).evaluation_table(unseen=0)
@@ -81,38 +85,37 @@ def prepare(folder: Path) -> tuple[Plan, dict[str, Path]]:
     bases = {}
     for name in ("base", "base_softmax"):
         run = Run("digits", "6", "overlap", name, 0)
-        settings = StepSettings.from_dict(plan.step_settings(run, 0))
+        settings = StepSettings.from_dict(plan.settings(run, 0))
         bases[name] = folder / name / "model.safetensors"
-        network = first_network(settings, None)
-        save_model(network, bases[name], about=describe(settings))
+        network = build_first_network(settings, None)
+        save_model(network, bases[name], about=describe_model(settings))
     return plan, bases
 
 
 def train_one(plan: Plan, folder: Path, base: Path, method: str, out: Path) -> float:
-    """Seconds of an iteration of step 1, taught as later steps are."""
-    content = plan.step_settings(Run("digits", "6-2", "overlap", method, 0), 1)
+    """Seconds of an iteration of step 1, with the teachers of later steps."""
+    content = plan.settings(Run("digits", "6-2", "overlap", method, 0), 1)
     images = len(read_index(folder / "step1.csv"))
     batch = content["optimisation"]["batch_size"]
     content["optimisation"]["epochs"] = ITERATIONS * batch / images
-    if guided := plan.recipe(method).guided:
-        content["recipe"]["teacher"] = "fused"
-        content["guide"] = plan.prediction_rule(method)
+    planned = plan.methods[method]
+    corrected = planned.method.bank_teaches
+    if corrected:
+        content["decision"] = planned.decision
     settings = StepSettings.from_dict(content)
-    labels = folder / "labels" if settings.recipe.use_pseudo_labels else None
+    labels = folder / "labels" if planned.uses_labels("overlap") else None
     files = Files(
         split=folder / "step1.csv",
         previous=base,
         pseudo_labels=labels,
-        weights=None,
         model=out / "model.safetensors",
         metrics=out / "metrics.csv",
         usage=out / "usage.json",
         tensorboard=out / "tensorboard",
-        state=out / "state.pt",
-        bank=folder / BANK if guided else None,
-        source=base if guided else None,
+        bank=folder / BANK if corrected else None,
+        feature_network=base if corrected else None,
     )
-    train(settings, files, Means(), Process())
+    train(settings, files, Compute(), ALONE)
     seconds: float = read_json(out / "usage.json")["seconds"]
     return seconds / ITERATIONS
 
@@ -126,50 +129,43 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 def passes(plan: Plan, folder: Path, base: Path) -> dict[str, Callable[[], object]]:
     """What `kproba` does beside the training: a call per name, and a test."""
-    groups = plan.groups("digits", "6-2", 1)
-    names = plan.names("digits", groups)
-    bank = folder / BANK
-    old: dict[str, Any] = {"groups": groups[:1], "names": names[:7]}
-    both: dict[str, Any] = {"groups": groups, "names": names}
-    build = partial(
-        bank_of_step,
-        base,
-        folder / "step0.csv",
-        bank,
-        settings=plan.bank("kproba"),
-        setting="overlap",
-        seed=0,
-        **old,
+    run = Run("digits", "6-2", "overlap", "kproba", 0)
+    bank, compute = folder / BANK, Compute()
+    split = folder / "step1.csv"
+    found = LabelFiles(
+        *(folder / f"found{end}" for end in ("", ".csv", "_quality.csv"))
     )
-    label = partial(
-        pseudo_labels_of_step,
-        base,
-        None,
-        folder / "step1.csv",
-        folder / "found",
-        folder / "found.csv",
-        folder / "quality.csv",
-        settings=plan.pseudo_label_rule("kproba"),
-        setting="overlap",
-        **both,
+    files = TestFiles(
+        model=base,
+        indices=(folder / "index.csv",),
+        evaluation=folder / "evaluation.json",
+        confusion=folder / "confusion.csv",
+        examples=folder / "examples",
+        predictor=folder / "predictor.json",
     )
-    outputs = ("evaluation.json", "confusion.csv", "examples", "predictor.json")
-    test = partial(
-        evaluate_step,
-        base,
-        [folder / "index.csv"],
-        *(folder / name for name in outputs),
-        settings={**plan.config["evaluation"], "examples": 0},
-        about={},
-        **old,
+    job = {**plan.chain.test(run, 0).settings, "run": {**vars(run), "step": 0}}
+    job["settings"] = {**job["settings"], "examples": 0}
+    alone = {**job, "decision": None}
+    bank_job, label_job = (
+        dict(each.settings)
+        for each in (plan.chain.bank(run, 0), plan.chain.labels(run, 1))
     )
-    rule = plan.prediction_rule("kproba")
-    with_bank = partial(test, rule=rule, bank=bank)
-    return {"bank": build, "labels": label, "test": test, "test, fused": with_bank}
+    bank_files = BankFiles(base, folder / "step0.csv", bank)
+    inputs = LabelInputs(base, split)
+    fused = replace(files, bank=bank)
+    return {
+        "bank": partial(build_step_bank, bank_files, bank_job, compute, ALONE),
+        "labels": partial(label_step, inputs, found, label_job, compute, ALONE),
+        "test": partial(test_step, files, alone, compute, ALONE),
+        "test, fused": partial(test_step, fused, job, compute, ALONE),
+    }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(prog="benchmarks.methods", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of all methods")
+    rounds = parser.parse_args(argv).rounds
     torch.set_num_threads(1)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -177,16 +173,16 @@ def main() -> None:
         beside = passes(plan, folder, bases["base"])
         beside["bank"]()
         iterations: dict[str, list[float]] = {method: [] for method in METHODS}
-        for number in range(ROUNDS + 1):
+        for number in range(rounds + 1):
             for method in METHODS:
                 out = folder / f"{method}{number}"
                 out.mkdir()
-                base = bases[plan.base_name(method)]
+                base = bases[plan.methods[method].method.base]
                 seconds = train_one(plan, folder, base, method, out)
                 if number:  # the first round warms up
                     iterations[method].append(seconds)
         others = {
-            name: [seconds_of(work) for _ in range(ROUNDS)]
+            name: [seconds_of(work) for _ in range(rounds)]
             for name, work in beside.items()
         }
         images = {

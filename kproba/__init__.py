@@ -1,8 +1,8 @@
 """Class-incremental semantic segmentation: the method, usable without Snakemake.
 
-Reading order: `methods`, `splits`, `digits`, `data`, `model`, `losses`, `prototypes`,
-`pseudo_labels`, `prediction`, `training`, `evaluation`, `segmenter`, `report`. `config`
-joins them to a workflow.
+The packages follow the data: `plan`, `data`, `network`, `bank`, `methods`, `training`,
+`results`, `predict`; `jobs` holds the programs of the rules, `runtime` what runs them.
+The reading order stands in README.md, section "Reading the code".
 """
 
 from typing import TYPE_CHECKING, Any

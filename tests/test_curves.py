@@ -1,4 +1,4 @@
-"""The curves of an experiment in TensorBoard, and what looks at validation images."""
+"""The curves of an experiment in TensorBoard, and validation during a training."""
 
 import json
 import os
@@ -130,7 +130,7 @@ def test_removed_steps_end_the_chain(results):
     assert list(find_curves(kproba)) == NAMES[4:6]
 
 
-def test_a_shared_step_is_listed_for_the_method_that_asked_for_it(results):
+def test_a_shared_step_is_listed_for_the_method_that_needs_it(results):
     """without_bfd trained step 2 alone: its step 1 is that of kproba."""
     disjoint = results / "pets" / "2-1-disjoint"
     shared = disjoint / "kproba" / "seed3" / "step1" / "tensorboard"
@@ -226,17 +226,17 @@ def test_folder_without_names_is_of_no_run(tmp_path):
 
 def test_resumed_curves_begin_with_what_is_known_if_the_files_are_lost(tmp_path):
     rows = [{"iteration": 2, "loss": 5.0}, {"iteration": 4, "loss": 3.0}]
-    look = {"iteration": 3, "old": 40.0, "all": 30.0}
+    validation = {"iteration": 3, "old": 40.0, "all": 30.0}
     for name in ("lost", "kept"):
         first = Curves(tmp_path / name, 0, [])
         for row in rows if name == "kept" else []:
             first.add(row, 1.0)
         if name == "kept":
-            first.add_look(look)
+            first.add_validation(validation)
         first.close()
         if name == "lost":
             shutil.rmtree(tmp_path / name)
-        again = Curves(tmp_path / name, 4, rows, [look])
+        again = Curves(tmp_path / name, 4, rows, [validation])
         again.add({"iteration": 6, "loss": 2.0}, 1.0)
         again.close()
         events = EventAccumulator(str(tmp_path / name)).Reload()
@@ -244,7 +244,7 @@ def test_resumed_curves_begin_with_what_is_known_if_the_files_are_lost(tmp_path)
         assert losses == [(2, 5.0), (4, 3.0), (6, 2.0)]
         for measure in ("old", "all"):
             [seen] = events.Scalars(f"validation/{measure}")
-            assert (seen.step, seen.value) == (3, look[measure])
+            assert (seen.step, seen.value) == (3, validation[measure])
         assert len(events.Scalars("speed/images_per_second")) == (
             1 if name == "lost" else 3
         )
@@ -277,22 +277,24 @@ def test_command_shows_the_steps_until_it_is_stopped(results):
 
 
 @pytest.mark.parametrize(("times", "iterations"), [(4, 372), (3, 3), (5, 3), (1, 10)])
-def test_looks_are_spread_evenly_and_the_last_is_at_the_end(index, times, iterations):
+def test_validations_are_spread_evenly_and_the_last_is_at_the_end(
+    index, times, iterations
+):
     monitor = Monitor([index], ((1,),), ["background", "cat"], images=1, times=times)
-    due = [i for i in range(1, iterations + 1) if monitor.due(i, iterations)]
+    due = [i for i in range(1, iterations + 1) if monitor.is_due(i, iterations)]
     assert len(due) == min(times, iterations)
     assert due[-1] == iterations
     gaps = [after - before for before, after in zip([0, *due], due, strict=False)]
     assert max(gaps) - min(gaps) <= 1
 
 
-def test_images_that_are_looked_at_hold_a_seen_class(small_folder, index_of):
+def test_validation_images_hold_a_seen_class(small_folder, index_of):
     index, _ = index_of(small_folder)
     monitor = Monitor([index], ((1,),), ["background", "cat"], images=5, times=1)
     assert list(monitor.rows["id"]) == ["d"]  # c holds none
 
 
-def test_a_look_that_fails_ends_the_looks_and_not_the_training(
+def test_a_validation_that_fails_ends_validation_and_not_the_training(
     index, tmp_path, monkeypatch, caplog
 ):
     monitor = Monitor([index], ((1,),), ["background", "cat"], images=1, times=4)
@@ -305,7 +307,8 @@ def test_a_look_that_fails_ends_the_looks_and_not_the_training(
         raise torch.OutOfMemoryError("too little memory")
 
     monkeypatch.setattr(curves, "evaluate", fails)
-    monitor.look(network, Curves(tmp_path, 0, []), 1, "cpu")
-    assert "No more looks at validation images: too little memory" in caplog.text
+    result = monitor.validate(network, Curves(tmp_path, 0, []), 1, "cpu")
+    assert result is None
+    assert "No more validation while training: too little memory" in caplog.text
     assert torch.backends.cudnn.benchmark
-    assert not any(monitor.due(done, 4) for done in range(1, 5))
+    assert not any(monitor.is_due(done, 4) for done in range(1, 5))

@@ -32,7 +32,7 @@ def variant(request, trained) -> Path:  # noqa: F811
     """A step that predicts by both, by its network alone, or in another order."""
     about = read_json(trained / "predictor.json")
     if request.param == "network":
-        about |= {"bank": None, "rule": None}
+        about |= {"bank": None, "decision": None}
     if request.param == "reordered":
         about |= {"channels": [0, 2, 1]}
     write_json(trained / "predictor.json", about)

@@ -23,18 +23,20 @@ from training_steps import (
     write_data,
 )
 
+from kproba.bank.decision import Decision
 from kproba.data.label_images import read_label_image
 from kproba.data.splits import read_index
-from kproba.jobs.build_bank import bank_of_step
+from kproba.jobs.build_bank import BankFiles, build_step_bank
 from kproba.network.network import SegmentationNetwork
+from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
 from kproba.runtime.files import read_json
 from kproba.training.checkpoint import Progress, StopFlag
-from kproba.training.iteration import Descent, Tally
-from kproba.training.loop import batches_of
-from kproba.training.networks import build_networks, guide_of
+from kproba.training.iteration import Learner, Tally
+from kproba.training.loop import training_batches
+from kproba.training.networks import build_networks
 from kproba.training.optimizer import autocast_type, build_optimizer
-from kproba.training.settings import Files, Means, StepSettings
+from kproba.training.settings import Files, StepSettings
 from kproba.training.targets import global_counts, prepare
 
 pytestmark = [
@@ -45,15 +47,10 @@ pytestmark = [
 METHODS = ["kproba", "ssul", "plop", "mib", "lwf", "finetune"]
 BANK = {
     **{"feature": "backbone", "map": "rff", "dimension": 64, "maps": 2},
-    **{"gamma": "median", "scatter": True, "momentum": 0.9, "ridge": 0.01},
+    **{"gamma": "median", "scatter": True, "ridge": 0.01},
     "calibration_cells": 200,
 }
-RULE = {
-    **{"rule": "klda", "threshold": 0.7, "score_threshold": 0.0},
-    **{"foreground": "network", "probability_weight": 1.0, "image_prior": 1},
-    **{"posterior_weight": 0.5, "foreground_bias": 0.0, "temperature": 1.0},
-    "metric": "euclidean",
-}
+KLDA = Decision("klda").to_dict()
 
 
 @pytest.fixture(scope="module")
@@ -90,24 +87,26 @@ def losses(out: Path) -> np.ndarray:
 @pytest.fixture(scope="module")
 def bank(data: Path, bases: dict[bool, Path]) -> Path:
     """The bank of step 0."""
-    path, settings = data / "prototypes.safetensors", step_settings(1)
-    bank_of_step(
-        bases[False],
-        data / "step0.csv",
-        path,
-        settings=BANK,
-        groups=settings["groups"][:1],
-        names=settings["class_names"][:7],
-        setting="overlap",
-        seed=0,
-    )
+    path = data / "prototypes.safetensors"
+    files = BankFiles(bases[False], data / "step0.csv", path)
+    build_step_bank(files, bank_job(), Compute(), Process())
     return path
 
 
-def taught(settings: dict) -> dict:
-    """The same step with a bank as a teacher."""
-    recipe = settings["recipe"] | {"teacher": "fused"}
-    return settings | {"recipe": recipe, "guide": RULE}
+def of_base() -> dict[str, Any]:
+    """Classes of step 0, for a job."""
+    settings = step_settings(1)
+    return {"groups": settings["groups"][:1], "names": settings["class_names"][:7]}
+
+
+def bank_job() -> dict[str, Any]:
+    more = {"sequential": False, "seed": 0, "keep_temperature": False}
+    return {"settings": BANK, **more, **of_base()}
+
+
+def corrected(settings: dict) -> dict:
+    """The same step with a bank that corrects the teacher."""
+    return settings | {"decision": KLDA}
 
 
 def disturb(student: SegmentationNetwork) -> None:
@@ -127,48 +126,53 @@ def gradients(
     files = Files(
         split=data / f"step{step.step}.csv",
         previous=base,
-        **dict.fromkeys(("pseudo_labels", "weights"), None),
-        **dict.fromkeys(("model", "metrics", "usage", "tensorboard", "state"), nowhere),
+        **dict.fromkeys(("model", "metrics", "usage", "tensorboard"), nowhere),
         bank=bank,
     )
-    student, teacher = build_networks(step, files, process)
+    networks = build_networks(step, files, process)
+    student = networks.student
     disturb(student)
-    guide = guide_of(step, files, process)
     precision = autocast_type(step.optimisation.precision, device)
     scaler = torch.amp.GradScaler(enabled=False)
     optimizer = build_optimizer(student, step.optimisation)
-    descent = Descent(
-        *(student, teacher, guide, optimizer, scaler, precision, step, process)
+    learner = Learner(
+        network=student,
+        networks=networks,
+        optimizer=optimizer,
+        scaler=scaler,
+        precision=precision,
+        settings=step,
+        process=process,
     )
-    split = read_index(files.split)
-    _, loader = batches_of(split, step, files, Means(), process, 0)
+    split, progress = read_index(files.split), Progress()
+    _, loader = training_batches(split, step, files, Compute(), process, progress)
     prepared = [prepare(next(loader), student, step)]
     counts, *_ = global_counts(prepared, StopFlag(), False, process)
-    tally = Tally(Progress())
-    descent.iterate(prepared, counts, tally)
+    tally = Tally(progress)
+    learner.iterate(prepared, counts, tally)
     tally.settle()
     parts: dict[str, list[torch.Tensor]] = {}
     for name, parameter in student.named_parameters():
         if parameter.grad is not None:
             part = ".".join(name.split(".")[: 2 if name.startswith("branches") else 1])
             parts.setdefault(part, []).append(parameter.grad.double().cpu().flatten())
-    return tally.progress.sums, {part: torch.cat(g) for part, g in parts.items()}
+    return progress.sums, {part: torch.cat(g) for part, g in parts.items()}
 
 
 def settings_of(method: str, precision: str) -> dict:
     """Of step 0, or of step 1 of a method."""
     if method == "step 0":
         return base_settings(precision=precision)
-    name, _, guided = method.partition(", ")
+    name, _, with_bank = method.partition(" and ")
     settings = step_settings(1, name, precision=precision)
-    return taught(settings) if guided else settings
+    return corrected(settings) if with_bank else settings
 
 
 @pytest.mark.parametrize(
     ("method", "precision"),
     [
-        *((method, "float32") for method in (*METHODS, "kproba, taught", "step 0")),
-        *((method, "bfloat16") for method in (*METHODS, "kproba, taught")),
+        *((method, "float32") for method in (*METHODS, "kproba and bank", "step 0")),
+        *((method, "bfloat16") for method in (*METHODS, "kproba and bank")),
     ],
 )
 def test_losses_and_gradients_are_those_of_the_cpu(
@@ -201,7 +205,7 @@ def test_a_launched_step_learns_what_it_learns_on_the_cpu(
 ) -> None:
     one, two = (
         launch(
-            *(data, tmp_path / f"{gpus}", taught(increment("kproba", kind))),
+            *(data, tmp_path / f"{gpus}", corrected(increment("kproba", kind))),
             f"--bank={bank}",
             previous=bases[False],
             gpus=gpus,
@@ -229,9 +233,10 @@ def test_a_compiled_step_learns_the_same(
     settings = increment("kproba")
     one = launch(data, tmp_path / "as it is", settings, previous=bases[False], gpus=1)
     two = launch(
-        *(data, tmp_path / "compiled", settings, "--compile"),
+        *(data, tmp_path / "compiled", settings),
         previous=bases[False],
         gpus=1,
+        compile=True,
     )
     np.testing.assert_allclose(losses(two), losses(one), rtol=0.02)
 
@@ -240,16 +245,16 @@ def test_a_stopped_step_ends_with_the_same_bytes_if_deterministic(
     data: Path, bases: dict[bool, Path], tmp_path: Path
 ) -> None:
     settings = step_settings(1, epochs=40)
-    more: dict[str, Any] = {"previous": bases[False], "gpus": 1}
-    whole = launch(data, tmp_path / "whole", settings, "--deterministic", **more)
+    more: dict[str, Any] = {"previous": bases[False], "gpus": 1, "deterministic": True}
+    whole = launch(data, tmp_path / "whole", settings, **more)
     out = tmp_path / "out"
-    words = command(data, out, settings, "--deterministic", **more)
+    words = command(data, out, settings, **more)
     status, output = interrupt(
         words, signal.SIGTERM, lambda: any((out / "tensorboard").glob("events*"))
     )
     assert status == 143, output
     assert (out / "training-state.pt").is_file()
-    launch(data, out, settings, "--deterministic", **more)
+    launch(data, out, settings, **more)
     assert "resumed after" in (out / "train.log").read_text()
     for name in ("model.safetensors", "metrics.csv"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
@@ -275,35 +280,31 @@ def test_two_gpus_give_the_weights_of_one(
 def infer(data: Path, base: Path, out: Path, gpus: int) -> None:
     """Bank of step 0, pseudo labels of step 1 and test of step 0."""
     settings = step_settings(1)
-    groups, names = settings["groups"], settings["class_names"]
-    of_base = {"groups": groups[:1], "names": names[:7]}
+    of_both = {"groups": settings["groups"], "names": settings["class_names"]}
     bank = out / "prototypes.safetensors"
+    labels = {"rule": "klda", "score_threshold": 0.0, "decision": KLDA}
     test = {"policy": "ssul", "ignore_background": False, "crop": None, "examples": 2}
-    todo = {
-        "bank": (
-            {"settings": BANK, "setting": "overlap", "seed": 0, **of_base},
-            *("--split", data / "step0.csv", "--bank", bank),
-            *("--previous", "--pseudo-labels"),
-        ),
-        "pseudo-labels": (
-            {"settings": RULE, "setting": "overlap", "groups": groups, "names": names},
+    jobs = {
+        "build_bank": (bank_job(), *("--split", data / "step0.csv", "--bank", bank)),
+        "export_labels": (
+            {"settings": labels, "sequential": False, **of_both},
             *("--split", data / "step1.csv", "--bank", bank),
             *("--labels", out / "labels", "--table", out / "labels.csv"),
             *("--quality", out / "quality.csv"),
         ),
-        "evaluation": (
-            {"settings": test, "about": {"seed": 0}, "rule": RULE, **of_base},
+        "evaluate": (
+            {"settings": test, "run": {"seed": 0}, "decision": KLDA, **of_base()},
             *("--bank", bank, "--indices", data / "index.csv"),
             *("--confusion", out / "confusion.csv", "--examples", out / "examples"),
             *("--evaluation", out / "evaluation.json"),
-            *("--predictor-file", out / "predictor.json"),
+            *("--predictor", out / "predictor.json"),
         ),
     }
-    for name, (job, *files) in todo.items():
+    compute = Compute(gpus=gpus, batch_size=4)
+    for name, (job, *files) in jobs.items():
         words = [sys.executable, "-m", "kproba.runtime.launch"]
-        words += [f"--gpus={gpus}"] if gpus else []
-        words += ["kproba.jobs.inference", name, "--job", json.dumps(job)]
-        words += ["--model", base, "--batch-size", "4", *files]
+        words += [f"--compute={compute.to_json()}", f"kproba.jobs.{name}"]
+        words += ["--job", json.dumps(job), "--model", base, *files]
         done = subprocess.run(
             list(map(str, words)), capture_output=True, text=True, check=False
         )

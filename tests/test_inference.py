@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,43 +15,58 @@ import torch
 from gloo_processes import finished_within, in_processes
 from safetensors.torch import load_file
 
+from kproba.bank.decision import Decision
 from kproba.data.loaders import equal_sizes, whole_image_loader
 from kproba.data.splits import read_index
-from kproba.jobs.build_bank import bank_of_step
-from kproba.jobs.evaluate import evaluate_step
-from kproba.jobs.export_labels import pseudo_labels_of_step
-from kproba.jobs.images import Reading
+from kproba.jobs.build_bank import BankFiles, build_step_bank
+from kproba.jobs.evaluate import TestFiles, test_step
+from kproba.jobs.export_labels import LabelInputs, label_step
+from kproba.methods.export import LabelFiles
+from kproba.network.architecture import Architecture
 from kproba.network.files import load_model, save_model
-from kproba.network.network import Architecture, SegmentationNetwork
+from kproba.network.network import SegmentationNetwork
+from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
 from kproba.runtime.files import read_json
 
 GROUPS = [[1, 2], [3]]
 NAMES = ["background", "cat", "dog", "cow"]
+KLDA = Decision("klda", posterior_weight=1.0).to_dict()
 BANK = {
-    "feature": "block",
-    "map": "rff",
-    "dimension": 32,
-    "maps": 2,
-    "gamma": "median",
-    "scatter": True,
-    "momentum": 0.9,
-    "ridge": 1e-3,
-    "calibration_cells": 200,
+    "settings": {
+        "feature": "block",
+        "map": "rff",
+        "dimension": 32,
+        "maps": 2,
+        "gamma": "median",
+        "scatter": True,
+        "ridge": 1e-3,
+        "calibration_cells": 200,
+    },
+    "groups": GROUPS[:1],
+    "names": NAMES[:3],
+    "sequential": False,
+    "seed": 0,
+    "keep_temperature": False,
 }
-KLDA = {
-    "rule": "klda",
-    "threshold": 0.7,
-    "score_threshold": 0.0,
-    "foreground": "network",
-    "probability_weight": 1.0,
-    "posterior_weight": 1.0,
-    "foreground_bias": 0.0,
-    "image_prior": 1,
-    "temperature": 1.0,
-    "metric": "euclidean",
+LABELS = {
+    "settings": {"rule": "klda", "score_threshold": 0.0, "decision": KLDA},
+    "groups": GROUPS[:2],
+    "names": NAMES[:4],
+    "sequential": False,
 }
-TEST = {"policy": "ssul", "ignore_background": False, "crop": None, "examples": 2}
+TEST = {
+    "run": {"seed": 0},
+    "settings": {
+        **{"policy": "ssul", "ignore_background": False, "crop": None},
+        "examples": 2,
+    },
+    "groups": GROUPS[:1],
+    "names": NAMES[:3],
+    "decision": KLDA,
+}
+ALONE = Process()
+PLAIN = Compute()
 
 
 @pytest.fixture
@@ -80,51 +97,35 @@ def step(folder_dataset, index_of, tmp_path):
     return write
 
 
+def outputs_of_labels(folder: Path, name: str = "labels") -> LabelFiles:
+    paths = (folder / f"{name}{end}" for end in ("", ".csv", "_quality.csv"))
+    return LabelFiles(*paths)
+
+
+def files_of_test(step: Path, out: Path, **more: Any) -> TestFiles:
+    """Of the test of step 0; `more` replaces some."""
+    files = TestFiles(
+        model=step / "model.safetensors",
+        indices=(step / "index.csv",),
+        evaluation=out / "evaluation.json",
+        confusion=out / "confusion.csv",
+        examples=out / "examples",
+        predictor=out / "predictor.json",
+    )
+    return replace(files, **more)
+
+
 def all_jobs(process: Process, step: Path, out: Path, batch_size: int = 2) -> None:
     """Bank of step 0, pseudo labels of step 1, test of step 0."""
     torch.set_num_threads(1)
-    reading = Reading(batch_size, 0, process)
-    model, bank = step / "model.safetensors", out / "prototypes.safetensors"
-    bank_of_step(
-        model,
-        step / "split.csv",
-        bank,
-        settings=BANK,
-        groups=GROUPS[:1],
-        names=NAMES[:3],
-        setting="overlap",
-        seed=0,
-        reading=reading,
-    )
+    compute = Compute(batch_size=batch_size)
+    model, split = step / "model.safetensors", step / "split.csv"
+    bank = out / "prototypes.safetensors"
+    build_step_bank(BankFiles(model, split, bank), BANK, compute, process)
     process.wait()
-    pseudo_labels_of_step(
-        model,
-        bank,
-        step / "split.csv",
-        out / "labels",
-        out / "labels.csv",
-        out / "quality.csv",
-        settings=KLDA,
-        groups=GROUPS[:2],
-        names=NAMES[:4],
-        setting="overlap",
-        reading=reading,
-    )
-    evaluate_step(
-        model,
-        [step / "index.csv"],
-        out / "evaluation.json",
-        out / "confusion.csv",
-        out / "examples",
-        out / "predictor.json",
-        settings=TEST,
-        groups=GROUPS[:1],
-        names=NAMES[:3],
-        about={"seed": 0},
-        rule=KLDA,
-        bank=bank,
-        reading=reading,
-    )
+    inputs = LabelInputs(model, split, bank)
+    label_step(inputs, outputs_of_labels(out), LABELS, compute, process)
+    test_step(files_of_test(step, out, bank=bank), TEST, compute, process)
 
 
 def same_results(one: Path, other: Path) -> None:
@@ -151,7 +152,7 @@ def same_results(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_processes_give_the_results_of_one(step, tmp_path, images, processes):
     folder = step(images)
-    all_jobs(Process(), folder, tmp_path / "one")
+    all_jobs(ALONE, folder, tmp_path / "one")
     in_processes(processes, all_jobs, folder, tmp_path / "several")
     same_results(tmp_path / "one", tmp_path / "several")
     counted = pd.read_csv(tmp_path / "several" / "confusion.csv", index_col=0)
@@ -166,44 +167,37 @@ def test_processes_give_the_results_of_one(step, tmp_path, images, processes):
 
 def test_network_predicts_alone_or_with_its_bank(step, tmp_path):
     folder = step(3)
-    all_jobs(Process(), folder, tmp_path)
+    all_jobs(ALONE, folder, tmp_path)
     fused = read_json(tmp_path / "evaluation.json")
     assert fused["prediction"] == "fused (klda)"
 
-    def test(**how):
-        evaluate_step(
-            folder / "model.safetensors",
-            [folder / "index.csv"],
-            *(tmp_path / name for name in ("e.json", "c.csv", "e", "p.json")),
-            settings=TEST,
-            groups=GROUPS[:1],
-            names=NAMES[:3],
-            about={},
-            **how,
-        )
-        return read_json(tmp_path / "e.json")
+    def test(decision, **files):
+        out = tmp_path / "again"
+        job = {**TEST, "decision": decision}
+        test_step(files_of_test(folder, out, **files), job, PLAIN, ALONE)
+        return read_json(out / "evaluation.json")
 
     bank = tmp_path / "prototypes.safetensors"
-    alone = test()
+    alone = test(None)
     assert alone["prediction"] == "network"
     assert alone["all"] != fused["all"]
-    again = test(rule=KLDA, bank=bank)
+    again = test(KLDA, bank=bank)
     assert again["classes"] == fused["classes"]
     # With no weight for the bank the network decides, whatever the bank says.
-    ignored = test(rule=KLDA | {"posterior_weight": 0.0, "image_prior": 0}, bank=bank)
+    ignored = test(KLDA | {"posterior_weight": 0.0, "image_prior": 0}, bank=bank)
     assert ignored["classes"] == alone["classes"]
     with pytest.raises(ValueError, match="bank to predict with, but got none"):
-        test(rule=KLDA)
+        test(KLDA)
     about = read_json(bank.with_suffix(".json"))
     bank.with_suffix(".json").write_text(json.dumps(about | {"model": "another"}))
     with pytest.raises(ValueError, match="built with another model"):
-        test(rule=KLDA, bank=bank)
+        test(KLDA, bank=bank)
 
 
 def test_bank_of_step_0_serves_a_later_model(step, tmp_path):
-    """Its features are asked of step 0's network, whatever the later one has become."""
+    """It reads the features of step 0's network, whatever has become of the later."""
     folder = step(3)
-    all_jobs(Process(), folder, tmp_path)
+    all_jobs(ALONE, folder, tmp_path)
     base, bank = folder / "model.safetensors", tmp_path / "prototypes.safetensors"
     later = tmp_path / "later.safetensors"
     network = load_model(base)
@@ -213,81 +207,61 @@ def test_bank_of_step_0_serves_a_later_model(step, tmp_path):
     about = {"classes": [{"label": label} for label in range(3)]}
     save_model(network, later, about=about)
 
-    def test(name, **files):
-        evaluate_step(
-            later,
-            [folder / "index.csv"],
-            *(tmp_path / f"{name}{end}" for end in (".json", ".csv", "", "_p.json")),
-            settings=TEST,
-            groups=GROUPS[:1],
-            names=NAMES[:3],
-            about={},
-            rule=KLDA,
-            bank=bank,
-            **files,
-        )
+    def test(name, **more):
+        files = files_of_test(folder, tmp_path / name, model=later, bank=bank, **more)
+        test_step(files, TEST, PLAIN, ALONE)
 
-    def label(name, model=later, **files):
-        pseudo_labels_of_step(
-            model,
-            bank,
-            folder / "split.csv",
-            *(tmp_path / f"{name}{end}" for end in ("", ".csv", "_q.csv")),
-            settings=KLDA | {"foreground": "both", "probability_weight": 0.0},
-            groups=GROUPS[:2],
-            names=NAMES[:4],
-            setting="overlap",
-            **files,
-        )
+    def label(name, model=later, **more):
+        decision = KLDA | {"foreground": "both", "probability_weight": 0.0}
+        settings = LABELS["settings"] | {"decision": decision}
+        inputs = LabelInputs(model, folder / "split.csv", bank, **more)
+        outputs = outputs_of_labels(tmp_path, name)
+        label_step(inputs, outputs, LABELS | {"settings": settings}, PLAIN, ALONE)
 
     for job in (test, label):
         with pytest.raises(ValueError, match="built with another model"):
             job("refused")
-        job(job.__name__, source=base)
+        job(job.__name__, feature_network=base)
     # The labels of the bank alone are those that step 0's own network would get.
     label("own", base)
-    for name in ("own.csv", "own_q.csv"):
+    for name in ("own.csv", "own_quality.csv"):
         same = name.replace("own", "label")
         assert (tmp_path / name).read_bytes() == (tmp_path / same).read_bytes()
 
 
 def test_commands_of_two_processes_give_the_results_of_one(step, tmp_path):
     folder = step(5)
-    all_jobs(Process(), folder, tmp_path / "one")
+    all_jobs(ALONE, folder, tmp_path / "one")
     out = tmp_path / "several"
     split, bank = folder / "split.csv", out / "prototypes.safetensors"
+    labels, test = outputs_of_labels(out), files_of_test(folder, out)
     jobs = {
-        "bank": (
-            {"settings": BANK, "groups": GROUPS[:1], "names": NAMES[:3], "seed": 0},
+        "build_bank": (
+            BANK,
             *("--split", split, "--bank", bank),
-            *("--previous", "--pseudo-labels"),
+            # As the rules write inputs that are empty.
+            *("--previous", "--pseudo-labels", "--network", "--untrained", "--weights"),
         ),
-        "pseudo-labels": (
-            {"settings": KLDA, "groups": GROUPS[:2], "names": NAMES[:4]},
-            *("--split", split, "--bank", bank),
-            *("--labels", out / "labels", "--table", out / "labels.csv"),
-            *("--quality", out / "quality.csv"),
+        "export_labels": (
+            LABELS,
+            *("--split", split, "--bank", bank, "--feature-network"),
+            *("--labels", labels.folder, "--table", labels.table),
+            *("--quality", labels.quality),
         ),
-        "evaluation": (
-            {
-                "settings": TEST,
-                "groups": GROUPS[:1],
-                "names": NAMES[:3],
-                "about": {"seed": 0},
-                "rule": KLDA,
-            },
-            *("--bank", bank),
-            *("--indices", folder / "index.csv", "--confusion", out / "confusion.csv"),
-            *("--evaluation", out / "evaluation.json", "--examples", out / "examples"),
-            *("--predictor-file", out / "predictor.json"),
+        "evaluate": (
+            TEST,
+            *("--bank", bank, "--feature-network"),
+            *("--indices", *test.indices, "--confusion", test.confusion),
+            *("--evaluation", test.evaluation, "--examples", test.examples),
+            *("--predictor", test.predictor),
         ),
     }
+    compute = Compute(processes=2, batch_size=2)
     for name, (job, *files) in jobs.items():
-        if name != "evaluation":
-            job["setting"] = "overlap"
-        words = [sys.executable, "-m", "kproba.runtime.launch", "--processes", "2"]
-        words += ["kproba.jobs.inference", name, "--job", json.dumps(job)]
-        words += ["--model", folder / "model.safetensors", "--batch-size", "2", *files]
+        words = [sys.executable, "-m", "kproba.runtime.launch"]
+        words += [f"--compute={compute.to_json()}", f"kproba.jobs.{name}"]
+        words += ["--job", json.dumps(job), "--model", folder / "model.safetensors"]
+        words += files
         subprocess.run(list(map(str, words)), check=True, capture_output=True)
     same_results(tmp_path / "one", out)
 
@@ -341,21 +315,20 @@ def test_every_image_is_in_one_batch_of_one_process(images, batch_size, processe
 
 def test_a_bank_of_another_model_is_refused(step, tmp_path):
     folder = step(2)
-    all_jobs(Process(), folder, tmp_path / "one")
-    description = tmp_path / "one" / "prototypes.json"
+    all_jobs(ALONE, folder, tmp_path / "one")
+    bank = tmp_path / "one" / "prototypes.safetensors"
+    description = bank.with_suffix(".json")
     about = read_json(description)
     description.write_text(json.dumps({**about, "model": "another"}))
+    inputs = LabelInputs(folder / "model.safetensors", folder / "split.csv", bank)
     with pytest.raises(ValueError, match="built with another model"):
-        pseudo_labels_of_step(
-            folder / "model.safetensors",
-            tmp_path / "one" / "prototypes.safetensors",
-            folder / "split.csv",
-            tmp_path / "labels",
-            tmp_path / "labels.csv",
-            tmp_path / "quality.csv",
-            settings=KLDA,
-            groups=GROUPS[:2],
-            names=NAMES[:4],
-            setting="overlap",
-        )
+        label_step(inputs, outputs_of_labels(tmp_path), LABELS, PLAIN, ALONE)
+    assert not (tmp_path / "labels").exists()
+
+
+def test_a_rule_that_reads_a_bank_is_refused_without_one(step, tmp_path):
+    folder = step(2)
+    inputs = LabelInputs(folder / "model.safetensors", folder / "split.csv")
+    with pytest.raises(ValueError, match="Rule 'klda' needs a prototype bank"):
+        label_step(inputs, outputs_of_labels(tmp_path), LABELS, PLAIN, ALONE)
     assert not (tmp_path / "labels").exists()

@@ -9,29 +9,46 @@ import time
 
 import pytest
 
-from kproba.runtime.launch import Job, command, free_port, main, threads_per_process
+from kproba.runtime.compute import Compute
+from kproba.runtime.launch import (
+    Job,
+    command,
+    free_port,
+    launcher_arguments,
+    main,
+    threads_per_process,
+)
+
+
+def compute_in(words: list[str]) -> Compute:
+    """The last argument of a job."""
+    name, _, value = words[-1].partition("=")
+    assert name == "--compute"
+    return Compute.from_json(value)
 
 
 @pytest.mark.parametrize(("gpus", "processes"), [(0, 1), (1, 1), (1, 4)])
 def test_one_process_starts_by_itself(gpus, processes):
-    words = command(Job("some.module", ("a",), gpus, processes=processes, threads=3))
-    assert words[1:] == ["-m", "some.module", "a", f"--gpus={gpus}", "--threads=3"]
+    compute = Compute(gpus=gpus, processes=processes, threads=3, val_times=7)
+    words = command(Job("some.module", ("a",), compute))
+    assert words[1:] == ["-m", "some.module", "a", f"--compute={compute.to_json()}"]
 
 
 @pytest.mark.parametrize(
     ("gpus", "processes", "count"), [(0, 2, 2), (4, 1, 4), (2, 3, 2)]
 )
 def test_several_processes_start_through_torchrun(gpus, processes, count):
-    words = command(Job("some.module", gpus=gpus, processes=processes))
+    compute = Compute(gpus=gpus, processes=processes)
+    words = command(Job("some.module", compute=compute))
     assert words[1:3] == ["-m", "torch.distributed.run"]
     assert f"--nproc-per-node={count}" in words
     assert "--standalone" in words  # a free port, chosen anew
 
 
-def test_a_pretended_job_computes_on_the_cpu_with_as_many_processes():
-    words = command(Job("some.module", gpus=2, device="cpu"))
+def test_a_job_for_gpus_computes_on_the_cpu_with_as_many_processes():
+    words = command(Job("some.module", compute=Compute(gpus=2, device="cpu")))
     assert "--nproc-per-node=2" in words
-    assert "--gpus=0" in words
+    assert compute_in(words).gpus == 0
 
 
 @pytest.mark.parametrize(
@@ -39,8 +56,9 @@ def test_a_pretended_job_computes_on_the_cpu_with_as_many_processes():
     [(None, 4, 2, 4), (8, 4, 2, 4), (4, 4, 2, 2), (1, 4, 2, 1), (16, 4, 1, 4)],
 )
 def test_threads_never_exceed_the_cores(cores, threads, processes, expected):
-    job = Job("m", processes=processes, cores=cores, threads=threads)
+    job = Job("m", compute=Compute(processes=processes, threads=threads), cores=cores)
     assert threads_per_process(job) == expected
+    assert compute_in(command(job)).threads == expected
 
 
 @pytest.mark.parametrize("policy", [None, "active"])
@@ -51,13 +69,34 @@ def test_threads_are_set_and_the_environment_of_the_user_wins(monkeypatch, polic
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     if policy:
         monkeypatch.setenv("OMP_WAIT_POLICY", policy)
-    main(["--threads", "3", "--processes", "2", "some.module", "a", "--key", "b"])
+    words = ["--threads", "3", "--processes", "2", "some.module", "a", "--key", "b"]
+    main(words)
     [(program, words, environment)] = started
     assert program == words[0]
-    assert words[-5:] == ["a", "--key", "b", "--gpus=0", "--threads=3"]
+    assert words[-4:-1] == ["a", "--key", "b"]
+    assert compute_in(words) == Compute(processes=2, threads=3)
     assert environment["OMP_NUM_THREADS"] == "3"
     assert environment["OMP_WAIT_POLICY"] == (policy or "passive")
     assert environment["PATH"] == os.environ["PATH"]
+
+
+def test_a_single_option_wins_over_the_options_of_the_configuration(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execvpe", lambda *call: started.append(call))
+    section = Compute(processes=4, threads=1, batch_size=3, val_images=9)
+    options = [f"--compute={section.to_json()}", "--processes=1", "--threads=2"]
+    main([*options, "some.module", "a"])
+    [(_, words, _)] = started
+    assert words[-2] == "a"
+    assert compute_in(words) == Compute(threads=2, batch_size=3, val_images=9)
+
+
+def test_nodes_of_a_job_get_the_whole_of_its_options():
+    compute = Compute(gpus=4, nodes=2, device="cpu", workers=3, cache_gib=0.5)
+    job = Job("m", ("a",), compute, cores=6, rendezvous="n:1", address="b")
+    words = launcher_arguments(job)
+    assert words[1:] == ["--cores=6", "--rendezvous=n:1", "--address=b", "m", "a"]
+    assert compute_in(words[:1]) == compute
 
 
 REPORTS = """
@@ -122,14 +161,15 @@ def test_progress_and_other_lines_share_a_file(tmp_path):
 
 
 def test_nodes_share_processes_evenly_or_not_at_all():
-    job = Job("m", gpus=4, nodes=2, rendezvous="node1:1234", address="node2")
+    compute = Compute(gpus=4, nodes=2)
+    job = Job("m", compute=compute, rendezvous="node1:1234", address="node2")
     words = command(job)
     assert {"--nnodes=2", "--nproc-per-node=2", "--local-addr=node2"} <= set(words)
     assert "--rdzv-endpoint=node1:1234" in words
-    assert words[-2] == "--gpus=2"
+    assert compute_in(words).gpus == 2
     message = "Expected a number of GPUs that 2 nodes can share evenly, but got 3"
     with pytest.raises(ValueError, match=message):
-        command(Job("m", gpus=3, nodes=2))
+        command(Job("m", compute=Compute(gpus=3, nodes=2)))
 
 
 RANKS = """
@@ -219,10 +259,9 @@ def test_several_nodes_without_slurm_need_a_rendezvous(monkeypatch):
 FAILING = """
 import time
 import torch
+from kproba.runtime.compute import Compute
 from kproba.runtime.job import job_process
-import argparse, sys
-options = argparse.Namespace(gpus=0, threads=1, deterministic=False)
-with job_process(options) as process:
+with job_process(Compute()) as process:
     process.wait()
     if process.rank == 1:
         raise KeyError("a fault of this rank")
@@ -240,13 +279,13 @@ def test_a_failing_rank_ends_the_job_at_once_with_its_traceback(module):
 
 
 STOPPING = """
-import argparse, signal, sys, time
+import signal, sys, time
+from kproba.runtime.compute import Compute
 from kproba.runtime.job import job_process
 signals = []
 signal.signal(signal.SIGTERM, lambda *_: signals.append(1))
 signal.signal(signal.SIGINT, lambda *_: signals.append(1))
-options = argparse.Namespace(gpus=0, threads=1, deterministic=False)
-with job_process(options) as process:
+with job_process(Compute()) as process:
     process.wait()
     sys.stdout.write(f"ready {process.rank}\\n")  # whole, beside other processes
     sys.stdout.flush()

@@ -298,9 +298,7 @@ def test_without_a_teacher_nothing_is_distilled():
         with pytest.raises(ValueError, match="Expected the outputs of a teacher"):
             losses_of(alone, outputs, targets, counts, masks)
     others = {n: w for n, w in method.losses.items() if n not in distilling}
-    losses = losses_of(
-        replace(method, losses=others), outputs, targets, counts, masks
-    )
+    losses = losses_of(replace(method, losses=others), outputs, targets, counts, masks)
     assert set(losses) == {"bce", "bga_ce", "bga_t"}
 
 

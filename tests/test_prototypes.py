@@ -38,7 +38,7 @@ SETTINGS = BankSettings(
     ridge=1e-2,
     calibration_cells=100_000,  # more than there are: the sample is all cells
 )
-LDA = replace(SETTINGS, map="identity", maps=1, ridge=1e-9)
+LDA = replace(SETTINGS, map="identity", dimension=None, maps=1, gamma=None, ridge=1e-9)
 WIDTH = 5
 
 
@@ -84,7 +84,7 @@ def build(
     )
 
 
-def labelled_cells(features, targets):
+def slow_cells(features, targets):
     vectors, labels = [], []
     for image, target in zip(features.double().numpy(), targets.numpy(), strict=True):
         for i, j in np.argwhere(target != 255):
@@ -297,7 +297,7 @@ def test_the_bank_reads_the_block_of_branch_0_or_the_backbone_or_both():
 def test_a_bank_equals_the_direct_computation_on_all_cells():
     data = scene()
     bank = build(data)
-    vectors, labels = labelled_cells(*data)
+    vectors, labels = slow_cells(*data)
     np.testing.assert_allclose(bank.centre, vectors.mean(0), rtol=1e-5)
     np.testing.assert_allclose(bank.spread, vectors.std(0, ddof=1), rtol=1e-5)
     assert len(bank.means) == len(bank.scatter) == 2
@@ -377,6 +377,29 @@ def test_a_bank_depends_on_its_seed():
     assert not torch.allclose(one.means[0], other.means[0], atol=0.05)
 
 
+def test_linear_analysis_needs_neither_dimension_nor_gamma_nor_momentum():
+    data = scene()
+    least = BankSettings(
+        feature="block",
+        map="identity",
+        scatter=True,
+        ridge=1e-9,
+        calibration_cells=100_000,
+    )
+    one, other = build(data, least), build(data, LDA)
+    assert torch.equal(one.means[0], other.means[0])
+    assert torch.equal(one.scatter[0], other.scatter[0])
+    assert one.temperature == other.temperature
+    with pytest.raises(ValueError, match="γ and a dimension for random Fourier"):
+        build(data, replace(SETTINGS, dimension=None))
+
+
+def test_a_bank_that_follows_another_needs_a_momentum():
+    first = build(scene(classes=(0, 1)), LDA, classes=2)
+    with pytest.raises(ValueError, match="Expected a momentum for a bank that has a"):
+        build(scene(seed=1), replace(LDA, momentum=None), previous=first)
+
+
 def test_ignored_cells_change_nothing():
     features, targets = scene()
     spoilt = features.clone()
@@ -390,7 +413,7 @@ def test_ignored_cells_change_nothing():
 def test_median_gamma_is_one_over_the_median_squared_distance():
     data = scene()
     bank = build(data, replace(SETTINGS, gamma="median"))
-    vectors, _ = labelled_cells(*data)
+    vectors, _ = slow_cells(*data)
     x = (vectors - vectors.mean(0)) / vectors.std(0, ddof=1)
     squared = [((u - v) ** 2).sum() for n, u in enumerate(x) for v in x[:n]]
     assert bank.gamma == pytest.approx(1 / np.median(squared), rel=1e-2)
@@ -425,7 +448,7 @@ def test_a_bank_of_ignored_cells_alone_is_refused():
 def test_the_identity_map_is_linear_discriminant_analysis(temperature):
     data = scene(images=30, distance=0.8)
     bank = build(data, LDA, parts=(range(30),))
-    vectors, labels = labelled_cells(*data)
+    vectors, labels = slow_cells(*data)
     # scikit-learn's "lsqr" pools the class covariances, each divided by its own n_c
     # and weighted by n_c/n, which is the scatter over n of the bank, not n - C. LDA
     # does not feel the standardisation. What remains is the ridge of 1e-9 and float32.
@@ -447,7 +470,7 @@ def test_the_posterior_averages_the_maps_each_in_its_own_space(maps, temperature
     data = scene()
     bank = build(data, replace(SETTINGS, maps=maps))
     bank = replace(bank, temperature=temperature)
-    vectors = labelled_cells(*scene(seed=1))[0][:15]
+    vectors = slow_cells(*scene(seed=1))[0][:15]
     found = bank.log_posterior(as_features(vectors))
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found, slow_log_posterior(bank, vectors), atol=2e-3)
@@ -455,7 +478,7 @@ def test_the_posterior_averages_the_maps_each_in_its_own_space(maps, temperature
 
 def test_an_ensemble_is_the_log_mean_of_its_single_maps():
     bank = replace(build(scene()), temperature=2.0)
-    features = as_features(labelled_cells(*scene(seed=1))[0])
+    features = as_features(slow_cells(*scene(seed=1))[0])
     members = [
         PrototypeBank(
             settings=replace(bank.settings, maps=1),
@@ -481,7 +504,7 @@ def test_an_ensemble_is_the_log_mean_of_its_single_maps():
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
 def test_kappa_is_the_softmax_of_distances_averaged_over_maps(metric, temperature):
     bank = build(scene())
-    vectors = labelled_cells(*scene(seed=1))[0][:15]
+    vectors = slow_cells(*scene(seed=1))[0][:15]
     found = bank.log_kappa(as_features(vectors), temperature=temperature, metric=metric)
     expected = slow_log_kappa(bank, vectors, temperature, metric)
     # float32 distances have an error of about 1e-5, which τ divides.
@@ -492,7 +515,7 @@ def test_kappa_is_the_softmax_of_distances_averaged_over_maps(metric, temperatur
 @pytest.mark.parametrize("metric", ["euclidean", "mahalanobis"])
 def test_a_tiny_temperature_of_kappa_leaves_the_nearest_prototype(metric):
     bank = build(scene(), replace(SETTINGS, maps=1))
-    vectors = labelled_cells(*scene(seed=1))[0][:30]
+    vectors = slow_cells(*scene(seed=1))[0][:30]
     features = as_features(vectors)
     log_kappa = bank.log_kappa(features, temperature=1e-6, metric=metric)
     assert log_kappa.isfinite().all()
@@ -505,7 +528,7 @@ def test_a_class_without_cells_never_wins():
     data = scene(classes=(0, 1, 3))
     bank = build(data, classes=5)
     assert bank.count.tolist()[2::2] == [0, 0]
-    features = as_features(labelled_cells(*data)[0])
+    features = as_features(slow_cells(*data)[0])
     # Cells whose map lies next to the zeros that stand for a missing mean.
     features = torch.cat([features, bank.centre[None].repeat(5, 1)])
     for log_q in (
@@ -524,7 +547,7 @@ def test_a_bank_without_scatter_knows_distances_alone():
     data = scene()
     bank = build(data, replace(SETTINGS, scatter=False))
     full = build(data)
-    features = as_features(labelled_cells(*data)[0])
+    features = as_features(slow_cells(*data)[0])
     assert bank.scatter is None
     with pytest.raises(ValueError, match="scatter"):
         bank.log_posterior(features)
@@ -546,7 +569,7 @@ def test_the_temperature_is_the_best_of_a_fine_grid(settings):
     shuffled = targets.flatten()[torch.randperm(120, generator=torch.manual_seed(0))]
     targets[:3] = shuffled.view_as(targets)[:3]
     bank = build((features, targets), settings)
-    vectors, labels = labelled_cells(features, targets)
+    vectors, labels = slow_cells(features, targets)
 
     def cost(temperature):
         return negative_log_likelihood(bank, vectors, labels, temperature)
@@ -619,7 +642,7 @@ def test_a_class_that_is_shown_for_the_first_time_is_taken_as_measured():
     assert log_q.argmax() == 1 and log_q[0, 2] == -math.inf
 
 
-def test_a_later_step_keeps_the_temperature_if_told():
+def test_a_later_step_keeps_the_temperature_on_request():
     first = build(scene(classes=(0, 1, 2)), LDA, classes=3, keep_temperature=True)
     assert first.temperature == build(scene(classes=(0, 1, 2)), LDA).temperature
     data = scene(seed=1, classes=(0, 2, 3, 4), distance=0.5)
@@ -637,7 +660,7 @@ def test_a_later_step_keeps_the_maps_and_the_standardisation():
     assert torch.equal(second.centre, first.centre)
     assert torch.equal(second.spread, first.spread)
     assert second.seed == first.seed and second.gamma == first.gamma
-    vectors, labels = labelled_cells(*data)
+    vectors, labels = slow_cells(*data)
     for number in range(2):
         phi = mapped(first, number, vectors)
         counts, means, scatter = direct_moments(phi, labels, 5)
@@ -676,7 +699,7 @@ def test_a_saved_bank_gives_the_same_posterior(settings, tmp_path):
     path = tmp_path / "bank.safetensors"
     bank.save(path, about={"model": "abc"})
     loaded = PrototypeBank.load(path)
-    features = as_features(labelled_cells(*data)[0])
+    features = as_features(slow_cells(*data)[0])
     assert torch.equal(loaded.log_posterior(features), bank.log_posterior(features))
     assert loaded.settings == settings
     assert (loaded.gamma, loaded.temperature) == (bank.gamma, bank.temperature)
@@ -691,7 +714,7 @@ def test_a_saved_bank_without_scatter_gives_the_same_kappa(tmp_path):
     bank.save(tmp_path / "bank.safetensors", about={})
     loaded = PrototypeBank.load(tmp_path / "bank.safetensors")
     options = {"temperature": 0.3, "metric": "euclidean"}
-    features = as_features(labelled_cells(*data)[0])
+    features = as_features(slow_cells(*data)[0])
     assert loaded.scatter is None
     assert torch.equal(
         loaded.log_kappa(features, **options), bank.log_kappa(features, **options)

@@ -15,6 +15,7 @@ from PIL import Image
 from test_inference import all_jobs, step  # noqa: F401  # a fixture
 
 import kproba
+from kproba.bank.decision import Decision
 from kproba.bank.description import SeenClass, convert_description
 from kproba.data.label_images import read_label_image
 from kproba.predict import cli, segmenter
@@ -81,16 +82,22 @@ def test_a_moved_step_loads_as_long_as_its_files_move_together(trained, tmp_path
 
 
 def test_a_description_of_version_0_1_loads(trained):
-    """It has "source" where "feature_network" is now."""
+    """It has "source" for "feature_network", and for "decision" a whole "rule"."""
     description = read_json(trained / "predictor.json")
-    assert "source" not in description
+    assert not {"source", "rule"} & description.keys()
+    of_labels = {"threshold": 0.7, "score_threshold": 0.0}
+    decision = {**description["decision"], **of_labels}
     for network in (None, description["network"]):
-        released = {**description, "feature_network": network}
+        current = {**description, "feature_network": network, "decision": decision}
+        released = dict(current)
         released["source"] = released.pop("feature_network")
+        released["rule"] = released.pop("decision")
         write_json(trained / "predictor.json", released)
-        converted = convert_description(released)
-        assert converted == {**description, "feature_network": network}
-        assert load(trained).classes == tuple(
+        assert convert_description(released) == current
+        loaded = load(trained)
+        found = loaded.predictor.combination.decision
+        assert found == Decision(**description["decision"])
+        assert loaded.classes == tuple(
             SeenClass(**entry) for entry in description["classes"]
         )
 

@@ -1,4 +1,4 @@
-"""The tiny chain on a real SLURM: what is asked for, which devices, scancel.
+"""The tiny chain on a real SLURM: what is requested, which devices, scancel.
 
 Needs a SLURM whose GPUs may be pretended ones: jobs hold them and compute on the CPU.
 """
@@ -17,7 +17,7 @@ import pytest
 import yaml
 from gloo_processes import wait_until
 from snakemake_calls import ROOT, command, snakemake
-from test_workflow import CHAIN, hold_until_told_to_stop, write_config
+from test_workflow import CHAIN, hold_until_stopped, write_config
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slurm]
 
@@ -45,7 +45,7 @@ COMPUTE = {"gpus": 1, "device": "cpu", "workers": 1, "state_minutes": 0.0001}
 
 @pytest.fixture(scope="session", autouse=True)
 def slurm() -> None:
-    """Submit nothing unasked; once asked, a SLURM that is not there is a failure."""
+    """Submit only on request; then a SLURM that is not there is a failure."""
     if not os.environ.get("KPROBA_TEST_SLURM"):
         pytest.skip("submits jobs to SLURM: make test-slurm, see CONTRIBUTING.md")
     nodes = shell("sinfo --noheader --format=%G", timeout=20)
@@ -153,12 +153,10 @@ def test_jobs_of_one_gpu_run_at_once_on_different_devices(finished: Path):
 
 
 def log_of(row: dict[str, str], folder: Path) -> Path:
-    """The log of a job that runs a network, told by the comment of its rule."""
+    """The log of a job that runs a network, named by the comment of its rule."""
     rule, wildcards = re.fullmatch(
         r"rule_(.+)_wildcards_(\S+)\s*", row["Comment"]
     ).groups()
-    if rule == "train_base":  # which is of no other step
-        wildcards += "_0"
     [log] = [
         path
         for path in folder.glob(f"results/*/*/*/*/*/{LOGS[rule]}.log")
@@ -170,7 +168,7 @@ def log_of(row: dict[str, str], folder: Path) -> Path:
 def test_a_job_of_two_gpus_is_one_task_that_torchrun_splits(
     finished: Path, profile: list[str], tmp_path: Path
 ):
-    """It is told to end as where processes are tracked by cgroups: not itself."""
+    """It is signalled as where processes are tracked by cgroups: not itself."""
     run = copy_of(finished, tmp_path)
     write_config(run, {"compute": {**COMPUTE, "gpus": 2}, "increment": {"epochs": 6}})
     target, log = run / FINETUNE, (run / FINETUNE).with_name("train.log")
@@ -242,13 +240,13 @@ def test_a_step_that_is_stopped_goes_on_and_ends_with_the_same_bytes(
             assert process.wait(timeout=300) == 0
         else:  # its job goes on until the next one wants its place
             process.kill()
-            hold_until_told_to_stop(target.with_name("train.log"))
+            hold_until_stopped(target.with_name("train.log"))
             snakemake(run, *profile, "--unlock")
             snakemake(run, *profile, KPROBA)
             [first, _] = of_rule("train_step", jobs_of(run))
             assert (first["JobId"], first["JobState"]) == (number, "CANCELLED")
-            told = f"Stopped SLURM job {number}, left behind"
-            assert told in target.with_name("train.log").read_text()
+            stopped = f"Stopped SLURM job {number}, left behind"
+            assert stopped in target.with_name("train.log").read_text()
     assert "resumed after" in target.with_name("train.log").read_text()
     for name in ("model.safetensors", "model.json", "metrics.csv"):
         assert target.with_name(name).read_bytes() == (

@@ -26,11 +26,13 @@ from training_steps import (
     write_data,
 )
 
+from kproba.bank.decision import Decision
 from kproba.data.label_images import read_label_image, write_label_image
 from kproba.data.labels import UNSURE, LabelMap
 from kproba.data.splits import read_index
 from kproba.data.tasks import parse_task
-from kproba.jobs.build_bank import bank_of_step
+from kproba.jobs.build_bank import BankFiles, build_step_bank
+from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
 from kproba.runtime.files import FullDiskError, read_json
 from kproba.runtime.launch import free_port
@@ -38,8 +40,9 @@ from kproba.training.checkpoint import StopFlag
 from kproba.training.loop import Stopped, train
 from kproba.training.monitor import Monitor
 from kproba.training.optimizer import set_learning_rates
-from kproba.training.settings import Files, Means, Optimisation, StepSettings
+from kproba.training.settings import Files, Optimisation, StepSettings
 
+STATE = "training-state.pt"
 SMALL_RATES = {"backbone": 1e-4, "aspp": 1e-3, "branch": 1e-3}
 
 
@@ -59,28 +62,34 @@ def train_with(
     data: Path,
     out: Path,
     base: Path | None,
-    means: Means,
-    labels: Path | None = None,
-    guides: tuple[Path | None, Path | None] = (None, None),
+    compute: Compute,
+    inputs: dict[str, Path] | None = None,
     **more: Any,
 ) -> None:
-    """Train the step of `out`/settings.json; every process writes its weights."""
+    """Train the step of `out`/settings.json; every process writes its weights.
+
+    Args:
+        process: This process of several.
+        data: What `write_data` wrote.
+        out: Folder of the outputs.
+        base: Model of step t-1.
+        compute: What the machine offers.
+        inputs: Further inputs, as attributes of `Files`.
+        more: Of `train`.
+    """
     settings = StepSettings.from_dict(read_json(out / "settings.json"))
     files = Files(
         split=data / f"step{settings.step}.csv",
         previous=base,
-        pseudo_labels=labels,
-        weights=None,
         model=out / "model.safetensors",
         metrics=out / "metrics.csv",
         usage=out / "usage.json",
         validation=(data / "index.csv",),
         tensorboard=out / "tensorboard",
-        state=out / "state.pt",
-        bank=guides[0],
-        source=guides[1],
+        **(inputs or {}),
     )
-    network = train(settings, files, means, process, **more)
+    assert files.state == out / STATE
+    network = train(settings, files, compute, process, **more)
     weights = {key: value.contiguous() for key, value in network.state_dict().items()}
     save_file(weights, out / f"rank{process.rank}.safetensors")
 
@@ -92,13 +101,12 @@ def trained(
     *,
     base: Path | None = None,
     processes: int = 1,
-    labels: Path | None = None,
-    guides: tuple[Path | None, Path | None] = (None, None),
-    **means: Any,
+    inputs: dict[str, Path] | None = None,
+    **compute: Any,
 ) -> Path:
     out.mkdir()
     (out / "settings.json").write_text(json.dumps(settings))
-    job = (train_with, data, out, base, Means(**means), labels, guides)
+    job = (train_with, data, out, base, Compute(**compute), inputs)
     in_processes(processes, *job)
     return out
 
@@ -141,11 +149,11 @@ def test_processes_and_micro_batches_give_the_weights_of_one_process(
     assert any(not torch.equal(ranks[0][key], start[key]) for key in start)
 
 
-def test_looking_at_validation_images_changes_nothing(
+def test_validation_while_training_changes_nothing(
     data: Path, base: Path, alone: Path, tmp_path: Path
 ) -> None:
     out, settings = tmp_path / "1", step_settings(1, **SHARED)
-    trained(data, out, settings, base=base, looks=2, look_images=2)
+    trained(data, out, settings, base=base, val_times=2, val_images=2)
     for name in ("model.safetensors", "metrics.csv"):
         assert (out / name).read_bytes() == (alone / name).read_bytes(), name
     events = EventAccumulator(str(out / "tensorboard"))
@@ -153,10 +161,10 @@ def test_looking_at_validation_images_changes_nothing(
     tags = events.Tags()
     iterations = pd.read_csv(out / "metrics.csv")["iteration"]
     for name in ("validation/old", "validation/new", "validation/all"):
-        told = events.Scalars(name)
-        assert len(told) == 2
-        assert told[-1].step == iterations.iloc[-1]
-        assert all(0 <= entry.value <= 100 for entry in told)
+        found = events.Scalars(name)
+        assert len(found) == 2
+        assert found[-1].step == iterations.iloc[-1]
+        assert all(0 <= entry.value <= 100 for entry in found)
     assert len(tags["images"]) == 2
     losses = [entry.value for entry in events.Scalars("loss/loss")]
     np.testing.assert_allclose(
@@ -167,29 +175,29 @@ def test_looking_at_validation_images_changes_nothing(
     )
 
 
-def test_looks_before_an_interruption_stay_in_the_curves(
+def test_validations_before_an_interruption_stay_in_the_curves(
     data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "settings.json").write_text(json.dumps(step_settings(1, **SHARED)))
-    flag, look = StopFlag(), Monitor.look
+    flag, validate = StopFlag(), Monitor.validate
 
-    def look_and_be_stopped(self: Monitor, *args: Any) -> Any:
-        flag.asked = True
-        return look(self, *args)
+    def validate_and_be_stopped(self: Monitor, *args: Any) -> Any:
+        flag.requested = True
+        return validate(self, *args)
 
-    means = Means(looks=2, look_images=2)
+    compute = Compute(val_times=2, val_images=2)
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Monitor, "look", look_and_be_stopped)
-        train_with(Process(), data, tmp_path, base, means, stop=flag)
+        patch.setattr(Monitor, "validate", validate_and_be_stopped)
+        train_with(Process(), data, tmp_path, base, compute, stop=flag)
     shutil.rmtree(tmp_path / "tensorboard")  # as Snakemake does
-    train_with(Process(), data, tmp_path, base, means)
+    train_with(Process(), data, tmp_path, base, compute)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     last = int(pd.read_csv(tmp_path / "metrics.csv")["iteration"].iloc[-1])
     steps = [entry.step for entry in events.Scalars("validation/all")]
     assert steps == [(last + 1) // 2, last]
 
 
-def test_usage_tells_what_a_step_has_cost(alone: Path) -> None:
+def test_usage_holds_what_a_step_has_cost(alone: Path) -> None:
     usage = read_json(alone / "usage.json")
     assert usage["device"] == "CPU"
     assert usage["processes"] == 1
@@ -222,8 +230,7 @@ def trained_twice(
     out: Path,
     settings: dict,
     base: Path,
-    labels: Path | None,
-    guides: tuple[Path | None, Path | None] = (None, None),
+    inputs: dict[str, Path] | None = None,
 ) -> Path:
     """Step 1 by one process; two with three micro-batches give the same weights."""
     one, two = (
@@ -233,8 +240,7 @@ def trained_twice(
             settings,
             base=base,
             processes=processes,
-            labels=labels,
-            guides=guides,
+            inputs=inputs,
             accumulation=accumulation,
         )
         for processes, accumulation in ((1, 1), (2, 3))
@@ -262,11 +268,10 @@ def test_every_method_gives_the_same_weights_by_two_processes(
     first = trained(data, tmp_path / "base", step_settings(0, method))
     base = first / "model.safetensors"
     settings = step_settings(1, method, **SHARED)
-    labels = None
+    inputs = {}
     if method in ("kproba", "barm", "ssul", "plop"):
-        settings["recipe"]["use_pseudo_labels"] = True
-        labels = targets
-    one = trained_twice(data, tmp_path, settings, base, labels)
+        inputs = {"pseudo_labels": targets}
+    one = trained_twice(data, tmp_path, settings, base, inputs)
     before, after = load_file(base), load_file(one / "model.safetensors")
     changed = {k for k in before if not torch.equal(before[k], after[k])}
     assert bool(changed) == (method != "ssul")  # there only the new branch learns
@@ -283,15 +288,17 @@ def test_backbone_stays_and_serves_the_teacher_if_the_heads_train_alone(
     data: Path, base: Path, targets: Path, tmp_path: Path
 ) -> None:
     settings = step_settings(1, **SHARED)
-    settings["recipe"] |= {"use_pseudo_labels": True, "trains": "heads"}
-    one = trained_twice(data, tmp_path, settings, base, targets)
+    settings["method"]["trains"] = "heads"
+    inputs = {"pseudo_labels": targets}
+    one = trained_twice(data, tmp_path, settings, base, inputs)
     before, after = load_file(base), load_file(one / "model.safetensors")
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert {key.split(".")[0] for key in changed} == {"aspp", "branches"}
     # The teacher that runs its own backbone says the same.
-    settings["recipe"]["trains"] = "all"
-    settings["optimisation"]["backbone"] = settings["optimisation"]["floor"] = 0.0
-    slow = trained(data, tmp_path / "slow", settings, base=base, labels=targets)
+    settings["method"]["trains"] = "all"
+    settings["optimisation"]["learning_rate"]["backbone"] = 0.0
+    settings["optimisation"]["floor"] = 0.0
+    slow = trained(data, tmp_path / "slow", settings, base=base, inputs=inputs)
     assert largest_relative_difference(one, slow) < 1e-5
 
 
@@ -299,35 +306,31 @@ def test_a_bank_teaches_an_increment(
     data: Path, base: Path, alone: Path, tmp_path: Path
 ) -> None:
     bank, groups = tmp_path / "prototypes.safetensors", parse_task("6-2", 10)[:1]
-    plan_of_bank = {
-        **{"feature": "backbone", "map": "identity", "dimension": 2, "maps": 1},
-        **{"gamma": 1.0, "scatter": True, "momentum": 0.9, "ridge": 0.01},
-        "calibration_cells": 500,
+    corrected = step_settings(1, **SHARED)
+    job = {
+        "settings": {
+            **{"feature": "backbone", "map": "identity", "scatter": True},
+            **{"ridge": 0.01, "calibration_cells": 500},
+        },
+        **{"groups": groups, "names": corrected["class_names"][:7]},
+        **{"sequential": False, "seed": 0, "keep_temperature": False},
     }
-    step = step_settings(1, **SHARED)
-    names = step["class_names"][:7]
-    more = {"groups": groups, "names": names, "setting": "overlap", "seed": 0}
-    bank_of_step(base, data / "step0.csv", bank, settings=plan_of_bank, **more)
-    guided = step_settings(1, **SHARED)
-    guided["recipe"]["teacher"] = "fused"
-    guided["guide"] = {
-        **{"rule": "lda", "threshold": 0.0, "score_threshold": 0.0},
-        **{"foreground": "network", "probability_weight": 1.0, "image_prior": 1},
-        **{"posterior_weight": 0.5, "foreground_bias": 0.0, "temperature": 0.0},
-        "metric": "euclidean",
-    }
-    one = trained_twice(data, tmp_path, guided, base, None, (bank, None))
+    files = BankFiles(base, data / "step0.csv", bank)
+    build_step_bank(files, job, Compute(), Process())
+    assert corrected["decision"] is None
+    corrected["decision"] = Decision(posterior_weight=0.5, image_prior=1).to_dict()
+    one = trained_twice(data, tmp_path, corrected, base, {"bank": bank})
     assert largest_relative_difference(one, alone) > 1e-4
     terms = [pd.read_csv(path / "metrics.csv").iloc[0] for path in (one, alone)]
     for name in ("bce", "bfd"):  # of the first iteration: the same network
         assert terms[0][name] == pytest.approx(terms[1][name], rel=1e-5)
     assert terms[0]["gkd"] != pytest.approx(terms[1]["gkd"], rel=1e-3)
     # Features of another network, here the same one, come from a pass of their own.
-    job = {"base": base, "guides": (bank, base)}
-    again = trained(data, tmp_path / "source", guided, **job)
+    inputs = {"bank": bank, "feature_network": base}
+    again = trained(data, tmp_path / "again", corrected, base=base, inputs=inputs)
     assert largest_relative_difference(one, again) < 1e-5
     with pytest.raises(ValueError, match="Expected the bank and the model of the prev"):
-        train_with(Process(), data, again, base, Means())
+        train_with(Process(), data, again, base, Compute())
 
 
 def test_two_nodes_give_the_weights_of_one_process(
@@ -343,7 +346,6 @@ def test_two_nodes_give_the_weights_of_one_process(
         "metrics": tmp_path / "metrics.csv",
         "usage": tmp_path / "usage.json",
         "tensorboard": tmp_path / "tensorboard",
-        "state": tmp_path / "training-state.pt",
     }
     words = ["kproba.jobs.train", str(tmp_path / "settings.json")]
     words += [f"--{name}={path}" for name, path in files.items()]
@@ -414,8 +416,8 @@ def test_loader_workers_do_not_change_a_byte(
 ) -> None:
     settings = step_settings(1)
     one, two = (
-        launch(data, tmp_path / n, settings, "--workers", n, previous=base)
-        for n in ("0", "2")
+        launch(data, tmp_path / str(n), settings, previous=base, workers=n)
+        for n in (0, 2)
     )
     for name in ("model.safetensors", "metrics.csv"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
@@ -429,7 +431,7 @@ def test_stopped_run_saves_its_state_and_ends_with_the_same_bytes(
     more = {"previous": base, "processes": processes}
     whole = launch(data, tmp_path / "whole", settings, **more)
     out = tmp_path / "out"
-    state = out / "training-state.pt"
+    state = out / STATE
     words = command(data, out, settings, **more)  # a state every five minutes
     status, output = interrupt(
         words, signal.SIGTERM, lambda: any((out / "tensorboard").glob("events*"))
@@ -454,11 +456,11 @@ def test_training_killed_again_and_again_ends_with_the_same_bytes(
     out = tmp_path / "killed"
     out.mkdir()
     (out / "settings.json").write_text(json.dumps(settings))
-    job = (train_with, data, out, base, Means(state_minutes=1e-6))
+    job = (train_with, data, out, base, Compute(state_minutes=1e-6))
     random = np.random.default_rng(processes)
     resumed = 0
     for attempt, moment in enumerate(random.uniform(0.6, 1.8, size=100)):
-        resumed += (out / "state.pt").exists()
+        resumed += (out / STATE).exists()
         patience = 1.03**attempt  # on a busy machine nothing starts in a second
         if finished_within(moment * patience, processes, *job):
             break
@@ -466,7 +468,7 @@ def test_training_killed_again_and_again_ends_with_the_same_bytes(
     assert resumed >= 3, "the run was not caught in the middle"
     for name in ("model.safetensors", "model.json", "metrics.csv"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
-    assert not (out / "state.pt").exists()
+    assert not (out / STATE).exists()
 
 
 def test_full_disk_keeps_the_last_good_state(
@@ -494,13 +496,13 @@ def test_full_disk_keeps_the_last_good_state(
 
     monkeypatch.setattr(torch, "save", fill_up_after_five)
     monkeypatch.setattr("kproba.training.loop.save_model", full_disk)
-    means = Means(state_minutes=1e-6)
+    compute = Compute(state_minutes=1e-6)
     with pytest.raises(OSError, match="disk is full"):
-        train_with(Process(), data, out, base, means)
+        train_with(Process(), data, out, base, compute)
     assert len([r for r in caplog.records if "disk is full" in r.message]) == 1
-    assert (out / "state.pt").read_bytes() == states[-1]
+    assert (out / STATE).read_bytes() == states[-1]
     monkeypatch.undo()
-    train_with(Process(), data, out, base, means)
+    train_with(Process(), data, out, base, compute)
     for name in ("model.safetensors", "metrics.csv"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
@@ -520,10 +522,11 @@ def test_a_stopped_run_says_whether_its_state_is_saved(
     (tmp_path / "settings.json").write_text(json.dumps(step_settings(1, epochs=4)))
     if not writable:
         monkeypatch.setattr(torch, "save", full_disk)
-    told = "the state is saved" if writable else "an older state is kept, if any"
-    with pytest.raises(Stopped, match=told):
-        train_with(Process(), data, tmp_path, base, Means(), stop=StopFlag(asked=True))
-    assert (tmp_path / "state.pt").exists() == writable
+    message = "the state is saved" if writable else "an older state is kept, if any"
+    stop = StopFlag(requested=True)
+    with pytest.raises(Stopped, match=message):
+        train_with(Process(), data, tmp_path, base, Compute(), stop=stop)
+    assert (tmp_path / STATE).exists() == writable
 
 
 def test_a_compiled_backbone_trains_to_the_same_weights(
@@ -544,8 +547,8 @@ def test_a_compiled_backbone_trains_to_the_same_weights(
         (tmp_path / name).mkdir()
         settings = json.dumps(step_settings(1))
         (tmp_path / name / "settings.json").write_text(settings)
-        means = Means(compile=compiled)
-        train_with(Process(), data, tmp_path / name, base, means)
+        compute = Compute(compile=compiled)
+        train_with(Process(), data, tmp_path / name, base, compute)
         assert bool(traced) == compiled
     difference = largest_relative_difference(tmp_path / "eager", tmp_path / "compiled")
     assert difference < 1e-5
@@ -602,14 +605,9 @@ def test_log_and_metrics_name_every_term(
 
 
 def test_learning_rates_follow_the_poly_schedule() -> None:
-    settings = Optimisation(
-        **{
-            **step_settings(0)["optimisation"],
-            "backbone": 1.0,
-            "branch": 2e-6,
-            "floor": 1e-6,
-        }
-    )
+    section = step_settings(0)["optimisation"] | {"floor": 1e-6}
+    section["learning_rate"] |= {"backbone": 1.0, "branch": 2e-6}
+    settings = Optimisation.from_dict(section)
     parameter = torch.nn.Parameter(torch.zeros(1))
     groups = [{"name": name, "params": [parameter]} for name in ("backbone",)]
     groups.append({"name": "branch", "params": [torch.nn.Parameter(torch.zeros(1))]})
@@ -617,3 +615,33 @@ def test_learning_rates_follow_the_poly_schedule() -> None:
     rates = set_learning_rates(optimizer, settings, iteration=75, iterations=100)
     assert rates["lr_backbone"] == pytest.approx(0.25**0.9)
     assert rates["lr_branch"] == 1e-6  # the floor
+
+
+def test_settings_are_read_as_they_are_written() -> None:
+    content = step_settings(1)
+    settings = StepSettings.from_dict(content)
+    assert json.loads(json.dumps(settings.to_dict())) == content
+    assert settings.step == content["run"]["step"] == 1
+
+
+OLD_FORM = {
+    # Version 0.1, and what came between.
+    "flat names": lambda new: {
+        **{key: new[key] for key in new if key not in ("run", "method")},
+        **new["run"],
+        "recipe": new["method"],
+        "guide": None,
+    },
+    "missing key": lambda new: {k: v for k, v in new.items() if k != "method"},
+    "unknown key": lambda new: {**new, "looks": 4},
+}
+
+
+@pytest.mark.parametrize("form", OLD_FORM)
+def test_settings_of_another_version_are_refused_in_one_message(form: str) -> None:
+    content = OLD_FORM[form](step_settings(1))
+    with pytest.raises(ValueError, match=r"Expected the keys .*, run, .* got") as error:
+        StepSettings.from_dict(content)
+    message = str(error.value)
+    assert "Let Snakemake write the file again" in message
+    assert len(message.splitlines()) == 1

@@ -91,7 +91,10 @@ def test_summary_has_one_row_per_step_and_method(run: Path) -> None:
     chains = [[method, step] for method in ("kproba", "finetune") for step in range(3)]
     assert rows == [*chains, ["joint", 2]]
     columns = "dataset task setting method seed step old new all hiou"
-    assert list(summary) == [*columns.split(), "avg", "forgetting", "seconds"]
+    over_steps = ["avg", "forgetting", "seconds", "folder"]
+    assert list(summary) == [*columns.split(), *over_steps]
+    for folder in summary["folder"]:
+        assert (run / folder / "predictor.json").is_file()
     assert (summary["seconds"] > 0).all()
 
 
@@ -141,7 +144,7 @@ def test_evaluation_setting_runs_evaluation_alone(run: Path) -> None:
     assert set(again) == {"summarise", "draw_figures", "write_report", "all"}
 
 
-def test_means_of_the_machine_run_nothing_again(run: Path) -> None:
+def test_a_changed_machine_runs_nothing_again(run: Path) -> None:
     write_config(
         run,
         {"compute": {"workers": 1, "threads": 2, "state_minutes": 1, "batch_size": 2}},
@@ -198,8 +201,8 @@ def test_other_methods_have_their_own_step_0_and_the_same_rules(run: Path) -> No
 
 
 def test_methods_trained_alike_share_their_models(run: Path) -> None:
-    def planned(used: list[str], **changes: Any) -> dict[str, int]:
-        experiment = {"dataset": "tiny", "task": "6-2", "methods": used}
+    def planned(methods_used: list[str], **changes: Any) -> dict[str, int]:
+        experiment = {"dataset": "tiny", "task": "6-2", "methods": methods_used}
         write_config(run, {"experiments": [experiment], **changes})
         return jobs(run)
 
@@ -218,9 +221,9 @@ def test_methods_trained_alike_share_their_models(run: Path) -> None:
     )
     for path in sorted((run / chain / "examples").glob("*.png")):
         image = run / f"results/data/tiny/scenes/images/val/{path.name}"
-        found = loaded.predict(image).indices
-        assert np.array_equal(found, read_label_image(path))
-        assert not np.array_equal(found, fused.predict(image).indices)
+        labels = loaded.predict(image).indices
+        assert np.array_equal(labels, read_label_image(path))
+        assert not np.array_equal(labels, fused.predict(image).indices)
     # barm is trained as kproba in step 1, unless kproba's labels come by another rule.
     labels = {"pseudo_labels": {"rule": "confidence"}}
     both = planned(["kproba", "barm"], **labels)
@@ -230,42 +233,43 @@ def test_methods_trained_alike_share_their_models(run: Path) -> None:
 
 
 def test_banks_of_earlier_steps_teach_the_next_one(run: Path) -> None:
+    network_alone = {"based_on": "kproba", "teacher": "network"}
     methods = {
-        "untaught": {"based_on": "kproba", "teacher": "network"},
-        "alone": {
-            **{"based_on": "kproba", "teacher": "network"},
-            "prediction": "network",
-        },
+        "no_bank_teacher": network_alone,
+        "alone": {**network_alone, "prediction": "network"},
     }
-    used = [*methods, "kproba"]
-    experiment = {"dataset": "tiny", "task": "6-2", "methods": used}
+    names = [*methods, "kproba"]
+    experiment = {"dataset": "tiny", "task": "6-2", "methods": names}
     write_config(run, {"experiments": [experiment], "methods": methods})
     planned = jobs(run)
     assert planned["train_step"] == 1  # step 2: no bank teaches in step 1
-    assert planned["build_prototypes"] == 1
+    # The labels of step 2 are those of step 1's model, and so the bank of step 2 is.
+    assert "build_prototypes" not in planned
     assert "export_pseudo_labels" not in planned
-    snakemake(run, f"{CHAIN}/untaught/seed0/step2/model.safetensors")
+    snakemake(run, f"{CHAIN}/no_bank_teacher/seed0/step2/model.safetensors")
     chain = f"{CHAIN}/kproba/seed0"
     for step in (1, 2):
         (run / chain / f"step{step}/model.safetensors").unlink()
-    told = snakemake(run, "--printshellcmds", "--", f"{chain}/step2/model.safetensors")
+    model = f"{chain}/step2/model.safetensors"
+    output = snakemake(run, "--printshellcmds", "--", model)
     calls = {
         step: line
         for step in (1, 2)
-        for line in told.splitlines()
+        for line in output.splitlines()
         if f"kproba.jobs.train {chain}/step{step}/settings.json" in line
     }
-    assert "--bank  --source  --model" in calls[1]
+    assert "--bank  --feature-network  --weights" in calls[1]
     assert f"--bank {chain}/step1/prototypes.safetensors" in calls[2]
-    assert f"--source {BASE}/model.safetensors" in calls[2]
-    guides = [
-        read_json(run / chain / f"step{step}/settings.json")["guide"] for step in (1, 2)
+    assert f"--feature-network {BASE}/model.safetensors" in calls[2]
+    decisions = [
+        read_json(run / chain / f"step{step}/settings.json")["decision"]
+        for step in (1, 2)
     ]
-    assert guides[0] is None
-    assert guides[1]["rule"] == "klda"
+    assert decisions[0] is None
+    assert decisions[1]["rule"] == "klda"
     models = [
         load_file(run / CHAIN / f"{method}/seed0/step2/model.safetensors")
-        for method in ("kproba", "untaught")
+        for method in ("kproba", "no_bank_teacher")
     ]
     assert models[0].keys() == models[1].keys()
     assert any(not torch.equal(models[0][key], models[1][key]) for key in models[0])
@@ -391,7 +395,7 @@ def test_killed_run_goes_on_and_ends_with_the_same_bytes(
         kill_session(process.pid)
     else:
         process.kill()  # its job goes on, and would write beside the next one
-        hold_until_told_to_stop(log)
+        hold_until_stopped(log)
     process.wait()
     assert state.exists(), "the run was not caught in the middle"
     assert not (run / target).exists()
@@ -443,18 +447,18 @@ def test_a_job_takes_as_many_gpus_as_resources_allow(
         assert len(re.findall(r"^GPU 0(, 1)? of 0, 1$", log, re.MULTILINE)) == 1
 
 
-def hold_until_told_to_stop(log: Path) -> None:
+def hold_until_stopped(log: Path) -> None:
     """Let the job that writes a log stand still until the next one wants its place."""
     job = json.loads(lock_path(log).read_text())["pid"]
     os.kill(job, signal.SIGSTOP)
 
     def go_on() -> None:
-        while not told(job):
+        while not was_stopped(job):
             time.sleep(0.1)
         with contextlib.suppress(ProcessLookupError):
             os.kill(job, signal.SIGCONT)
 
-    def told(pid: int) -> bool:
+    def was_stopped(pid: int) -> bool:
         """Whether a SIGTERM waits for a process that stands still, or ended it."""
         try:
             status = Path(f"/proc/{pid}/status").read_text()
@@ -483,7 +487,7 @@ def kill_session(leader: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"bse": {"epochs": 1}}, "did you mean 'base'"),
         ({"base": {"epochs": "many"}}, "base.epochs: expected number"),
@@ -509,11 +513,11 @@ def kill_session(leader: int) -> None:
     ],
 )
 def test_wrong_configuration_stops_before_any_work(
-    tmp_path: Path, change: dict[str, Any], told: str
+    tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     write_config(tmp_path, change)
     output = snakemake(tmp_path, succeeds=False)
-    assert re.search(told, output), output
+    assert re.search(message, output), output
     assert "Traceback" not in output
     assert not (tmp_path / "results").exists()
 

@@ -180,6 +180,8 @@ def _standardisation(
     spread = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
     if settings.map == "identity":
         return centre, spread, None
+    if settings.gamma is None:
+        raise ValueError("Expected γ or 'median' for Fourier features, but got None.")
     if settings.gamma != "median":
         return centre, spread, float(settings.gamma)
     x = ((sample - centre) / spread)[:2000]

@@ -4,8 +4,8 @@ BARM's `gkd` holds the old branches to the answers of the network of step t-1 on
 step's images. Where that network has begun to mistake one class for another, each
 further step learns the mistake again. The bank has not moved: so network and bank
 together decide which old class a cell of background shows, and `gkd` holds the branches
-to that. From step `kproba.methods.method.FIRST_CORRECTED_STEP` on: step 0's network cannot have
-mistaken anything for a class that it has not met.
+to that. It does so from step `kproba.methods.method.FIRST_CORRECTED_STEP` on: step 0's
+network cannot have mistaken anything for a class that it has not met.
 """
 
 from dataclasses import dataclass

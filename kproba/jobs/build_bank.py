@@ -75,16 +75,9 @@ def build_step_bank(
         process: This process of several.
     """
     network = _feature_network(files, process.device)
-    rows = read_index(files.split)
     setting = "sequential" if job["sequential"] else "overlap"
     label_map = LabelMap(to_groups(job["groups"]), setting)
-    table = label_map.training_table()
-    if files.pseudo_labels is not None:
-        folder = files.pseudo_labels
-        rows["mask"] = [str(folder / f"{name}.png") for name in rows["id"]]
-        rows["label_offset"] = 0  # targets are in output indices
-        table = np.arange(256, dtype=np.uint8)
-        table[UNSURE] = IGNORE
+    rows, table = _targets(files, label_map)
     settings = BankSettings(**job["settings"])
 
     @torch.inference_mode()
@@ -124,6 +117,18 @@ def build_step_bank(
         }
         bank.save(files.bank, about=about)
         log.info("bank of %d images written to %s", len(rows), files.bank)
+
+
+def _targets(files: BankFiles, label_map: LabelMap) -> tuple[pd.DataFrame, np.ndarray]:
+    """Rows with the masks to read, and the table (256,) from mask to target."""
+    rows, table = read_index(files.split), label_map.training_table()
+    if files.pseudo_labels is not None:
+        folder = files.pseudo_labels
+        rows["mask"] = [str(folder / f"{name}.png") for name in rows["id"]]
+        rows["label_offset"] = 0  # targets are in output indices
+        table = np.arange(256, dtype=np.uint8)
+        table[UNSURE] = IGNORE
+    return rows, table
 
 
 def _feature_network(files: BankFiles, device: str) -> SegmentationNetwork:

@@ -86,9 +86,7 @@ def test_step(
         ValueError: The bank was built with another model, or there is a decision and no
             bank.
     """
-    decision = None
-    if job["decision"] is not None:
-        decision = Decision.from_dict(job["decision"])
+    decision = job["decision"] and Decision.from_dict(job["decision"])
     predictor = load_predictor(
         files.model,
         bank=files.bank,

@@ -6,8 +6,10 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from kproba.extensions import load_recorded
+from kproba.extensions import load_recorded, origins_of
 from kproba.network.architecture import Architecture
+from kproba.network.backbones import BACKBONES
+from kproba.network.heads import HEADS
 from kproba.network.network import SegmentationNetwork
 from kproba.runtime.files import atomic_path, read_json, write_json
 
@@ -28,11 +30,16 @@ def save_model(
     }
     with atomic_path(path) as temporary:
         safetensors.torch.save_file(state, temporary)
+    architecture = network.architecture
+    # Of what the network is made of alone: loss terms are not needed to use it.
+    parts = [("backbone", architecture.backbone), ("head", architecture.head)]
+    extensions = origins_of(parts)
     write_json(
         path.with_suffix(".json"),
         {
-            "architecture": vars(network.architecture),
+            "architecture": vars(architecture),
             "classes_per_step": network.classes_per_step,
+            **({"extensions": extensions} if extensions else {}),
             **about,
         },
     )
@@ -58,8 +65,9 @@ def load_model(path: str | Path, *, device: str = "cpu") -> SegmentationNetwork:
                 f"{needed} does not exist."
             )
     about = read_json(path.with_suffix(".json"))
-    load_recorded(about.get("extensions", []))
     architecture = Architecture.from_dict(about["architecture"])
+    if architecture.backbone not in BACKBONES or architecture.head not in HEADS:
+        load_recorded(about.get("extensions", []), path)
     network = SegmentationNetwork(architecture, about["classes_per_step"])
     network.load_state_dict(safetensors.torch.load_file(path))
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -86,9 +86,10 @@ def _describe_files(description: StepDescription) -> list[str]:
 
 
 def _describe_network(architecture: Mapping[str, Any]) -> str:
+    head = head_name(architecture)
     return (
         f"network: {architecture['backbone']}, output stride "
-        f"{architecture['output_stride']}, {HEADS[head_name(architecture)]}"
+        f"{architecture['output_stride']}, {HEADS.get(head, f'the head {head}')}"
     )
 
 

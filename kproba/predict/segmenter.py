@@ -298,12 +298,12 @@ def load(path: str | Path, device: str = "cpu") -> Segmenter:
         ValueError: The bank was built with another model.
     """
     description = read_description(path)
-    decision = description.decision
+    settings = description.decision
     predictor = load_predictor(
         description.network,
         bank=description.bank,
         feature_network=description.feature_network,
-        decision=decision and Decision.from_dict(decision),
+        decision=Decision.from_dict(settings) if settings else None,
         device=device,
     )
     return Segmenter(predictor, description.classes, description.channels, device)

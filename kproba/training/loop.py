@@ -55,7 +55,8 @@ def train(
     """Train one step and write its model, metrics and TensorBoard files.
 
     After a kill, a second call goes on from the last saved state and ends with the same
-    bytes as an undisturbed run on the same kind of machine.
+    bytes as an undisturbed run on the same kind of machine. (Over 60 lines, so that the
+    whole loop can be read in one place.)
 
     Args:
         settings: What determines the result.
@@ -92,11 +93,10 @@ def train(
         micro_batches = [next(loader) for _ in range(compute.accumulation)]
         prepared = [prepare(batch, student, settings) for batch in micro_batches]
 
-        # The processes must agree on denominators, on stopping and on saving before
-        # any of them starts the iteration: one that stopped alone would leave the
-        # others waiting for its gradients.
-        state_due = recorder.state_is_due()
-        counts, stopping, saving = global_counts(prepared, stop, state_due, process)
+        # The processes must agree on denominators, on stopping and on saving before any
+        # starts the iteration: one that stopped alone would leave the others waiting.
+        due = recorder.state_is_due()
+        counts, stopping, saving = global_counts(prepared, stop, due, process)
         if stopping or saving:
             # Nothing broken may be saved: a state with NaN could never recover.
             tally.settle()
@@ -216,6 +216,5 @@ def describe_model(settings: StepSettings) -> dict[str, Any]:
             for index, (label, name) in enumerate(classes)
         ],
         "settings": settings.to_dict(),
-        **({"extensions": settings.extensions} if settings.extensions else {}),
         "provenance": provenance(),
     }

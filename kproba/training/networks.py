@@ -93,7 +93,7 @@ def _bank_teacher(
         device=device,
     )
     if combination.feature_network is not None:
-        combination.feature_network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        combination.feature_network.to(memory_format=torch.channels_last)
     return BankTeacher(teacher, combination)
 
 

@@ -31,7 +31,7 @@ class LearningRates:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How a step is optimised; method.md, "Optimisation".
+    """How a step is optimised; docs/method.md.
 
     Attributes:
         epochs: Passes over the step's images.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from kproba.extensions import origins_of
 from kproba.methods.builtin import base_methods
 from kproba.network.backbones import BACKBONES
 from kproba.plan import artifacts
@@ -13,11 +14,12 @@ from kproba.plan.errors import ConfigError
 from kproba.plan.plan import Plan, Run
 from kproba.plan.results import files_of
 from kproba.plan.schema import check
+from kproba.results.measures import MEASURES
 
 # Commands are found beside Snakemake too, when its environment is not activated.
 shell.prefix(f'PATH="$PATH:{Path(sys.executable).parent}"; ')
 
-SCHEMA = Path(workflow.basedir) / "workflow" / "schemas" / "config.schema.yaml"
+SCHEMA = workflow.source_path("../schemas/config.schema.yaml")
 
 try:
     plan = Plan(check(config, SCHEMA))
@@ -188,6 +190,7 @@ def test_job(wildcards):
 # --- Summary, figures and report -----------------------------------------------------
 
 all_results = plan.results(plan.runs)
+measure_extensions = origins_of(("measure", name) for name in MEASURES)
 
 
 def results_of_experiment(wildcards):

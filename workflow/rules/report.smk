@@ -26,6 +26,7 @@ rule summarise:
         "../../envs/kproba.yaml"
     params:
         rows=all_rows,
+        extensions=measure_extensions,
     message:
         "Collecting the results of all runs"
     script:
@@ -72,6 +73,7 @@ rule draw_figures:
         "../../envs/kproba.yaml"
     params:
         rows=rows_of_experiment,
+        extensions=measure_extensions,
         groups=all_groups,
     message:
         "Drawing the figures of {wildcards.dataset} {wildcards.task} {wildcards.setting}"
@@ -85,7 +87,7 @@ rule write_report:
         classes=artifacts.CLASS_RESULTS,
         pseudo_labels=artifacts.LABEL_RESULTS,
         figures=figures_of_experiments,
-        shown=files_of_report,
+        files=files_of_report,
         class_lists=class_lists,
         banks=last_banks,
     output:
@@ -101,6 +103,7 @@ rule write_report:
         "../../envs/kproba.yaml"
     params:
         rows=all_rows,
+        extensions=measure_extensions,
         experiments=experiments_of_report,
     message:
         "Writing the report"

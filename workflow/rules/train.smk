@@ -24,6 +24,8 @@ rule fetch_weights:
     localrule: True  # nodes of a cluster often have no internet
     conda:
         "../../envs/kproba.yaml"
+    params:
+        extensions=lambda wildcards: origins_of([("backbone", wildcards.backbone)]),
     message:
         "Fetching the ImageNet weights of {wildcards.backbone}"
     script:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with log_to(snakemake.log[0]):
-    load_recorded(snakemake.params.get("extensions", []))
+    load_recorded(snakemake.params.extensions)
     results = [StepResult.from_dict(row) for row in snakemake.params.rows]
     tables = snakemake.output
     summarise(results, tables.summary, tables.classes)

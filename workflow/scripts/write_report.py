@@ -21,7 +21,7 @@ def experiment(entry: dict[str, Any]) -> Experiment:
 
 
 with log_to(snakemake.log[0]):
-    load_recorded(snakemake.params.get("extensions", []))
+    load_recorded(snakemake.params.extensions)
     write_report(
         [StepResult.from_dict(row) for row in snakemake.params.rows],
         [experiment(entry) for entry in snakemake.params.experiments],
