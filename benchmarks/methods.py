@@ -132,9 +132,8 @@ def passes(plan: Plan, folder: Path, base: Path) -> dict[str, Callable[[], objec
     run = Run("digits", "6-2", "overlap", "kproba", 0)
     bank, compute = folder / BANK, Compute()
     split = folder / "step1.csv"
-    found = LabelFiles(
-        *(folder / f"found{end}" for end in ("", ".csv", "_quality.csv"))
-    )
+    endings = ("", ".csv", "_quality.csv")
+    found = LabelFiles(*(folder / f"found{end}" for end in endings))
     files = TestFiles(
         model=base,
         indices=(folder / "index.csv",),

@@ -10,7 +10,8 @@ from kproba.bank.fusion import Combination
 from kproba.bank.settings import BankSettings
 from kproba.methods.labels import LabelCase, Labeller, LabelSettings, decide
 from kproba.methods.rules import RULES
-from kproba.network.heads import HEADS, compose_logits
+from kproba.network.heads import HEADS
+from kproba.network.heads.head import compose_logits
 from kproba.network.network import Outputs
 from kproba.runtime.references import resolve
 

@@ -1,7 +1,7 @@
 """Runs share a file exactly if everything that it is made from is equal.
 
 The plan derives sharing from frozen jobs. Here it is derived once more, without them:
-from the rules' inputs and parameters as Snakemake has them, followed down to the images.
+from the rules' inputs and parameters as Snakemake has them, followed to the images.
 """
 
 import hashlib
@@ -46,9 +46,8 @@ def _parameters(job: Any) -> Any:
     """A job's parameters without names; those that are JSON as values."""
     parameters = {}
     for name, value in job.params._allitems():
-        if isinstance(value, str) and value.startswith("{"):
-            value = json.loads(value)
-        parameters[name] = _without_names(value)
+        encoded = isinstance(value, str) and value.startswith("{")
+        parameters[name] = _without_names(json.loads(value) if encoded else value)
     # make_split reads the setting from its path; the last two choose alike.
     if str(job.rule) == "make_split":
         parameters["selection"] = job.wildcards.setting == "overlap"

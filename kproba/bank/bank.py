@@ -37,7 +37,7 @@ class PrototypeBank:
 
     Attributes:
         settings: What the bank was built from.
-        seed: Of the maps; map e uses seed + e.
+        seed: Seed of the maps; map e uses seed + e.
         gamma: γ in use (None for the identity map).
         centre: (d,) m, mean of the features at step 0.
         spread: (d,) s, standard deviation of the features at step 0.

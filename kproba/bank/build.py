@@ -20,7 +20,7 @@ CELLS_PER_IMAGE = 64  # at least, of the sample
 
 
 class FeatureBatch(NamedTuple):
-    """What a bank is built from.
+    """Features of a batch of images, from which a bank is built.
 
     Attributes:
         features: (B, d, h, w), of the trained network in evaluation mode.

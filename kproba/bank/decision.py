@@ -1,4 +1,4 @@
-"""How network and bank decide together: the numbers of the section `decision`."""
+"""The section `decision`: how network and bank decide together."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields

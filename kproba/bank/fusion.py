@@ -67,7 +67,7 @@ class Combination:
         """The outputs that hold the bank's features.
 
         Args:
-            outputs: Of the network that decides with the bank.
+            outputs: Outputs of the network that decides with the bank.
             images: (B, 3, H, W) uint8, which they are of.
         """
         if self.feature_network is None:
@@ -175,7 +175,7 @@ def fit_to_image(
     Args:
         log_s: What `fuse` gives, (B, C, H, W).
         share: π, the share of every class in training, (C,), any scale.
-        iterations: Of EM.
+        iterations: Iterations of EM.
         counted: Pixels that tell of the image's classes, (B, H, W) bool; None: all.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What predicts after a step: the network alone, or network and bank together.
+"""Prediction after a step: by the network alone, or by network and bank together.
 
 Network and bank answer from different evidence. The network is trained step by step,
 and its newest branch has not met the old classes: on one that looks like its own (a
@@ -16,7 +16,7 @@ from kproba.bank.bank import PrototypeBank
 from kproba.bank.decision import Decision
 from kproba.bank.fusion import Combination
 from kproba.network.files import load_model
-from kproba.network.heads import compose_logits
+from kproba.network.heads.head import compose_logits
 from kproba.network.layers import upsample
 from kproba.network.network import SegmentationNetwork
 
@@ -107,7 +107,7 @@ def load_predictor(
     decision: Decision | None,
     device: str,
 ) -> NetworkPredictor | FusedPredictor:
-    """What predicts after a step, from its files.
+    """Load the predictor of a step from its files.
 
     Args:
         network: model.safetensors of the step.

@@ -1,4 +1,4 @@
-"""What a bank is built from."""
+"""The settings of a bank."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class BankSettings:
-    """What a bank is built from.
+    """The settings of a bank.
 
     Attributes:
         feature: "backbone": b; "block": g_0, the output of branch 0's 3×3 block;
@@ -20,7 +20,7 @@ class BankSettings:
         maps: E, number of maps; 1 for "identity".
         gamma: γ on standardised features; "median": 1 / median ‖x - x'‖² of the
             calibration cells; None for "identity".
-        momentum: Of an old class's mean when a later step shows the class again; None
+        momentum: Momentum of an old class's mean when a step shows it again; None
             at step 0, which has no old classes.
     """
 

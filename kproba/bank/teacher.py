@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from kproba.bank.fusion import Combination
-from kproba.network.heads import compose_logits
+from kproba.network.heads.head import compose_logits
 from kproba.network.network import Outputs, SegmentationNetwork
 
 LEAST = 1e-5  # of a probability, and of what is left to 1
@@ -24,7 +24,7 @@ class BankTeacher:
     """The bank of step t-1 beside the network of step t-1, as teachers of an increment.
 
     Attributes:
-        network: Of step t-1.
+        network: Network of step t-1.
         combination: Its bank, and how both decide together.
     """
 
@@ -49,7 +49,7 @@ class BankTeacher:
         image prior. The background's logit and the adaptations stay as they are.
 
         Args:
-            outputs: Of the network of step t-1.
+            outputs: Outputs of the network of step t-1.
             features: What `features` returned.
             background: M⁻, (B, h, w) bool; elsewhere the network's answer stays.
 

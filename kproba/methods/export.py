@@ -97,8 +97,8 @@ def _table_row(
     """A row of the table.
 
     Args:
-        name: Of the image.
-        pixels: Of the whole image.
+        name: Id of the image.
+        pixels: Pixels of the whole image.
         labels: Pseudo labels (n,) uint8 of its background pixels.
         names: Names of S_{t-1}, background first.
     """

@@ -30,7 +30,7 @@ from kproba.bank.fusion import Combination
 from kproba.data.labels import UNSURE, LabelMap
 from kproba.data.loaders import Batch
 from kproba.methods.rules import RULES
-from kproba.network.heads import compose_logits
+from kproba.network.heads.head import compose_logits
 from kproba.network.layers import upsample
 from kproba.network.network import SegmentationNetwork
 from kproba.runtime.distributed import ALONE, Process
@@ -65,7 +65,7 @@ class LabelSettings:
 
 @dataclass(frozen=True)
 class LabelCase:
-    """What a rule decides on.
+    """Everything that a rule may read to label pixels.
 
     Attributes:
         log_p: The teacher's log-probabilities over S_{t-1}, (B, C, H, W) float32.
@@ -170,7 +170,7 @@ def entropy_thresholds(
     Args:
         teacher: Network of step t-1.
         batches: This process's images with their raw labels.
-        label_map: Of step t; tells which labels are hidden.
+        label_map: Label map of step t: which labels are hidden.
         process: This process of several.
 
     Returns:
@@ -200,7 +200,7 @@ class Labeller:
     """The network of step t-1, with its bank where the rule reads one.
 
     Attributes:
-        network: Of step t-1.
+        network: Network of step t-1.
         settings: The rule and its numbers.
         combination: The bank and how it decides with the network; None for rules
             without a bank.

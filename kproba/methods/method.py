@@ -1,4 +1,4 @@
-"""What a method is: a short declaration that the one training loop reads.
+"""A method: a short declaration that the one training loop reads.
 
 A method names its output head, its cross-entropy, the further loss terms with their
 weights, the rule of its pseudo labels, what an increment trains, and whether it is
@@ -62,7 +62,7 @@ class Method:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the terms need of head, teacher and labels."""
+        """The needs of all terms: of head, teacher and labels."""
         return needs_of(self.terms)
 
     @property
@@ -81,12 +81,12 @@ class Method:
         return HEADS[self.head].base
 
     def to_dict(self) -> dict[str, Any]:
-        """What the training of an increment reads, as plain JSON types."""
+        """The part that the training of an increment reads, as plain JSON types."""
         names = ("head", "cross_entropy", "trains", "start_from_background")
         content = {name: getattr(self, name) for name in names}
         return {**content, "losses": in_order(self.losses)}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Method":
-        """What `to_dict` gave."""
+        """Read the values that `to_dict` wrote."""
         return cls(**content)

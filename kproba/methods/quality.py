@@ -1,4 +1,4 @@
-"""How good the pseudo labels of a step are, before anything is trained on them.
+"""Quality of the pseudo labels of a step, before anything is trained on them.
 
 The masks of the training images name all classes, which a method must not see; here
 they are the ground truth of the pixels that the step calls background. Where a mask
@@ -22,7 +22,7 @@ def hidden_confusion(
     Args:
         raw: Raw labels, any shape, uint8.
         labels: Pseudo labels over S_{t-1} or `UNSURE`, of the same shape.
-        label_map: Of step t.
+        label_map: Label map of step t.
 
     Returns:
         (C + 1, C + 1) int64, C = |S_{t-1}|: rows are the truth, background, the old
@@ -45,7 +45,7 @@ def quality_table(confusion: torch.Tensor, names: Sequence[str]) -> pd.DataFrame
 
     Args:
         confusion: From `hidden_confusion`, added up over the images of the step.
-        names: Of S_{t-1}, background first.
+        names: Names of S_{t-1}, background first.
 
     Returns:
         One row per class: `pixels` that are of it, how many were `labelled` so,

@@ -1,4 +1,4 @@
-"""Where every artifact is: the one place that spells paths below results/.
+"""Paths of all artifacts: the one place that spells what is below results/.
 
 The constants are patterns with Snakemake's wildcards. Rules use them as they are;
 `fill` puts values in. Nothing else spells such a path, and nothing parses one.
@@ -67,8 +67,8 @@ def log_of(pattern: str, name: str) -> str:
     """The log of a rule, beside the artifact that it makes, as a pattern.
 
     Args:
-        pattern: Of the artifact.
-        name: Of the log, without ending.
+        pattern: The artifact, a constant of this module.
+        name: Name of the log, without ending.
     """
     folder, _, _ = pattern.rpartition("/")
     return f"{folder}/{name}.log"

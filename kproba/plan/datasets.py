@@ -154,7 +154,7 @@ class Datasets:
         return self.kind(part).digest_files(self._parts[part]["path"])
 
     def archives(self, part: str) -> list[Archive]:
-        """What `download: true` fetches; empty for kinds that nobody publishes."""
+        """The archives that `download: true` fetches; none for unpublished kinds."""
         settings = self._parts[part]
         archives = []
         for name, archive in self.kind(part).archives.items():
@@ -164,7 +164,7 @@ class Datasets:
         return archives
 
     def drawing_settings(self, part: str) -> Config:
-        """What a kind that is drawn is drawn from."""
+        """Settings of the pictures of a kind that a rule draws."""
         others = ("kind", "additions")
         settings = self._parts[part]
         return {key: value for key, value in settings.items() if key not in others}

@@ -129,7 +129,7 @@ class Test(Job):
     """The test after a step.
 
     Attributes:
-        settings: Of the evaluation, classes and names, and how both decide.
+        settings: Evaluation, classes and names, and how network and bank decide.
         network: The training that is tested.
         parts: The dataset and its additions so far, whose index is read.
         bank: The bank of the step, where it decides together with the network.

@@ -201,7 +201,7 @@ def _combination(method: Method, of_labels: str | None) -> str:
 
 
 def _bank_kind(rule: str, decision: Config) -> Config:
-    """What the bank of a rule holds: which map, and whether the scatter."""
+    """Contents of the bank of a rule: its map, and whether it has the scatter."""
     return {"map": RULES[rule].bank, "scatter": needs_scatter(rule, decision)}
 
 

@@ -30,7 +30,7 @@ Files = str | list[str]
 
 @dataclass(frozen=True)
 class Place:
-    """Where an artifact is: a step of a run.
+    """The place of an artifact: a step of a run.
 
     Attributes:
         run: The run.
@@ -112,7 +112,7 @@ class Plan:
     # Who owns what
 
     def owner(self, job: Job, run: Run) -> Place:
-        """Where the artifacts of a job are: at the first run that needs it.
+        """The place of a job's artifacts: the first run that needs the job.
 
         The order is fixed: tasks of one step first, then those of the experiments; the
         trainings of step 0, built-in methods, own methods. Methods count whether an
@@ -230,7 +230,7 @@ class Plan:
     # Results
 
     def result(self, run: Run, step: int) -> StepResult:
-        """Where the result of a step is, and what it cost."""
+        """Files of the result of a step, and of what it cost."""
         test = self.chain.test(run, step)
         place = self.owner(test, run)
         model = self.owner(test.network, run)
@@ -272,7 +272,7 @@ class Plan:
         return [self.result(run, step) for run in runs for step in self.steps(run)]
 
     def describe_experiment(self, run: Run) -> dict[str, Any]:
-        """What the report says of the experiment of a run, as plain values."""
+        """The experiment of a run for the report, as plain values."""
         groups = self.datasets.groups(run.dataset, run.task)
         return {
             "dataset": run.dataset,

@@ -63,7 +63,7 @@ class StepResult:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "StepResult":
-        """What `to_dict` gave."""
+        """Read the values that `to_dict` wrote."""
         return cls(**content)
 
 

@@ -110,7 +110,7 @@ def _draw_curve(
         axis: Where.
         runs: Evaluations of the method.
         measure: The column.
-        steps: Of all methods.
+        steps: The steps of all methods.
         number: Place of the method in the list, for colour and marker.
     """
     [method] = set(runs["method"])

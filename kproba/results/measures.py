@@ -85,7 +85,7 @@ class Measure:
 
         Args:
             result: The step.
-            evaluations: Of this step, last, and of the earlier steps of its run.
+            evaluations: Tests of the earlier steps of the run, then of this step.
 
         Returns:
             None or NaN where it is not defined.
@@ -155,7 +155,7 @@ def class_forgetting(evaluations: Sequence[Evaluation]) -> dict[int, float]:
     leave the background out, so does this.
 
     Args:
-        evaluations: Of the steps so far, in order.
+        evaluations: Tests of the steps so far, in order.
     """
     *earlier, now = evaluations
     iou_now = {entry["index"]: entry["iou"] or 0.0 for entry in now["classes"]}

@@ -1,4 +1,4 @@
-"""What a machine offers a job, as one object: changes speed, never a result."""
+"""The options of the machine, as one object: they change speed, never a result."""
 
 import json
 from collections.abc import Mapping
@@ -90,7 +90,7 @@ class Compute:
 
     @classmethod
     def from_json(cls, text: str) -> "Compute":
-        """What `to_json` gave.
+        """Read the text that `to_json` wrote.
 
         Raises:
             ValueError: No JSON object, or an unknown key.

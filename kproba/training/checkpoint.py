@@ -87,7 +87,7 @@ class Checkpoint:
     whose position would have to be kept.
 
     Attributes:
-        path: Of the file.
+        path: The file.
         mark: Fingerprint of settings and inputs; a state with another one is refused.
         network, optimizer, scaler: What is trained.
         refused: Whether the last attempt to save found the disk full.

@@ -25,7 +25,7 @@ class Learner:
     Attributes:
         network: The student as `parallelise` returned it.
         networks: The student and what teaches it.
-        optimizer, scaler: Of the student's parameters.
+        optimizer, scaler: They hold the student's parameters.
         precision: Type of autocast; float32 for none.
         settings: Settings of the step.
         process: This process of several.

@@ -1,4 +1,4 @@
-"""What a training logs, and what it has cost."""
+"""Log lines and cost of a training."""
 
 import logging
 import platform

@@ -1,4 +1,4 @@
-"""The networks of a training: what learns, and what teaches it."""
+"""The networks of a training: the student and its teachers."""
 
 import warnings
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from kproba.training.settings import Files, StepSettings
 
 @dataclass(frozen=True)
 class Networks:
-    """What learns and what teaches.
+    """The student and its teachers.
 
     Attributes:
         student: Learns.
@@ -103,7 +103,7 @@ def build_first_network(
     """The untrained network of step 0.
 
     Args:
-        settings: Of step 0.
+        settings: Settings of step 0.
         weights: File with the weights of the backbone, if they come from one.
 
     Raises:

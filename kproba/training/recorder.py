@@ -1,4 +1,4 @@
-"""What a training leaves behind while it runs: rows, log lines, curves, validation."""
+"""Records of a training while it runs: rows, log lines, curves, validation."""
 
 import logging
 import time
@@ -30,7 +30,7 @@ class Recorder:
         process: This process of several; the first writes and logs.
         progress: Where the training stands; changed.
         tally: Sums of the terms.
-        iterations: Of the whole training.
+        iterations: Iterations of the whole training.
         curves: Event files of TensorBoard; None in all processes but the first.
         monitor: Validates now and then; None for no validation.
     """

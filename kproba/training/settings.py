@@ -1,4 +1,4 @@
-"""What a training job reads: the settings of the step, and its files."""
+"""The settings of a step and the files of its training."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -31,7 +31,7 @@ class LearningRates:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How a step is optimised; docs/method.md.
+    """The optimisation of a step; see docs/method.md.
 
     Attributes:
         epochs: Passes over the step's images.
@@ -90,7 +90,7 @@ class StepSettings:
         groups: Raw labels of the classes of the steps 0..t.
         class_names: Names of S_t in output order, "background" first.
         sequential: Old classes keep their true labels (setting "sequential").
-        architecture, weights: Of the network; None from step 1 on, where both come
+        architecture, weights: The network; None from step 1 on, where both come
             with the previous model.
         augmentation: How images are augmented.
         optimisation: How the step is optimised.

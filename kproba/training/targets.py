@@ -1,4 +1,4 @@
-"""What the loss needs of a batch besides the outputs: masks, counts, certainty."""
+"""Masks, counts and certainty: the loss needs them besides the outputs."""
 
 from typing import NamedTuple
 

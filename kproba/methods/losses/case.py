@@ -1,4 +1,4 @@
-"""What the loss terms are computed from: outputs, targets, masks and counts."""
+"""The inputs of the loss terms: outputs, targets, masks and counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from kproba.data.labels import IGNORE
-from kproba.network.heads import compose_logits
+from kproba.network.heads.head import compose_logits
 from kproba.network.layers import upsample
 from kproba.network.network import Outputs
 
 
 class Masks(NamedTuple):
-    """Where the terms of an increment look, at feature resolution (B, h, w) bool.
+    """Cells that the terms of an increment use, at feature resolution (B, h, w) bool.
 
     Attributes:
         new: M⁺, cells whose raw label is a class of C_t.

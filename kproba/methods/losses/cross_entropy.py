@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from kproba.data.labels import IGNORE
 from kproba.methods.losses.case import Case
-from kproba.network.heads import compose_logits
+from kproba.network.heads.head import compose_logits
 from kproba.network.layers import upsample
 
 

@@ -14,8 +14,8 @@ def step_losses(case: Case, weights: Mapping[str, float]) -> dict[str, torch.Ten
 
     Args:
         case: The micro-batch.
-        weights: Of the terms by their names in `kproba.methods.terms.TERMS`, such as
-            `Method.terms`.
+        weights: Weights of the terms by their names in `kproba.methods.terms.TERMS`,
+            such as `Method.terms`.
 
     Returns:
         Scalars by their column in metrics.csv, in the order of `weights`.

@@ -1,20 +1,12 @@
 """The table of heads, read by the plan: nothing here imports torch.
 
 A head turns the shared features of the ASPP into logits, with one module per step. A
-new head is one more entry of `HEADS` and the class that it refers to. The functions
-that are the same for all heads are imported from `.head` at their first use.
+new head is one more entry of `HEADS` and the class that it refers to.
 """
 
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from kproba.runtime.references import Reference
-
-if TYPE_CHECKING:
-    from kproba.network.heads.head import compose_logits, training_background
-
-__all__ = ["HEADS", "HeadEntry", "compose_logits", "head_entry", "training_background"]
 
 
 @dataclass(frozen=True)
@@ -71,9 +63,3 @@ def head_entry(name: str) -> HeadEntry:
     if name not in HEADS:
         raise ValueError(f"Expected a head of {', '.join(HEADS)}, but got {name!r}.")
     return HEADS[name]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in ("compose_logits", "training_background"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("kproba.network.heads.head"), name)

@@ -1,15 +1,10 @@
 """A branch per step with a sigmoid per class (BARM, Zhang & Gao, ECCV 2024)."""
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kproba.network.heads.head import Branch, Head
-
-if TYPE_CHECKING:
-    from kproba.network.network import SegmentationNetwork
+from kproba.network.heads.head import Branch, Head, NetworkParts
 
 
 class BranchHead(Head):
@@ -36,7 +31,7 @@ class BranchHead(Head):
 
     def start(
         self,
-        network: "SegmentationNetwork",
+        network: NetworkParts,
         branch: nn.Module,
         *,
         seed: int,

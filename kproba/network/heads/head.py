@@ -1,4 +1,4 @@
-"""What every head has in common.
+"""The parts that all heads have in common.
 
 A head has one module per step, kept in `SegmentationNetwork.branches`. The module of
 step 0 gives the logits [background, classes of C_0], that of step k ≥ 1 gives
@@ -14,13 +14,21 @@ head without such adaptation has r_k = 0.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from kproba.network.network import SegmentationNetwork
+
+class NetworkParts(Protocol):
+    """The parts of `kproba.network.network.SegmentationNetwork` that a head uses."""
+
+    aspp: nn.Module
+    branches: nn.ModuleList
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The backbone."""
 
 
 class Branch(nn.Module):
@@ -84,7 +92,7 @@ class Head(ABC):
 
     def start(
         self,
-        network: "SegmentationNetwork",
+        network: NetworkParts,
         branch: nn.Module,
         *,
         seed: int,
@@ -105,9 +113,7 @@ class Head(ABC):
         if classifier.bias is not None:
             nn.init.zeros_(classifier.bias)
 
-    def parameter_groups(
-        self, network: "SegmentationNetwork"
-    ) -> dict[str, list[nn.Module]]:
+    def parameter_groups(self, network: NetworkParts) -> dict[str, list[nn.Module]]:
         """The modules that share a learning rate, by the name of the rate.
 
         Together they have all parameters of the network, each in one group.

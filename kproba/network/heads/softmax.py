@@ -5,16 +5,12 @@ segmentation build on this head.
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kproba.network.heads.head import Branch, Head, classifier_of
-
-if TYPE_CHECKING:
-    from kproba.network.network import SegmentationNetwork
+from kproba.network.heads.head import Branch, Head, NetworkParts, classifier_of
 
 
 class AddedClasses(nn.Module):
@@ -57,7 +53,7 @@ class SoftmaxHead(Head):
 
     def start(
         self,
-        network: "SegmentationNetwork",
+        network: NetworkParts,
         branch: nn.Module,
         *,
         seed: int,
@@ -81,9 +77,7 @@ class SoftmaxHead(Head):
             new.weight.copy_(old.weight[:1].expand_as(new.weight))
             new.bias.fill_(old.bias[0])
 
-    def parameter_groups(
-        self, network: "SegmentationNetwork"
-    ) -> dict[str, list[nn.Module]]:
+    def parameter_groups(self, network: NetworkParts) -> dict[str, list[nn.Module]]:
         """The block learns as the ASPP does, all classifiers as the newest.
 
         At step 0 block and classifier are one part, as for other heads.
