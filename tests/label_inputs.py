@@ -39,7 +39,7 @@ def labeller_of(teacher, settings, bank=None):
 
 
 def decide_by(settings, log_p, log_evidence=None, *, bank=None, **more):
-    """Labels by a rule; the bank tells the shares alone."""
+    """Labels by a rule; of the bank only the shares are read."""
     combination = None
     if log_evidence is not None:
         combination = combination_of(settings, bank or bank_of())

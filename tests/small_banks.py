@@ -14,7 +14,7 @@ CLASSES = 3
 
 
 def decision_by(rule: str, **changes: float) -> Decision:
-    """Weights of 1 and no image prior, where nothing else is asked for."""
+    """Weights of 1 and no image prior, where nothing else is given."""
     return Decision(rule, **({"posterior_weight": 1.0, "image_prior": 0} | changes))
 
 

@@ -309,8 +309,8 @@ def test_every_image_is_in_one_batch_of_one_process(images, batch_size, processe
     for batch in batches:
         assert len(batch) <= batch_size
         assert len({rows["width"][number] for number in batch}) == 1
-    dealt = [batch for rank in range(processes) for batch in batches[rank::processes]]
-    assert sorted(dealt) == sorted(batches)
+    parts = [batch for rank in range(processes) for batch in batches[rank::processes]]
+    assert sorted(parts) == sorted(batches)
 
 
 def test_a_bank_of_another_model_is_refused(step, tmp_path):

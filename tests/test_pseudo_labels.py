@@ -160,7 +160,7 @@ def test_an_image_prior_follows_what_the_image_shows():
     # A class that training showed three times as often has to show more.
     rare = fitted(alike, torch.tensor([7.0, 3.0, 1.0]), 1)
     assert rare[2] == pytest.approx(2.3 / 3 / (2.3 / 3 + 0.7))
-    # Pixels that are background tell nothing.
+    # Pixels that are background say nothing of the classes.
     sure = torch.tensor([1 - 1e-7, 1 - 1e-7, 0.2])
     assert fitted(sure, share, 5)[2] == pytest.approx(0.5, abs=1e-4)
     nothing = fit_to_image(torch.tensor([0.0, -90.0, -90.0]).view(1, 3, 1, 1), share, 3)

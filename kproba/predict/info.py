@@ -10,12 +10,9 @@ from kproba.bank.description import (
     find_description,
     read_description,
 )
+from kproba.network.architecture import Architecture
+from kproba.network.heads import HEADS
 from kproba.runtime.files import read_json
-
-HEADS = {
-    "branches": "a branch with sigmoids per step",
-    "softmax": "one softmax over all classes",
-}
 
 
 def describe_step(step: str | Path) -> list[str]:
@@ -85,24 +82,15 @@ def _describe_files(description: StepDescription) -> list[str]:
     return lines
 
 
-def _describe_network(architecture: Mapping[str, Any]) -> str:
-    head = head_name(architecture)
+def _describe_network(content: Mapping[str, Any]) -> str:
+    """A line about the architecture that model.json holds, in any version."""
+    architecture = Architecture.from_dict(content)
+    name = architecture.head  # an extension's entry may not be loaded
+    head = HEADS[name].description if name in HEADS else f"the head {name}"
     return (
-        f"network: {architecture['backbone']}, output stride "
-        f"{architecture['output_stride']}, {HEADS.get(head, f'the head {head}')}"
+        f"network: {architecture.backbone}, output stride "
+        f"{architecture.output_stride}; {head}"
     )
-
-
-def head_name(architecture: Mapping[str, Any]) -> str:
-    """The head of a network, "branches" or "softmax".
-
-    Args:
-        architecture: "architecture" of model.json. Version 0.1.0 wrote "softmax", true
-            or false, instead of "head".
-    """
-    if "head" in architecture:
-        return str(architecture["head"])
-    return "softmax" if architecture["softmax"] else "branches"
 
 
 def _describe_bank(bank: Mapping[str, Any]) -> list[str]:
@@ -121,10 +109,12 @@ def _describe_bank(bank: Mapping[str, Any]) -> list[str]:
 
 
 def _describe_result(result: Mapping[str, Any]) -> str:
+    from kproba.results import measures  # imports pandas, which mistakes need not
+
     means = [
-        f"{name} {result[name]:.1f}"
-        for name in ("old", "new", "all")
-        if result[name] is not None
+        f"{measure.title} {result[measure.name]:.1f}"
+        for measure in measures.step_means()
+        if result.get(measure.name) is not None
     ]
     return (
         f"mIoU: {', '.join(means)} percent on {result['images']} images "
