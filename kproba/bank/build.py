@@ -97,7 +97,9 @@ def build_bank(
     else:
         centre, spread, gamma = previous.centre, previous.spread, previous.gamma
         seed, maps = previous.seed, previous.maps
-    dimension = settings.dimension or len(centre)
+    dimension = len(centre)
+    if settings.map == "rff" and settings.dimension is not None:
+        dimension = settings.dimension
     empty = partial(Moments.empty, classes, dimension, device=str(cells.device))
     moments = [empty(scatter=settings.scatter) for _ in maps]
     for features, targets, _ in batches:

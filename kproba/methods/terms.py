@@ -147,6 +147,7 @@ _ENTRIES = (
         "Local POD of the logits (PLOP).",
         f"{_LOSSES}.pod:pod_logits_term",
         needs=frozenset({TEACHER, STAGES}),
+        reaches_old=True,
         scale=f"{_LOSSES}.pod:class_ratio",
     ),
 )

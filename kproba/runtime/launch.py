@@ -3,9 +3,9 @@
     kproba-launch --log train.log --gpus 2 --cores 8 kproba.jobs.train settings.json ..
 
 The launcher first takes the lock of the job's log (`kproba.runtime.locks`) and those of
-its GPUs (`kproba.runtime.devices`). It then appends `--gpus` and `--threads` to the
-arguments of the program. It does not import torch, so that a job with one process loads
-torch only once.
+its GPUs (`kproba.runtime.devices`). It then appends `--compute` to the arguments of
+the program. It does not import torch, so that a job with one process loads torch only
+once.
 """
 
 import argparse

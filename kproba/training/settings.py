@@ -127,21 +127,13 @@ class StepSettings:
                 f"Expected the keys {', '.join(sorted(needed))} in settings.json, but "
                 f"got {', '.join(content)}. Let Snakemake write the file again."
             )
-        architecture, decision = content["architecture"], content.get("decision")
-        return cls(
-            run=RunStep(**content["run"]),
-            seed=content["seed"],
-            groups=tuple(tuple(group) for group in content["groups"]),
-            class_names=content["class_names"],
-            sequential=content["sequential"],
-            architecture=architecture and Architecture.from_dict(architecture),
-            weights=content["weights"],
-            augmentation=Augmentation.from_dict(content["augmentation"]),
-            optimisation=Optimisation.from_dict(content["optimisation"]),
-            method=Method.from_dict(content["method"]),
-            decision=decision and Decision.from_dict(decision),
-            extensions=tuple(content.get("extensions", ())),
-        )
+        try:
+            return cls(**_parsed(content))
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"Expected the settings of this version in settings.json, but got "
+                f"others ({error}). Let Snakemake write the file again."
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for model.json and the mark of a saved state."""
@@ -159,6 +151,25 @@ class StepSettings:
     def label_map(self) -> LabelMap:
         """Raw labels to output indices at this step."""
         return LabelMap(self.groups, "sequential" if self.sequential else "overlap")
+
+
+def _parsed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `StepSettings` from the content of settings.json."""
+    architecture, decision = content["architecture"], content.get("decision")
+    return {
+        "run": RunStep(**content["run"]),
+        "seed": content["seed"],
+        "groups": tuple(tuple(group) for group in content["groups"]),
+        "class_names": content["class_names"],
+        "sequential": content["sequential"],
+        "architecture": architecture and Architecture.from_dict(architecture),
+        "weights": content["weights"],
+        "augmentation": Augmentation.from_dict(content["augmentation"]),
+        "optimisation": Optimisation.from_dict(content["optimisation"]),
+        "method": Method.from_dict(content["method"]),
+        "decision": decision and Decision.from_dict(decision),
+        "extensions": tuple(content.get("extensions", ())),
+    }
 
 
 @dataclass(frozen=True)
