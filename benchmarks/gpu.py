@@ -20,7 +20,8 @@ import torch
 import yaml
 from torch import nn
 
-from benchmarks.__main__ import CROP, HERE, _images, _targets, photographs
+from benchmarks.inputs import CROP, images_of, photographs, targets_of
+from benchmarks.measuring import REPEATS, ROOT
 from kproba.bank.bank import PrototypeBank
 from kproba.bank.build import FeatureBatch, build_bank, draw_sample
 from kproba.bank.fusion import Combination
@@ -44,7 +45,6 @@ from kproba.training.optimizer import autocast_type, build_optimizer
 from kproba.training.settings import StepSettings
 from kproba.training.targets import global_counts, prepare
 
-REPEATS = 5
 BATCH, OLD, NEW = 8, 100, 5
 DEVICE = "cuda:0"
 METHODS = ("finetune", "lwf", "mib", "plop", "ssul", "barm", "kproba")
@@ -137,10 +137,10 @@ class Step:
             settings=self.settings,
             process=self.process,
         )
-        targets = _targets(BATCH, CROP, 1 + OLD + NEW)
+        targets = targets_of(BATCH, CROP, 1 + OLD + NEW)
         keys = torch.arange(BATCH)
         ids = [str(number) for number in range(BATCH)]
-        self.batch = Batch(_images(BATCH, CROP).pin_memory(), targets, ids, keys)
+        self.batch = Batch(images_of(BATCH, CROP).pin_memory(), targets, ids, keys)
         self.tally = Tally(Progress())
 
     def __call__(self) -> None:
@@ -176,18 +176,18 @@ def _network(first: StepSettings) -> SegmentationNetwork:
     network.set_training_mode(batch_norm=True)
     network.dropout.keys = torch.arange(2)
     with torch.no_grad():
-        network(_images(2, CROP).to(DEVICE))
+        network(images_of(2, CROP).to(DEVICE))
     return network.eval().requires_grad_(False)
 
 
 def ade20k() -> Plan:
     """The published settings of ADE20K, step by step of five classes."""
-    path = HERE.parent / "config" / "ade20k.yaml"
+    path = ROOT / "config" / "ade20k.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     config["experiments"] = [
         {"dataset": "ade20k", "task": "100-5", "methods": list(METHODS)}
     ]
-    schema = HERE.parent / "workflow" / "schemas" / "config.schema.yaml"
+    schema = ROOT / "workflow" / "schemas" / "config.schema.yaml"
     return Plan(check(config, schema))
 
 
@@ -232,7 +232,7 @@ def compiled(plan: Plan) -> None:
 
 def some_bank(network: SegmentationNetwork, *, identity: bool) -> PrototypeBank:
     """A bank of noise with all old classes."""
-    images, targets = _images(4, CROP), _targets(4, CROP, 1 + OLD)
+    images, targets = images_of(4, CROP), targets_of(4, CROP, 1 + OLD)
     settings = _bank_settings(identity=identity, scatter=True, dimension=1024)
 
     features = partial(features_of, network, images, targets, 1)
@@ -275,44 +275,21 @@ def inference(plan: Plan) -> None:
     first = StepSettings.from_dict(plan.settings(base, 0))
     network, other = (_to_device(_network(first)) for _ in range(2))
     count, batch = 64, 16
-    images, targets = _images(count, CROP), _targets(count, CROP, 1 + OLD)
+    images, targets = images_of(count, CROP), targets_of(count, CROP, 1 + OLD)
     starts = range(0, count, batch)
+    features = partial(features_of, network, images, targets, batch)
 
     @torch.inference_mode()
     def forward() -> None:
         for k in starts:
             network(images[k : k + batch].to(DEVICE))
 
-    def bank_of(settings: BankSettings) -> Callable[[], object]:
-        features = partial(features_of, network, images, targets, batch)
-        with torch.inference_mode():
-            sample = draw_sample(features([0]), settings, images=batch, seed=0)
-
-        @torch.inference_mode()
-        def build() -> object:
-            return build_bank(
-                features(starts), sample, settings, classes=1 + OLD, seed=0
-            )
-
-        return build
-
     batches = [
         Batch(images[k : k + batch], targets[k : k + batch], ["x"], torch.zeros(1))
         for k in starts
     ]
-
-    def test_of(predictor: Any) -> Callable[[], object]:
-        settings = EvaluationSettings("ssul", False, None)
-        order, process = range(1 + OLD), Process(device=DEVICE)
-
-        @torch.inference_mode()
-        def test() -> object:
-            return evaluate(
-                predictor, batches, settings, channel_order=order, process=process
-            )
-
-        return test
-
+    bank_of = partial(_build, features, starts, batch)
+    test_of = partial(_test, batches)
     lda, klda = (some_bank(network, identity=kind) for kind in (True, False))
     sides = {
         "forward passes alone": forward,
@@ -335,6 +312,37 @@ def inference(plan: Plan) -> None:
     table(f"{count} images of {CROP}², {1 + OLD} classes", "s", "to the passes")
     for name, own in seconds.items():
         line(name, f"{own:.3f}", f"{own / seconds['forward passes alone']:.2f}")
+
+
+def _build(
+    features: Callable[[Iterable[int]], Iterator[FeatureBatch]],
+    starts: Iterable[int],
+    batch: int,
+    settings: BankSettings,
+) -> Callable[[], object]:
+    """Building a bank of the batches that start at some images."""
+    with torch.inference_mode():
+        sample = draw_sample(features([0]), settings, images=batch, seed=0)
+
+    @torch.inference_mode()
+    def build() -> object:
+        return build_bank(features(starts), sample, settings, classes=1 + OLD, seed=0)
+
+    return build
+
+
+def _test(batches: list[Batch], predictor: Any) -> Callable[[], object]:
+    """A test of a predictor on some batches."""
+    settings = EvaluationSettings("ssul", False, None)
+    order, process = range(1 + OLD), Process(device=DEVICE)
+
+    @torch.inference_mode()
+    def test() -> object:
+        return evaluate(
+            predictor, batches, settings, channel_order=order, process=process
+        )
+
+    return test
 
 
 def loading(workers: int) -> None:

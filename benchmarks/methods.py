@@ -7,7 +7,6 @@ rounds; the figures are medians. Prints a Markdown table.
 """
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -16,8 +15,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch

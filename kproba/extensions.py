@@ -91,7 +91,7 @@ def load_recorded(
     """Load the files that the settings of a job or an artifact record.
 
     Args:
-        extensions: What `origins_of` returned when they were written.
+        extensions: What `find_origins` returned when they were written.
         artifact: The artifact; None for the settings of a job. An artifact may be read
             from another working directory and long after the file was edited. So a file
             is also looked for in the folders above the artifact, and a changed one is
@@ -117,7 +117,7 @@ def load_recorded(
         log.warning("%s was edited after %s was made", found, artifact)
 
 
-def origins_of(entries: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+def find_origins(entries: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
     """The files that added some entries, each once, sorted by path.
 
     Args:

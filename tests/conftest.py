@@ -1,7 +1,8 @@
-"""What several tests share: real class lists, and small folder datasets."""
+"""What several tests share: real class lists, small datasets and trained steps."""
 
+import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from PIL import Image
 from small_experiment import CLASS_NAMES, write_experiment, write_tables
+from training_runs import SHARED, trained
+from training_steps import launch, step_settings, write_data
 
 from kproba.data.index import index_dataset
 from kproba.data.label_images import write_label_image
@@ -145,3 +149,31 @@ def index(folder_dataset: Callable[..., Path], tmp_path: Path) -> Path:
         class_count=3,
     )
     return path
+
+
+@pytest.fixture(scope="module")
+def schema_is_parsed_once() -> Iterator[None]:
+    """Parsing it takes most of the time of a check."""
+    parse = cache(yaml.safe_load)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "safe_load", lambda text: copy.deepcopy(parse(text)))
+        yield
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes and splits for steps of training, see `write_data`."""
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def base(data: Path) -> Path:
+    """A trained step 0."""
+    return launch(data, data / "base", step_settings(0)) / "model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def alone(data: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Step 1 by one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    return trained(data, folder / "1", step_settings(1, **SHARED), base=base)

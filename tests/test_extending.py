@@ -180,9 +180,11 @@ def test_prediction_finds_the_backbone_from_any_folder(
     assert done.returncode == 1
     assert "Expected my_backbone.py, the file of extensions that" in done.stderr
     assert "Traceback" not in done.stderr
+    done = call(["kproba", "info", str(moved / STREETS)], tmp_path)
+    assert "network: plain_cnn" in done.stdout
 
 
-def test_info_and_load_need_no_file_of_a_loss(study: Path, tmp_path: Path) -> None:
+def test_load_needs_no_file_of_a_loss(study: Path, tmp_path: Path) -> None:
     shutil.copytree(study / "results", tmp_path / "results")
     shutil.copy(study / "my_backbone.py", tmp_path)
     segmenter = kproba.load(tmp_path / FOCAL)

@@ -20,7 +20,7 @@ from kproba.extensions import (
     ExtensionError,
     load_extensions,
     load_recorded,
-    origins_of,
+    find_origins,
 )
 from kproba.methods.losses.step import step_losses
 from kproba.network import Architecture, SegmentationNetwork
@@ -118,13 +118,13 @@ def test_file_is_loaded_once_and_an_edited_one_replaces_its_entries(
     load_extensions([name])
     assert "mine" not in extend.MEASURES
     assert {"mine"} <= extend.TERMS.keys()
-    assert origins_of([("measure", "mine"), ("loss term", "ce")]) == []
+    assert find_origins([("measure", "mine"), ("loss term", "ce")]) == []
 
 
 def test_origin_has_path_and_hash(write: Callable[..., str]) -> None:
     load_extensions([write(TERM)])
     entries = [("loss term", "mine"), ("loss term", "ce"), ("method", "own")]
-    [origin] = origins_of(entries)
+    [origin] = find_origins(entries)
     assert origin["path"] == "mine.py"
     assert len(origin["sha256"]) == 64
 
@@ -218,7 +218,7 @@ def test_job_refuses_a_file_that_was_edited_after_the_plan(
     write: Callable[..., str], clean: Callable[[], None]
 ) -> None:
     load_extensions([write(TERM)])
-    recorded = origins_of([("loss term", "mine")])
+    recorded = find_origins([("loss term", "mine")])
     load_recorded(recorded)
     clean()
     load_recorded(recorded)
@@ -380,9 +380,9 @@ def test_edit_of_a_measure_changes_what_the_tables_record(
     write: Callable[..., str],
 ) -> None:
     load_extensions([write(MEASURE)])
-    before = origins_of(("measure", name) for name in extend.MEASURES)
+    before = find_origins(("measure", name) for name in extend.MEASURES)
     load_extensions([write(MEASURE + "\n")])
-    after = origins_of(("measure", name) for name in extend.MEASURES)
+    after = find_origins(("measure", name) for name in extend.MEASURES)
     assert [entry["path"] for entry in before] == ["mine.py"]
     assert before != after
 

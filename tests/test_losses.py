@@ -33,7 +33,7 @@ from kproba.methods.losses.barm import bfd, bga_ce, bga_t, gkd, pb_bce
 from kproba.methods.losses.case import Counts, Masks, cell_masks
 from kproba.methods.losses.cross_entropy import bce, full_bce
 from kproba.methods.method import Method
-from kproba.methods.terms import needs_of
+from kproba.methods.terms import collect_needs
 from kproba.network.network import Outputs
 
 OLD = (1, 2, 3)
@@ -291,7 +291,7 @@ def test_without_a_teacher_nothing_is_distilled():
     masks, counts = masks_and_counts(targets)
     outputs = outputs_of(branch_blocks(200), branch_logits(210))
     method = METHODS["kproba"]
-    distilling = {name for name in method.losses if "teacher" in needs_of([name])}
+    distilling = {name for name in method.losses if "teacher" in collect_needs([name])}
     assert distilling == {"gkd", "bfd"}
     for name in distilling:
         alone = Method(losses={name: 1.0})

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import kproba
+from kproba.network.heads import HEADS
 from kproba.predict.cli import main as command
 
 ARCHIVE = Path(__file__).parent / "data" / "released_0.1.0.tar.xz"
@@ -57,7 +58,7 @@ def test_model_and_bank_of_version_0_1_0_load(released: Path) -> None:
     ("step", "told"),
     [
         ("network and bank", "network and bank (lda)"),
-        ("softmax", "one softmax over all classes"),
+        ("softmax", HEADS["softmax"].description),
     ],
 )
 def test_info_describes_a_step_of_version_0_1_0(

@@ -26,7 +26,7 @@ from kproba.methods.terms import (
     Term,
     cross_entropies,
     further_terms,
-    needs_of,
+    collect_needs,
 )
 from kproba.network.heads import HEADS
 from kproba.plan.methods import SWITCHES
@@ -82,7 +82,7 @@ def test_heads_name_terms_and_methods_that_exist():
         assert head.step_0_loss in cross_entropies()
         assert TERMS[head.step_0_loss].needs <= head.provides
         # At step 0 there are neither masks nor a teacher.
-        assert not needs_of([head.step_0_loss]) & set(NEEDS)
+        assert not collect_needs([head.step_0_loss]) & set(NEEDS)
     assert RULES[DEFAULT_COMBINATION].scores
     assert set(SWITCHES) <= set(Method.__dataclass_fields__)
 

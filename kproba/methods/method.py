@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from kproba.methods.terms import TEACHER, TEACHER_LOGITS, in_order, needs_of
+from kproba.methods.terms import TEACHER, TEACHER_LOGITS, in_order, collect_needs
 from kproba.network.heads import HEADS
 
 # From this step on a bank corrects what the previous network teaches. Step 0's network
@@ -63,7 +63,7 @@ class Method:
     @property
     def needs(self) -> frozenset[str]:
         """The needs of all terms: of head, teacher and labels."""
-        return needs_of(self.terms)
+        return collect_needs(self.terms)
 
     @property
     def distils(self) -> bool:

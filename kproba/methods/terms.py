@@ -165,7 +165,7 @@ def further_terms() -> list[str]:
     return [name for name, term in TERMS.items() if not term.classifies]
 
 
-def needs_of(names: Iterable[str]) -> frozenset[str]:
+def collect_needs(names: Iterable[str]) -> frozenset[str]:
     """Everything that some terms need."""
     return frozenset().union(*(TERMS[name].needs for name in names))
 

@@ -6,7 +6,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from kproba.extensions import load_recorded, origins_of
+from kproba.extensions import load_recorded, find_origins
 from kproba.network.architecture import Architecture
 from kproba.network.backbones import BACKBONES
 from kproba.network.heads import HEADS
@@ -33,7 +33,7 @@ def save_model(
     architecture = network.architecture
     # Of what the network is made of alone: loss terms are not needed to use it.
     parts = [("backbone", architecture.backbone), ("head", architecture.head)]
-    extensions = origins_of(parts)
+    extensions = find_origins(parts)
     write_json(
         path.with_suffix(".json"),
         {

@@ -63,7 +63,7 @@ def fill(pattern: str, values: Mapping[str, object], **more: object) -> str:
     return pattern.format_map({**values, **more})
 
 
-def log_of(pattern: str, name: str) -> str:
+def log_path(pattern: str, name: str) -> str:
     """The log of a rule, beside the artifact that it makes, as a pattern.
 
     Args:

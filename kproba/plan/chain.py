@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
-from kproba.extensions import origins_of
+from kproba.extensions import find_origins
 from kproba.methods.method import Method
 from kproba.plan.datasets import Datasets
 from kproba.plan.errors import ConfigError
@@ -146,7 +146,7 @@ class Chain:
     def labels(self, run: Run, step: int) -> Labels:
         """The pseudo labels of a step."""
         planned = self._methods[run.method]
-        extensions = origins_of([("label rule", planned.labels["rule"])])
+        extensions = find_origins([("label rule", planned.labels["rule"])])
         return Labels(
             settings={
                 "settings": planned.labels,
@@ -226,7 +226,7 @@ class Chain:
         }
         terms = [("loss term", name) for name in method.terms]
         parts = [("head", method.head), ("backbone", model["backbone"])]
-        extensions = origins_of([*terms, *parts])
+        extensions = find_origins([*terms, *parts])
         return {
             "seed": run.seed,
             "groups": classes["groups"],

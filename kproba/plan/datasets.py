@@ -13,7 +13,7 @@ from kproba.data.tasks import (
     parse_task,
     resolve_groups,
 )
-from kproba.extensions import origins_of
+from kproba.extensions import find_origins
 from kproba.plan import artifacts
 from kproba.plan.errors import ConfigError, suggestion
 
@@ -172,7 +172,7 @@ class Datasets:
     def index_settings(self, part: str) -> Config:
         """All that determines the index of a dataset, besides its files."""
         settings = self._parts[part]
-        origins = origins_of([("dataset kind", settings["kind"])])
+        origins = find_origins([("dataset kind", settings["kind"])])
         return {
             "kind": settings["kind"],
             "folder": self.folder(part),

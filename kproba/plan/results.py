@@ -67,7 +67,7 @@ class StepResult:
         return cls(**content)
 
 
-def files_of(results: Iterable[StepResult], *kinds: str) -> list[str]:
+def list_files(results: Iterable[StepResult], *kinds: str) -> list[str]:
     """All files of some kinds that steps have, each once, sorted.
 
     Args:

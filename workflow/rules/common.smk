@@ -12,7 +12,7 @@ from kproba.network.backbones import BACKBONES
 from kproba.plan import artifacts
 from kproba.plan.errors import ConfigError
 from kproba.plan.plan import Plan, Run
-from kproba.plan.results import files_of
+from kproba.plan.results import list_files
 from kproba.plan.schema import check
 from kproba.results.measures import MEASURES
 
@@ -43,7 +43,7 @@ wildcard_constraints:
 # offers is threads and resources: a change there never makes a step run again.
 
 
-def resources_of(compute):
+def job_resources(compute):
     """Resources of a job: those that Snakemake counts, and all options as JSON."""
     resources = {"gpu": compute.gpus, "nodes": compute.nodes}
     if compute.nodes > 1:
@@ -57,15 +57,15 @@ def resources_of(compute):
 
 
 job_threads = plan.compute.cores_per_node
-training_resources = resources_of(plan.compute)
+training_resources = job_resources(plan.compute)
 # A job that only runs a network forward, on one node: bank, pseudo labels, evaluation.
-inference_resources = resources_of(plan.compute.on_one_node())
+inference_resources = job_resources(plan.compute.on_one_node())
 
 
 # --- Names in a path -----------------------------------------------------------------
 
 
-def run_of(wildcards):
+def parse_run(wildcards):
     return Run(
         wildcards.dataset,
         wildcards.task,
@@ -126,17 +126,17 @@ def checksums(wildcards):
     return [archive.checksum for archive in plan.datasets.archives(wildcards.dataset)]
 
 
-def archive_of(wildcards):
+def find_archive(wildcards):
     archives = plan.datasets.archives(wildcards.dataset)
     return next(entry for entry in archives if entry.name == wildcards.archive)
 
 
 def mirrors(wildcards):
-    return " ".join(archive_of(wildcards).mirrors)
+    return " ".join(find_archive(wildcards).mirrors)
 
 
 def checksum(wildcards):
-    return archive_of(wildcards).checksum
+    return find_archive(wildcards).checksum
 
 
 def indices_of_step(wildcards):
@@ -152,37 +152,37 @@ def indices_of_task(wildcards):
 
 
 def step_settings(wildcards):
-    return plan.settings(run_of(wildcards), int(wildcards.step))
+    return plan.settings(parse_run(wildcards), int(wildcards.step))
 
 
 def training_inputs(wildcards):
-    return plan.training_inputs(run_of(wildcards), int(wildcards.step))
+    return plan.training_inputs(parse_run(wildcards), int(wildcards.step))
 
 
 def bank_inputs(wildcards):
-    return plan.bank_inputs(run_of(wildcards), int(wildcards.step))
+    return plan.bank_inputs(parse_run(wildcards), int(wildcards.step))
 
 
 def bank_job(wildcards):
-    job = plan.chain.bank(run_of(wildcards), int(wildcards.step))
+    job = plan.chain.bank(parse_run(wildcards), int(wildcards.step))
     return json.dumps(job.settings)
 
 
 def label_inputs(wildcards):
-    return plan.label_inputs(run_of(wildcards), int(wildcards.step))
+    return plan.label_inputs(parse_run(wildcards), int(wildcards.step))
 
 
 def label_job(wildcards):
-    job = plan.chain.labels(run_of(wildcards), int(wildcards.step))
+    job = plan.chain.labels(parse_run(wildcards), int(wildcards.step))
     return json.dumps(job.settings)
 
 
 def test_inputs(wildcards):
-    return plan.test_inputs(run_of(wildcards), int(wildcards.step))
+    return plan.test_inputs(parse_run(wildcards), int(wildcards.step))
 
 
 def test_job(wildcards):
-    run, step = run_of(wildcards), int(wildcards.step)
+    run, step = parse_run(wildcards), int(wildcards.step)
     names = {"run": {**vars(run), "step": step}}
     return json.dumps({**names, **plan.chain.test(run, step).settings})
 
@@ -206,16 +206,16 @@ def rows_of_experiment(wildcards):
     return [result.to_dict() for result in results_of_experiment(wildcards)]
 
 
-def files_of_experiment(*kinds):
+def experiment_files(*kinds):
     """Input function: files of some kinds of the steps of an experiment."""
 
     def files(wildcards):
-        return files_of(results_of_experiment(wildcards), *kinds)
+        return list_files(results_of_experiment(wildcards), *kinds)
 
     return files
 
 
-def files_of_report(wildcards):
+def report_files(wildcards):
     """What the page shows beside tables and figures."""
     kinds = ("confusion", "examples", "usage", "labels", "split")
     indices = {
@@ -225,7 +225,7 @@ def files_of_report(wildcards):
             run.dataset, plan.datasets.groups(run.dataset, run.task)
         )
     }
-    return files_of(all_results, *kinds) + sorted(indices)
+    return list_files(all_results, *kinds) + sorted(indices)
 
 
 def experiments_of_report(wildcards):

@@ -2,7 +2,7 @@ rule write_digits:
     output:
         scenes=directory(artifacts.SCENES),
     log:
-        artifacts.log_of(artifacts.SCENES, "scenes"),
+        artifacts.log_path(artifacts.SCENES, "scenes"),
     conda:
         "../../envs/kproba.yaml"
     threads: 8
@@ -18,7 +18,7 @@ rule download_archive:
     output:
         archive=artifacts.ARCHIVE,
     log:
-        artifacts.log_of(artifacts.ARCHIVE, "{archive}"),
+        artifacts.log_path(artifacts.ARCHIVE, "{archive}"),
     localrule: True  # nodes of a cluster often have no internet
     conda:
         "../../envs/kproba.yaml"
@@ -38,7 +38,7 @@ rule unpack_archives:
     output:
         folder=directory(artifacts.UNPACKED),
     log:
-        artifacts.log_of(artifacts.UNPACKED, "unpacked"),
+        artifacts.log_path(artifacts.UNPACKED, "unpacked"),
     conda:
         "../../envs/kproba.yaml"
     params:
@@ -56,7 +56,7 @@ rule prepare_dataset:
         index=artifacts.INDEX,
         integrity=artifacts.INTEGRITY,
     log:
-        artifacts.log_of(artifacts.INDEX, "index"),
+        artifacts.log_path(artifacts.INDEX, "index"),
     priority: 20  # a faulty dataset stops the run before anything else is begun
     conda:
         "../../envs/kproba.yaml"
@@ -77,7 +77,7 @@ rule make_split:
     output:
         split=artifacts.SPLIT,
     log:
-        artifacts.log_of(artifacts.SPLIT, "step{step}"),
+        artifacts.log_path(artifacts.SPLIT, "step{step}"),
     localrule: True
     conda:
         "../../envs/kproba.yaml"
@@ -94,7 +94,7 @@ rule list_classes:
     output:
         classes=artifacts.CLASSES,
     log:
-        artifacts.log_of(artifacts.CLASSES, "classes"),
+        artifacts.log_path(artifacts.CLASSES, "classes"),
     localrule: True
     conda:
         "../../envs/kproba.yaml"

@@ -7,7 +7,7 @@ rule evaluate:
         examples=directory(artifacts.EXAMPLES),
         predictor=artifacts.PREDICTOR,
     log:
-        artifacts.log_of(artifacts.EVALUATION, "evaluation"),
+        artifacts.log_path(artifacts.EVALUATION, "evaluation"),
     conda:
         "../../envs/kproba.yaml"
     threads: job_threads

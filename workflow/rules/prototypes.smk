@@ -5,7 +5,7 @@ rule build_prototypes:
         bank=artifacts.BANK,
         description=artifacts.BANK_DESCRIPTION,
     log:
-        artifacts.log_of(artifacts.BANK, "prototypes"),
+        artifacts.log_path(artifacts.BANK, "prototypes"),
     benchmark:
         artifacts.BANK_TIME
     priority: 10

@@ -6,7 +6,7 @@ rule export_pseudo_labels:
         table=artifacts.LABEL_TABLE,
         quality=artifacts.LABEL_QUALITY,
     log:
-        artifacts.log_of(artifacts.LABELS, "pseudo_labels"),
+        artifacts.log_path(artifacts.LABELS, "pseudo_labels"),
     benchmark:
         artifacts.LABELS_TIME
     wildcard_constraints:

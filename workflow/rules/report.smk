@@ -1,8 +1,8 @@
 rule summarise:
     input:
-        evaluations=files_of(all_results, "evaluation"),
-        times=files_of(all_results, "times"),
-        qualities=files_of(all_results, "quality"),
+        evaluations=list_files(all_results, "evaluation"),
+        times=list_files(all_results, "times"),
+        qualities=list_files(all_results, "quality"),
     output:
         summary=report(
             artifacts.SUMMARY,
@@ -20,7 +20,7 @@ rule summarise:
             category="Results",
         ),
     log:
-        artifacts.log_of(artifacts.SUMMARY, "summary"),
+        artifacts.log_path(artifacts.SUMMARY, "summary"),
     localrule: True
     conda:
         "../../envs/kproba.yaml"
@@ -35,10 +35,10 @@ rule summarise:
 
 rule draw_figures:
     input:
-        evaluations=files_of_experiment("evaluation"),
-        qualities=files_of_experiment("quality"),
-        examples=files_of_experiment("examples"),
-        metrics=files_of_experiment("metrics"),
+        evaluations=experiment_files("evaluation"),
+        qualities=experiment_files("quality"),
+        examples=experiment_files("examples"),
+        metrics=experiment_files("metrics"),
         indices=indices_of_task,
     output:
         miou=report(
@@ -87,7 +87,7 @@ rule write_report:
         classes=artifacts.CLASS_RESULTS,
         pseudo_labels=artifacts.LABEL_RESULTS,
         figures=figures_of_experiments,
-        files=files_of_report,
+        files=report_files,
         class_lists=class_lists,
         banks=last_banks,
     output:
@@ -97,7 +97,7 @@ rule write_report:
             category="Results",
         ),
     log:
-        artifacts.log_of(artifacts.REPORT, "report"),
+        artifacts.log_path(artifacts.REPORT, "report"),
     localrule: True
     conda:
         "../../envs/kproba.yaml"

@@ -4,7 +4,7 @@ rule write_settings:
     output:
         settings=artifacts.SETTINGS,
     log:
-        artifacts.log_of(artifacts.SETTINGS, "settings"),
+        artifacts.log_path(artifacts.SETTINGS, "settings"),
     localrule: True
     conda:
         "../../envs/kproba.yaml"
@@ -20,7 +20,7 @@ rule fetch_weights:
     output:
         weights=artifacts.WEIGHTS,
     log:
-        artifacts.log_of(artifacts.WEIGHTS, "{backbone}"),
+        artifacts.log_path(artifacts.WEIGHTS, "{backbone}"),
     localrule: True  # nodes of a cluster often have no internet
     conda:
         "../../envs/kproba.yaml"
@@ -45,7 +45,7 @@ rule train_step:
         usage=artifacts.USAGE,
         tensorboard=directory(artifacts.TENSORBOARD),
     log:
-        artifacts.log_of(artifacts.MODEL, "train"),
+        artifacts.log_path(artifacts.MODEL, "train"),
     benchmark:
         artifacts.TRAINING_TIME
     wildcard_constraints:

@@ -107,7 +107,7 @@ class Head(ABC):
             start_from_background: Derive them from the background's; a head that
                 cannot do so ignores it.
         """
-        classifier = classifier_of(branch)
+        classifier = get_classifier(branch)
         generator = torch.Generator().manual_seed(seed)
         nn.init.kaiming_normal_(classifier.weight, generator=generator)
         if classifier.bias is not None:
@@ -127,7 +127,7 @@ class Head(ABC):
         }
 
 
-def classifier_of(branch: nn.Module) -> nn.Conv2d:
+def get_classifier(branch: nn.Module) -> nn.Conv2d:
     """The 1×1 convolution of a step."""
     classifier = branch.get_submodule("classifier")
     assert isinstance(classifier, nn.Conv2d)

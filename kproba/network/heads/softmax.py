@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kproba.network.heads.head import Branch, Head, NetworkParts, classifier_of
+from kproba.network.heads.head import Branch, Head, NetworkParts, get_classifier
 
 
 class AddedClasses(nn.Module):
@@ -70,7 +70,7 @@ class SoftmaxHead(Head):
         )
         if not start_from_background:
             return
-        old, new = classifier_of(network.branches[0]), classifier_of(branch)
+        old, new = get_classifier(network.branches[0]), get_classifier(branch)
         assert old.bias is not None and new.bias is not None
         with torch.no_grad():
             old.bias[0] -= math.log(new.out_channels + 1)
@@ -85,6 +85,6 @@ class SoftmaxHead(Head):
         groups = super().parameter_groups(network)
         if len(network.branches) > 1:
             groups["aspp"].append(network.branches[0].get_submodule("block"))
-            groups["branch"] = [classifier_of(branch) for branch in network.branches]
+            groups["branch"] = [get_classifier(branch) for branch in network.branches]
             groups["old_branches"] = []
         return groups
