@@ -13,8 +13,6 @@ import torch
 import yaml
 from PIL import Image
 from small_experiment import CLASS_NAMES, write_experiment, write_tables
-from training_runs import SHARED, trained
-from training_steps import launch, step_settings, write_data
 
 from kproba.data.index import index_dataset
 from kproba.data.label_images import write_label_image
@@ -163,17 +161,24 @@ def schema_is_parsed_once() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scenes and splits for steps of training, see `write_data`."""
+    from training_steps import write_data  # here: few tests need what it imports
+
     return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")
 def base(data: Path) -> Path:
     """A trained step 0."""
+    from training_steps import launch, step_settings
+
     return launch(data, data / "base", step_settings(0)) / "model.safetensors"
 
 
 @pytest.fixture(scope="session")
 def alone(data: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Step 1 by one process."""
+    from training_runs import SHARED, trained
+    from training_steps import step_settings
+
     folder = tmp_path_factory.mktemp("alone")
     return trained(data, folder / "1", step_settings(1, **SHARED), base=base)

@@ -6,11 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from kproba.bank.build import (
-    FeatureBatch,
-    build_bank,
-    draw_sample,
-)
+from kproba.bank.build import FeatureBatch, build_bank, draw_sample
 from kproba.bank.settings import BankSettings
 
 SETTINGS = BankSettings(

@@ -20,7 +20,7 @@ from kproba.runtime.launch import free_port
 from kproba.training import monitor as curves
 from kproba.training.curves import Curves
 from kproba.training.monitor import Monitor
-from kproba.training.run_file import read_run, write_run
+from kproba.runtime.run_file import read_run, write_run
 
 
 def write_events(folder: Path, value: float) -> None:

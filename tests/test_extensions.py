@@ -18,9 +18,9 @@ import kproba
 from kproba import extend, extensions
 from kproba.extensions import (
     ExtensionError,
+    find_origins,
     load_extensions,
     load_recorded,
-    find_origins,
 )
 from kproba.methods.losses.step import step_losses
 from kproba.network import Architecture, SegmentationNetwork

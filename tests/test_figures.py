@@ -24,7 +24,7 @@ from small_experiment import (
 from kproba.data.drawing import CLASS_COLOURS
 from kproba.data.index import index_dataset
 from kproba.data.label_images import label_palette, write_label_image
-from kproba.plan.artifacts import FIGURE_NAMES
+from kproba.artifacts import FIGURE_NAMES
 from kproba.plan.results import StepResult
 from kproba.results import figures
 from kproba.results.figures import draw_figures

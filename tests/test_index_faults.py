@@ -12,9 +12,7 @@ from small_pictures import labels_of, save_turned
 
 from kproba.data.kinds.pairs import MissingDatasetError
 from kproba.data.label_images import write_label_image
-from kproba.data.splits import (
-    read_index,
-)
+from kproba.data.splits import read_index
 
 CLASS_COUNT = 3  # of the small folder
 

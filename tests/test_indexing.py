@@ -17,10 +17,7 @@ from small_pictures import labels_of, save_turned
 from kproba.data.images import read_image
 from kproba.data.kinds.folder import is_held_out
 from kproba.data.label_images import read_label_image
-from kproba.data.splits import (
-    parse_classes,
-    read_index,
-)
+from kproba.data.splits import parse_classes, read_index
 
 
 def test_index_names_size_subset_and_labels_of_every_image(small_folder, index_of):

@@ -12,12 +12,7 @@ import pytest
 import torch
 from gloo_processes import finished_within
 from training_runs import STATE, train_with, trained
-from training_steps import (
-    command,
-    interrupt,
-    launch,
-    step_settings,
-)
+from training_steps import command, interrupt, launch, step_settings
 
 from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process

@@ -16,9 +16,7 @@ from direct_bank import (
 )
 
 from kproba.bank.bank import PrototypeBank
-from kproba.bank.build import (
-    update_bank,
-)
+from kproba.bank.build import update_bank
 
 
 def bank_by_hand(counts, means, scatter, *, shares=None, temperature=1.0):

@@ -10,7 +10,7 @@ import pytest
 from small_experiment import CLASS_NAMES, GROUPS, STEPS, write_tables
 from test_report import experiment, write_page
 
-from kproba.plan.artifacts import FIGURE_NAMES
+from kproba.artifacts import FIGURE_NAMES
 from kproba.results import figures, measures
 from kproba.results.evaluation import EvaluationSettings, means, write_results
 from kproba.results.figures import draw_figures
@@ -169,7 +169,7 @@ def test_published_numbers_lack_a_new_mean(more_measures, results, index, tmp_pa
 
 def test_tables_and_measures_do_not_load_torch():
     code = (
-        "import sys, kproba.results.tables, kproba.training.run_file, "
+        "import sys, kproba.results.tables, kproba.runtime.run_file, "
         "kproba.results.tensorboard; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,12 +1,7 @@
 """Which method makes what several methods would make alike."""
 
 import pytest
-from plan_configs import (
-    experiment,
-    make_plan,
-    make_run,
-    method,
-)
+from plan_configs import experiment, make_plan, make_run, method
 
 from kproba.methods.builtin import METHODS
 

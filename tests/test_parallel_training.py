@@ -11,10 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_runs import SHARED, SMALL_RATES, train_with, trained
-from training_steps import (
-    largest_relative_difference,
-    step_settings,
-)
+from training_steps import largest_relative_difference, step_settings
 
 from kproba.bank.decision import Decision
 from kproba.data.label_images import read_label_image, write_label_image

@@ -1,12 +1,7 @@
 """What a method is in a plan: its losses, labels, bank and prediction."""
 
 import pytest
-from plan_configs import (
-    experiment,
-    make_plan,
-    make_run,
-    method,
-)
+from plan_configs import experiment, make_plan, make_run, method
 
 from kproba.methods.builtin import METHODS
 from kproba.methods.rules import RULES

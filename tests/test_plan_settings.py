@@ -4,12 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from plan_configs import (
-    experiment,
-    make_plan,
-    make_run,
-    method,
-)
+from plan_configs import experiment, make_plan, make_run, method
 
 from kproba.data.kinds.digits import CLASS_NAMES
 from kproba.methods.builtin import METHODS

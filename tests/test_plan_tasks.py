@@ -4,12 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from plan_configs import (
-    MINIMAL,
-    experiment,
-    make_plan,
-    make_run,
-)
+from plan_configs import MINIMAL, experiment, make_plan, make_run
 
 from kproba.data.kinds.digits import CLASS_NAMES
 from kproba.plan.chain import Run

@@ -20,11 +20,7 @@ from direct_bank import (
 )
 
 from kproba.bank.bank import PrototypeBank, bank_features
-from kproba.bank.build import (
-    draw_sample,
-    labelled_cells,
-    sampled_images,
-)
+from kproba.bank.build import draw_sample, labelled_cells, sampled_images
 from kproba.bank.feature_maps import FourierFeatures
 from kproba.bank.moments import Moments
 from kproba.bank.settings import BankSettings

@@ -7,10 +7,7 @@ import pandas as pd
 import pytest
 
 from kproba.data import splits
-from kproba.data.splits import (
-    parse_classes,
-    select_images,
-)
+from kproba.data.splits import parse_classes, select_images
 from kproba.data.tasks import Groups, parse_task
 
 CLASS_COUNT = {"voc": 20, "ade": 150}

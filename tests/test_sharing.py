@@ -17,7 +17,7 @@ import pytest
 import yaml
 from job_dump import CONFIG, SHIPPED, planned_jobs, write_class_lists
 
-from kproba.plan import artifacts
+from kproba import artifacts
 from kproba.plan.chain import Run
 from kproba.plan.plan import Plan
 from kproba.plan.schema import check

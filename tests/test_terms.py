@@ -24,9 +24,9 @@ from kproba.methods.terms import (
     NEEDS,
     TERMS,
     Term,
+    collect_needs,
     cross_entropies,
     further_terms,
-    collect_needs,
 )
 from kproba.network.heads import HEADS
 from kproba.plan.methods import SWITCHES

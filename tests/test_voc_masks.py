@@ -13,11 +13,7 @@ from PIL import Image
 from kproba.data.index import index_dataset
 from kproba.data.kinds import KINDS
 from kproba.data.label_images import read_label_image, write_label_image
-from kproba.data.splits import (
-    parse_classes,
-    read_index,
-    select_images,
-)
+from kproba.data.splits import parse_classes, read_index, select_images
 from kproba.data.tasks import parse_task
 
 

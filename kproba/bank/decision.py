@@ -36,6 +36,11 @@ class Decision:
     temperature: float = 1.0
     metric: Literal["euclidean", "mahalanobis"] = "euclidean"
 
+    @property
+    def by_distance(self) -> bool:
+        """Whether the evidence is the distance to prototypes, not a posterior."""
+        return self.rule == "kappa"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for an artifact."""
         return asdict(self)

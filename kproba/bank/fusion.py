@@ -1,10 +1,11 @@
 """Network and bank combined: the one place that test, teacher and pseudo labels use.
 
-The network says how likely a pixel is of any class at all, and both say of which (or
-both say everything, `Decision.foreground`); and as an image shows few classes, those
-count more that it shows much of.
+The network decides how likely a pixel is of any class at all, and both decide which
+class it is (or both decide everything, see `Decision.foreground`). And since an image
+contains few classes, those that cover much of it are preferred.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from kproba.bank.bank import PrototypeBank, bank_features, load_bank_of_model
 from kproba.bank.decision import Decision
 from kproba.network.files import load_model
+from kproba.network.heads.head import compose_logits
 from kproba.network.layers import upsample
 from kproba.network.network import Outputs, SegmentationNetwork
 
@@ -84,7 +86,7 @@ class Combination:
         maps = bank_features(features, self.bank.settings).float()
         batch, _, height, width = maps.shape
         cells = maps.permute(0, 2, 3, 1).flatten(0, 2)
-        if self.decision.rule == "kappa":
+        if self.decision.by_distance:
             evidence = self.bank.log_kappa(
                 cells,
                 temperature=self.decision.temperature,
@@ -127,6 +129,20 @@ class Combination:
         return fit_to_image(log_s, self.bank.share, iterations, counted)
 
 
+def pixel_log_probabilities(
+    network: SegmentationNetwork, outputs: Outputs, size: Sequence[int]
+) -> torch.Tensor:
+    """Log p of every pixel by the network alone, (B, |S_t|, H, W) float32.
+
+    Args:
+        network: Whose head knows how p follows from logits.
+        outputs: Outputs of the network for images (B, 3, H, W).
+        size: (H, W).
+    """
+    logits = compose_logits(outputs.logits).float()
+    return network.log_probabilities(upsample(logits, size))
+
+
 def fuse(
     log_p: torch.Tensor, log_evidence: torch.Tensor, decision: Decision
 ) -> torch.Tensor:
@@ -146,11 +162,11 @@ def fuse(
         decision: How they decide together.
     """
     log_p = log_p.log_softmax(dim=1)
-    by_kappa = decision.rule == "kappa"
+    by_distance = decision.by_distance
     score = decision.probability_weight * log_p
-    score += log_evidence * (1.0 if by_kappa else decision.posterior_weight)
+    score += log_evidence * (1.0 if by_distance else decision.posterior_weight)
     if decision.foreground == "both":
-        score[:, 1:] += 0.0 if by_kappa else decision.foreground_bias
+        score[:, 1:] += 0.0 if by_distance else decision.foreground_bias
         return score.log_softmax(dim=1)
     foreground = log_p[:, 1:].logsumexp(dim=1, keepdim=True)
     return torch.cat([log_p[:, :1], foreground + score[:, 1:].log_softmax(1)], dim=1)
@@ -190,7 +206,7 @@ def fit_to_image(
     total = weight.sum(dim=(2, 3)).clamp(min=1e-6)
     fitted = first
     for _ in range(iterations):
-        shown = (fitted.exp() * weight).sum(dim=(2, 3)) / total
-        change = shown.clamp(min=LEAST_SHARE).log() - trained
+        image_share = (fitted.exp() * weight).sum(dim=(2, 3)) / total
+        change = image_share.clamp(min=LEAST_SHARE).log() - trained
         fitted = (first + change[:, :, None, None]).log_softmax(dim=1)
     return torch.cat([log_s[:, :1], foreground + fitted], dim=1)

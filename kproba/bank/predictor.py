@@ -1,11 +1,11 @@
 """Prediction after a step: by the network alone, or by network and bank together.
 
-Network and bank answer from different evidence. The network is trained step by step,
-and its newest branch has not met the old classes: on one that looks like its own (a
-cow, after the step that brought horses) it is wrong with confidence. The bank's
-discriminant analysis weighs all classes, whatever step they came in, in one feature
-space, that of step 0's network, which does not change; but it is linear in φ and sees
-one cell at a time, so it blurs edges. `kproba.bank.fusion` combines both.
+Network and bank use different evidence. The network is trained step by step, and its
+newest branch was never trained on the old classes: on one that resembles a class of its
+own step (a cow, after the step that added horses) it is wrong with confidence. The
+bank's discriminant analysis compares all classes, whatever their step, in the feature
+space of step 0's network, which does not change. But it is linear in φ and sees one
+cell at a time, so it blurs edges. `kproba.bank.fusion` combines both.
 """
 
 from pathlib import Path
@@ -14,10 +14,8 @@ import torch
 
 from kproba.bank.bank import PrototypeBank
 from kproba.bank.decision import Decision
-from kproba.bank.fusion import Combination
+from kproba.bank.fusion import Combination, pixel_log_probabilities
 from kproba.network.files import load_model
-from kproba.network.heads.head import compose_logits
-from kproba.network.layers import upsample
 from kproba.network.network import SegmentationNetwork
 
 
@@ -79,9 +77,8 @@ class FusedPredictor:
     def log_scores(self, images: torch.Tensor) -> torch.Tensor:
         """Log s, (B, |S_t|, H, W) float32, pixel by pixel: no image prior yet."""
         outputs = self.network(images)
-        logits = compose_logits(outputs.logits).float()
-        logits = upsample(logits, images.shape[-2:])
-        log_p = self.network.log_probabilities(logits)
+        size = images.shape[-2:]
+        log_p = pixel_log_probabilities(self.network, outputs, size)
         log_evidence = self.combination.log_evidence_of_pixels(outputs, images)
         return self.combination.log_scores(log_p, log_evidence)
 

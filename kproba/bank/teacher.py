@@ -1,8 +1,8 @@
 """The bank as a teacher: it corrects what an increment learns of old classes.
 
-BARM's `gkd` holds the old branches to the answers of the network of step t-1 on the
+BARM's `gkd` holds the old branches to the outputs of the network of step t-1 on the
 step's images. Where that network has begun to mistake one class for another, each
-further step learns the mistake again. The bank has not moved: so network and bank
+further step learns the mistake again. The bank has not changed: so network and bank
 together decide which old class a cell of background shows, and `gkd` holds the branches
 to that. It does so from step `kproba.methods.method.FIRST_CORRECTED_STEP` on: step 0's
 network cannot have mistaken anything for a class that it has not met.

@@ -26,12 +26,10 @@ from typing import Any
 import torch
 
 from kproba.bank.decision import Decision
-from kproba.bank.fusion import Combination
+from kproba.bank.fusion import Combination, pixel_log_probabilities
 from kproba.data.labels import UNSURE, LabelMap
 from kproba.data.loaders import Batch
 from kproba.methods.rules import RULES
-from kproba.network.heads.head import compose_logits
-from kproba.network.layers import upsample
 from kproba.network.network import SegmentationNetwork
 from kproba.runtime.distributed import ALONE, Process
 from kproba.runtime.references import resolve
@@ -223,14 +221,13 @@ class Labeller:
             hidden: Pixels that need a label, (B, H, W) bool; None: all.
         """
         outputs = self.network(images)
-        logits = compose_logits(outputs.logits).float()
-        logits = upsample(logits, images.shape[-2:])
+        log_p = pixel_log_probabilities(self.network, outputs, images.shape[-2:])
         evidence = None
         if self.combination is not None:
             evidence = self.combination.log_evidence_of_pixels(outputs, images)
         return decide(
             LabelCase(
-                log_p=self.network.log_probabilities(logits),
+                log_p=log_p,
                 settings=self.settings,
                 log_evidence=evidence,
                 combination=self.combination,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from kproba.methods.terms import TEACHER, TEACHER_LOGITS, in_order, collect_needs
+from kproba.methods.terms import TEACHER, TEACHER_LOGITS, collect_needs, in_order
 from kproba.network.heads import HEADS
 
 # From this step on a bank corrects what the previous network teaches. Step 0's network

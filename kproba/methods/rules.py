@@ -30,6 +30,8 @@ class LabelRule:
             (LDA), "rff" for random Fourier features; None: it reads none.
         combines: The rule by which network and bank predict together where this one
             makes the pseudo labels; None: the default, `lda`.
+        by_distance: Whether the bank's evidence is the distance to its prototypes, and
+            not the posterior of the discriminant analysis.
         scores: Whether it scores every class by network and bank, and so can predict.
         prepare: Takes the teacher, the batches, the label map and the process, and
             returns what `LabelCase.thresholds` holds; None: nothing is prepared.
@@ -42,6 +44,7 @@ class LabelRule:
     decision: tuple[str, ...] = ()
     bank: Literal["identity", "rff"] | None = None
     combines: str | None = None
+    by_distance: bool = False
     scores: bool = False
     prepare: Reference | None = None
 
@@ -76,6 +79,7 @@ _ENTRIES = (
         decision=KAPPA,
         bank="rff",
         combines="kappa",
+        by_distance=True,
         scores=True,
     ),
     LabelRule(
@@ -112,6 +116,6 @@ def scoring_rules() -> list[str]:
 def needs_scatter(rule: str, decision: Mapping[str, Any]) -> bool:
     """Whether the bank of a rule holds the within-class scatter.
 
-    Every rule with a bank reads it, but for κ by Euclidean distance.
+    Every rule with a bank reads it, except for Euclidean distances.
     """
-    return not (rule == "kappa" and decision["metric"] == "euclidean")
+    return not (RULES[rule].by_distance and decision["metric"] == "euclidean")

@@ -6,7 +6,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from kproba.extensions import load_recorded, find_origins
+from kproba.extensions import find_origins, load_recorded
 from kproba.network.architecture import Architecture
 from kproba.network.backbones import BACKBONES
 from kproba.network.heads import HEADS

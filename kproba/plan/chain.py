@@ -8,7 +8,7 @@ from typing import Any
 from kproba.extensions import find_origins
 from kproba.methods.method import Method
 from kproba.plan.datasets import Datasets
-from kproba.plan.errors import ConfigError
+from kproba.plan.errors import ConfigError, suggestion
 from kproba.plan.jobs import Bank, Job, Labels, Split, Test, Training
 from kproba.plan.methods import PlannedMethod
 
@@ -34,13 +34,14 @@ class Run:
     seed: int
 
 
-def _remembered(build: Any) -> Any:
+def _cached(build: Any) -> Any:
     """Build the job of a run and step once."""
 
     @wraps(build)
     def job(self: "Chain", run: Run, step: int) -> Any:
         key = build.__name__, run, step
         if key not in self._jobs:
+            self._check_step(run, step)
             self._jobs[key] = build(self, run, step)
         return self._jobs[key]
 
@@ -64,7 +65,7 @@ class Chain:
 
     def jobs(self, run: Run, step: int) -> Iterator[Job]:
         """All jobs of a step."""
-        method = self._methods[run.method]
+        method = self._method(run)
         last = len(self._groups(run, None)) - 1
         yield self.split(run, step)
         if method.method.joint and step < last:
@@ -76,7 +77,7 @@ class Chain:
         if step > 0 and method.uses_labels(run.setting):
             yield self.labels(run, step)
 
-    @_remembered
+    @_cached
     def split(self, run: Run, step: int) -> Split:
         """The images of a step."""
         groups = self._groups(run, step)
@@ -86,18 +87,18 @@ class Chain:
             selection="overlap" if run.setting == "overlap" else "disjoint",
         )
 
-    @_remembered
+    @_cached
     def training(self, run: Run, step: int) -> Training:
         """The training of a step; for `joint` the one of all classes at once."""
-        planned = self._methods[run.method]
+        planned = self._method(run)
         if planned.method.joint and run.method != planned.method.base:
             return self.training(self._joint_run(run), 0)
         if step == 0:
             return self._base_training(run, planned.method)
         if run.method == planned.method.base:
             raise ConfigError(
-                f"Expected step 0 of '{run.method}', which trains no other, but got "
-                f"step {step} of task '{run.task}'. Name a method instead."
+                f"Expected step 0 of '{run.method}', which has no other, but got step "
+                f"{step} of task '{run.task}'. Name a method instead."
             )
         corrected = planned.training_reads_bank(step)
         labels = planned.uses_labels(run.setting)
@@ -115,12 +116,18 @@ class Chain:
             bank=self.bank(run, step - 1) if corrected else None,
         )
 
-    @_remembered
+    @_cached
     def bank(self, run: Run, step: int) -> Bank:
         """The bank after a step."""
-        planned = self._methods[run.method]
-        own, base = self.training(run, step), planned.bank_network == "base"
-        before = planned.bank_network == "before"
+        planned = self._method(run)
+        if planned.method.joint and run.method != planned.method.base:
+            raise ConfigError(
+                f"Expected a method that has a bank, but got '{run.method}', which "
+                f"trains all classes at once."
+            )
+        step_training = self.training(run, step)
+        uses_base = planned.bank_network == "base"
+        uses_previous = planned.bank_network == "before"
         settings = dict(planned.bank)
         if step > 0:
             settings["momentum"] = planned.bank_momentum
@@ -132,20 +139,20 @@ class Chain:
                 "sequential": run.setting == "sequential" and step > 0,
                 "seed": run.seed,
                 # Features of another network want a temperature of their own.
-                "keep_temperature": base and step > 0,
+                "keep_temperature": uses_base and step > 0,
             },
-            model=self.training(run, 0) if base else own,
+            model=self.training(run, 0) if uses_base else step_training,
             split=self.split(run, step),
             labels=self.labels(run, step) if labels else None,
             previous=self.bank(run, step - 1) if step > 0 else None,
-            features=self.training(run, step - 1) if before and step > 0 else None,
-            untrained=before and step == 0,
+            features=self.training(run, step - 1) if uses_previous and step else None,
+            untrained=uses_previous and step == 0,
         )
 
-    @_remembered
+    @_cached
     def labels(self, run: Run, step: int) -> Labels:
         """The pseudo labels of a step."""
-        planned = self._methods[run.method]
+        planned = self._method(run)
         extensions = find_origins([("label rule", planned.labels["rule"])])
         return Labels(
             settings={
@@ -159,10 +166,10 @@ class Chain:
             bank=self.bank(run, step - 1) if planned.labels_read_bank else None,
         )
 
-    @_remembered
+    @_cached
     def test(self, run: Run, step: int) -> Test:
         """The test after a step."""
-        planned = self._methods[run.method]
+        planned = self._method(run)
         fused, groups = planned.test_reads_bank, self._groups(run, step)
         return Test(
             settings={
@@ -175,7 +182,33 @@ class Chain:
             bank=self.bank(run, step) if fused else None,
         )
 
-    # Parts of these
+    # Helpers
+
+    def _method(self, run: Run) -> PlannedMethod:
+        """The method of a run.
+
+        Raises:
+            ConfigError: There is none of its name.
+        """
+        if run.method not in self._methods:
+            raise ConfigError(
+                f"Expected a method of {', '.join(self._methods)}, but got "
+                f"'{run.method}'{suggestion(run.method, self._methods)}."
+            )
+        return self._methods[run.method]
+
+    def _check_step(self, run: Run, step: int) -> None:
+        """Refuse a step that the task does not have.
+
+        Raises:
+            ConfigError: It has fewer.
+        """
+        count = len(self._groups(run, None))
+        if step >= count:
+            raise ConfigError(
+                f"Expected a step of task '{run.task}' of dataset '{run.dataset}', 0 "
+                f"to {count - 1}, but got step {step}."
+            )
 
     def _groups(self, run: Run, step: int | None) -> tuple[tuple[int, ...], ...]:
         return self._datasets.groups(run.dataset, run.task, step)
@@ -189,7 +222,7 @@ class Chain:
     def _joint_run(self, run: Run) -> Run:
         """The run of one step that trains all classes of a task at once."""
         task = self._datasets.joint_task(run.dataset, run.task)
-        base = self._methods[run.method].method.base
+        base = self._method(run).method.base
         return Run(run.dataset, task, "overlap", base, run.seed)
 
     def _base_training(self, run: Run, method: Method) -> Training:

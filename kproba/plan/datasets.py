@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from kproba import artifacts
 from kproba.data.download import Archive
 from kproba.data.kinds import KINDS, DatasetKind
 from kproba.data.kinds.pairs import VAL_SHARE
@@ -14,7 +15,6 @@ from kproba.data.tasks import (
     resolve_groups,
 )
 from kproba.extensions import find_origins
-from kproba.plan import artifacts
 from kproba.plan.errors import ConfigError, suggestion
 
 Config = dict[str, Any]
@@ -70,7 +70,7 @@ class Datasets:
     # Tasks
 
     def add_task(self, where: str, dataset: str, task: str) -> None:
-        """Make a task known, and the one-step tasks that share work with it.
+        """Register a task, and the one-step tasks that share work with it.
 
         Raises:
             ConfigError: The classes cannot be divided so; the message starts with
@@ -98,9 +98,14 @@ class Datasets:
         return groups if step is None else groups[: step + 1]
 
     def tasks(self, dataset: str) -> list[str]:
-        """The known tasks of a dataset, those of one step first."""
+        """The known tasks of a dataset: canonical ones of one step, then the others."""
+
+        def is_canonical(task: str) -> bool:
+            groups = self._groups[dataset, task]
+            return len(groups) == 1 and task == canonical_task(groups[0])
+
         names = [task for name, task in self._groups if name == dataset]
-        return sorted(names, key=lambda task: len(self._groups[dataset, task]) > 1)
+        return sorted(names, key=lambda task: not is_canonical(task))
 
     def base_task(self, dataset: str, task: str) -> str:
         """The one-step task of a task's first group."""
@@ -121,7 +126,7 @@ class Datasets:
         ]
 
     def indices(self, dataset: str, groups: Groups) -> list[str]:
-        """index.csv of every part that has come by the last step of `groups`."""
+        """index.csv of every part that is available at the last step of `groups`."""
         parts = self.parts(dataset, groups)
         return [artifacts.fill(artifacts.INDEX, {"dataset": part}) for part in parts]
 

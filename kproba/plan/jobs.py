@@ -4,7 +4,7 @@ A job holds its settings and the jobs whose artifacts it reads. Equal jobs make 
 artifacts, so they are one job, whichever runs ask for it: methods, tasks and settings
 share exactly what is equal. The names of a run are no part of a job.
 
-What only tells how fast a job runs, or where its files are, is not here.
+Options that affect only speed, and the places of files, are left out.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ Settings = Mapping[str, Any]
 Classes = tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Job:
     """A job; equal to another if settings and inputs are, all the way down."""
 
@@ -32,6 +32,9 @@ class Job:
         text = json.dumps([type(self).__name__, content], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.digest[:12]})"
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Job) and self.digest == other.digest
 
@@ -39,7 +42,7 @@ class Job:
         return hash(self.digest)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Split(Job):
     """The images of a step.
 
@@ -54,7 +57,7 @@ class Split(Job):
     selection: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Training(Job):
     """The training of a step; with `previous` None that of step 0.
 
@@ -73,7 +76,7 @@ class Training(Job):
     bank: "Bank | None" = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Bank(Job):
     """The prototype bank after a step.
 
@@ -107,9 +110,9 @@ class Bank(Job):
         return None if self.model == network else self.model
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Labels(Job):
-    """The training targets of a step, with old classes found again.
+    """The training targets of a step, with recovered old classes.
 
     Attributes:
         settings: The rule and its numbers, classes and names.
@@ -124,7 +127,7 @@ class Labels(Job):
     bank: Bank | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Test(Job):
     """The test after a step.
 

@@ -1,4 +1,4 @@
-"""The methods of a configuration: built-in ones, and own ones that change some keys."""
+"""The methods of a configuration: built-in ones, and custom ones based on them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,14 +7,20 @@ from typing import Any
 from kproba.methods.builtin import METHODS, base_methods
 from kproba.methods.method import FIRST_CORRECTED_STEP, Method
 from kproba.methods.rules import DEFAULT_COMBINATION, RULES, needs_scatter
-from kproba.methods.terms import NEEDS, TEACHER_LOGITS, TERMS, in_order
+from kproba.methods.terms import (
+    NEEDS,
+    TEACHER_LOGITS,
+    TERMS,
+    cross_entropies,
+    in_order,
+)
 from kproba.network.heads import HEADS
 from kproba.plan.errors import ConfigError, suggestion
 from kproba.plan.schema import merged
 
 Config = dict[str, Any]
 
-# Keys of an own method that replace a field of `Method`.
+# Keys of a custom method that replace a field of `Method`.
 SWITCHES = (
     "cross_entropy",
     "head",
@@ -79,7 +85,7 @@ class PlannedMethod:
 
 
 def plan_methods(config: Config) -> dict[str, PlannedMethod]:
-    """All methods by name: those of step 0, built-in ones, then own ones.
+    """All methods by name: those of step 0, built-in ones, then custom ones.
 
     Args:
         config: A checked configuration.
@@ -90,13 +96,17 @@ def plan_methods(config: Config) -> dict[str, PlannedMethod]:
     declarations = {**base_methods(), **METHODS}
     for name, changes in config["methods"].items():
         declarations[name] = _changed_method(name, changes)
+    used = {
+        name for experiment in config["experiments"] for name in experiment["methods"]
+    }
     return {
-        name: _planned(config, name, method) for name, method in declarations.items()
+        name: _planned(config, name, method, used=name in used)
+        for name, method in declarations.items()
     }
 
 
 def _changed_method(name: str, changes: Mapping[str, Any]) -> Method:
-    """The declaration of an own method."""
+    """The declaration of a custom method."""
     where, based_on = f"methods.{name}", changes["based_on"]
     if name in METHODS:
         raise ConfigError(
@@ -128,22 +138,35 @@ def _head_for(method: Method) -> str:
     """The method's head if its cross-entropy fits it, else the first that fits."""
     wanted = TERMS[method.cross_entropy].needs - set(NEEDS)
     fitting = [name for name, head in HEADS.items() if wanted <= head.provides]
-    return method.head if method.head in fitting else fitting[0]
+    return method.head if method.head in fitting or not fitting else fitting[0]
 
 
 def _check_terms(where: str, method: Method) -> None:
     """Refuse terms that need what the head does not provide."""
     head = HEADS[method.head]
-    for name in method.terms:
-        lacking = TERMS[name].needs - head.provides - set(NEEDS)
-        if not lacking:
-            continue
-        key = "cross_entropy" if name == method.cross_entropy else "losses"
+    lacking = {
+        name: TERMS[name].needs - head.provides - set(NEEDS) for name in method.terms
+    }
+    wrong = [name for name, needs in lacking.items() if needs]
+    if method.cross_entropy in wrong:
+        fitting = [
+            name
+            for name in cross_entropies()
+            if TERMS[name].needs - set(NEEDS) <= head.provides
+        ]
         raise ConfigError(
-            f"{where}.{key}: expected terms that fit the head '{method.head}' of the "
-            f"cross-entropy '{method.cross_entropy}', but {name} needs "
-            f"{', '.join(sorted(lacking))}. Set {name} to 0, or change cross_entropy "
-            f"or head."
+            f"{where}.cross_entropy: expected one that fits the head '{method.head}', "
+            f"but {method.cross_entropy} needs "
+            f"{', '.join(sorted(lacking[method.cross_entropy]))}. Set it to one of "
+            f"{', '.join(fitting)}, or change head."
+        )
+    if wrong:
+        needs = sorted(frozenset().union(*(lacking[name] for name in wrong)))
+        raise ConfigError(
+            f"{where}.losses: expected {', '.join(wrong)} to be 0 with the head "
+            f"'{method.head}' of the cross-entropy '{method.cross_entropy}', because "
+            f"they need {', '.join(needs)}. Set them to 0, or change cross_entropy or "
+            f"head."
         )
     if method.joint and method.prediction != "network":
         raise ConfigError(
@@ -152,7 +175,7 @@ def _check_terms(where: str, method: Method) -> None:
         )
 
 
-def _planned(config: Config, name: str, method: Method) -> PlannedMethod:
+def _planned(config: Config, name: str, method: Method, *, used: bool) -> PlannedMethod:
     changes = config["methods"].get(name, {})
 
     def section(key: str) -> Config:
@@ -168,7 +191,7 @@ def _planned(config: Config, name: str, method: Method) -> PlannedMethod:
     reads_both = method.prediction != "network" or method.bank_teaches
     if label_rule.bank and reads_both:
         wanted = _bank_kind(label_rule.combines or DEFAULT_COMBINATION, decision)
-        if wanted != kind:
+        if wanted != kind and used:
             raise ConfigError(
                 f"methods.{name}.prediction: expected a rule that reads the same bank "
                 f"as pseudo_labels.rule '{label_rule.name}', but got '{combination}'. "

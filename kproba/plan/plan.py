@@ -1,20 +1,19 @@
 """The plan: the runs of a configuration, their jobs, and who owns each artifact.
 
-The rules ask it for the inputs and settings of a job by the names in its path. `Chain`
-builds the jobs of a run; what several runs would make alike belongs to the first of
-them (`Plan.owner`), in whose folder it is made once.
+It gives the rules the inputs and settings of a job, by the names in the job's path.
+`Chain` builds the jobs of a run. Artifacts that several runs would make alike belong to
+the first of them (`Plan.owner`), in whose folder they are made once.
 """
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kproba import artifacts
 from kproba.data.splits import SETTINGS
 from kproba.methods.builtin import base_methods
 from kproba.network.backbones import BACKBONES
-from kproba.plan import artifacts
 from kproba.plan.chain import Chain, Run
 from kproba.plan.datasets import Datasets
 from kproba.plan.errors import ConfigError, suggestion
@@ -41,7 +40,7 @@ class Place:
     step: int
 
     def path(self, pattern: str) -> str:
-        """Path of one of its artifacts, by a pattern of `kproba.plan.artifacts`."""
+        """Path of one of its artifacts, by a pattern of `kproba.artifacts`."""
         return artifacts.fill(pattern, vars(self.run), step=self.step)
 
 
@@ -70,7 +69,7 @@ class Plan:
         _check_batches(self)
         _check_model(config)
 
-    # What there is
+    # Contents
 
     def method(self, name: str) -> PlannedMethod:
         """A method of the configuration, or a training of step 0.
@@ -114,9 +113,12 @@ class Plan:
     def owner(self, job: Job, run: Run) -> Place:
         """The place of a job's artifacts: the first run that needs the job.
 
-        The order is fixed: tasks of one step first, then those of the experiments; the
-        trainings of step 0, built-in methods, own methods. Methods count whether an
-        experiment names them or not, or artifacts would have to move with it.
+        The order is fixed: one-step tasks by their canonical name, then tasks in the
+        order of the experiments; within a task overlap, disjoint, sequential; within
+        these the trainings of step 0, built-in methods, custom methods. Settings and
+        methods count whether an experiment names them or not. So artifacts do not move
+        when an experiment is added, but where a task with the same first steps is put
+        in front of another.
 
         Args:
             job: A job of `run`.
@@ -125,26 +127,14 @@ class Plan:
         key = run.dataset, run.seed
         if key not in self._owners:
             self._owners[key] = {}
-            for task, setting in self._chains(run.dataset):
-                self._add_owners(replace(run, task=task, setting=setting))
-        if job not in self._owners[key]:  # asked for by name, in no experiment
-            self._add_owners(run)
+            for task in self.datasets.tasks(run.dataset):
+                for setting in SETTINGS:
+                    self._add_owners(replace(run, task=task, setting=setting))
         return self._owners[key][job]
 
     def path(self, job: Job | None, run: Run, pattern: str) -> Files:
         """Path of an artifact of a job; nothing without a job."""
         return [] if job is None else self.owner(job, run).path(pattern)
-
-    def _chains(self, dataset: str) -> Iterator[tuple[str, str]]:
-        """Tasks and settings of a dataset in the order in which they own artifacts."""
-        planned = [run for run in self.runs if run.dataset == dataset]
-        for task in self.datasets.tasks(dataset):
-            if len(self.datasets.groups(dataset, task)) == 1:
-                # Others start with it, in any setting.
-                yield from ((task, setting) for setting in SETTINGS)
-            else:
-                settings = [run.setting for run in planned if run.task == task]
-                yield from ((task, setting) for setting in dict.fromkeys(settings))
 
     def _add_owners(self, run: Run) -> None:
         """Let the methods own what no one owns yet of the task and setting of a run."""

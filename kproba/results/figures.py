@@ -48,7 +48,7 @@ def draw_figures(
     Args:
         results: All its steps.
         indices: Index of the dataset and of its additions.
-        outputs: PNG by name, all of `kproba.plan.artifacts.FIGURE_NAMES`:
+        outputs: PNG by name, all of `kproba.artifacts.FIGURE_NAMES`:
             `miou`: curves of every measure of one step, over the steps;
             `training`: the loss over the iterations of every step;
             `classes`: IoU of every class after every step, per method;

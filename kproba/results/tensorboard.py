@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kproba.bank.description import PREDICTOR
 from kproba.runtime.files import read_json
-from kproba.training.run_file import (
+from kproba.runtime.run_file import (
     RUN_FILE,
     SETTINGS,
     TrainedStep,

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from kproba.network.network import SegmentationNetwork
 from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
+from kproba.runtime.run_file import write_run
 from kproba.training.checkpoint import Progress
 from kproba.training.curves import Curves
 from kproba.training.iteration import Tally
 from kproba.training.log import log_progress
 from kproba.training.monitor import Monitor
-from kproba.training.run_file import write_run
 from kproba.training.settings import Files, StepSettings
 
 log = logging.getLogger("kproba")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from kproba.extensions import origins_of
+from kproba.extensions import find_origins
 from kproba.methods.builtin import base_methods
 from kproba.network.backbones import BACKBONES
-from kproba.plan import artifacts
+from kproba import artifacts
 from kproba.plan.errors import ConfigError
 from kproba.plan.plan import Plan, Run
 from kproba.plan.results import list_files
@@ -190,7 +190,7 @@ def test_job(wildcards):
 # --- Summary, figures and report -----------------------------------------------------
 
 all_results = plan.results(plan.runs)
-measure_extensions = origins_of(("measure", name) for name in MEASURES)
+measure_extensions = find_origins(("measure", name) for name in MEASURES)
 
 
 def results_of_experiment(wildcards):

@@ -25,7 +25,7 @@ rule fetch_weights:
     conda:
         "../../envs/kproba.yaml"
     params:
-        extensions=lambda wildcards: origins_of([("backbone", wildcards.backbone)]),
+        extensions=lambda wildcards: find_origins([("backbone", wildcards.backbone)]),
     message:
         "Fetching the ImageNet weights of {wildcards.backbone}"
     script:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from kproba.extensions import load_recorded
-from kproba.plan.artifacts import FIGURE_NAMES
+from kproba.artifacts import FIGURE_NAMES
 from kproba.plan.results import StepResult
 from kproba.results.figures import draw_figures
 from kproba.runtime.logs import log_to
