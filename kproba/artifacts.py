@@ -6,22 +6,25 @@ The constants are patterns with Snakemake's wildcards. Rules use them as they ar
 
 from collections.abc import Mapping
 
+RESULTS = "results"
+
 # Data
-DATA = "results/data/{dataset}"
+DATA = f"{RESULTS}/data/{{dataset}}"
 SCENES = f"{DATA}/scenes"
 ARCHIVE = f"{DATA}/archives/{{archive}}"
 UNPACKED = f"{DATA}/unpacked"
 INDEX = f"{DATA}/index.csv"
 INTEGRITY = f"{DATA}/integrity.json"
-WEIGHTS = "results/weights/{backbone}.safetensors"
+WEIGHTS = f"{RESULTS}/weights/{{backbone}}.safetensors"
 
 # Splits of a task
-TASK_SPLITS = "results/splits/{dataset}/{task}-{setting}"
+TASK_SPLITS = f"{RESULTS}/splits/{{dataset}}/{{task}}-{{setting}}"
 SPLIT = f"{TASK_SPLITS}/step{{step}}.csv"
 CLASSES = f"{TASK_SPLITS}/classes.json"
 
 # A step of a run
-STEP = "results/{dataset}/{task}-{setting}/{method}/seed{seed}/step{step}"
+EXPERIMENT = f"{RESULTS}/{{dataset}}/{{task}}-{{setting}}"
+STEP = f"{EXPERIMENT}/{{method}}/seed{{seed}}/step{{step}}"
 SETTINGS = f"{STEP}/settings.json"
 MODEL = f"{STEP}/model.safetensors"
 DESCRIPTION = f"{STEP}/model.json"
@@ -45,11 +48,11 @@ BANK_TIME = f"{STEP}/prototypes.benchmark.tsv"
 LABELS_TIME = f"{STEP}/pseudo_labels.benchmark.tsv"
 
 # All runs together
-SUMMARY = "results/summary.csv"
-CLASS_RESULTS = "results/classes.csv"
-LABEL_RESULTS = "results/pseudo_labels.csv"
-REPORT = "results/report.html"
-FIGURES = "results/{dataset}/{task}-{setting}/figures"
+SUMMARY = f"{RESULTS}/summary.csv"
+CLASS_RESULTS = f"{RESULTS}/classes.csv"
+LABEL_RESULTS = f"{RESULTS}/pseudo_labels.csv"
+REPORT = f"{RESULTS}/report.html"
+FIGURES = f"{EXPERIMENT}/figures"
 FIGURE_NAMES = ("miou", "training", "classes", "pseudo_labels", "examples")
 FIGURE = f"{FIGURES}/{{figure}}.png"
 
@@ -61,6 +64,11 @@ def fill(pattern: str, values: Mapping[str, object], **more: object) -> str:
         KeyError: A wildcard has no value.
     """
     return pattern.format_map({**values, **more})
+
+
+def figure(name: str) -> str:
+    """The pattern of a figure of an experiment, one of `FIGURE_NAMES`."""
+    return f"{FIGURES}/{name}.png"
 
 
 def log_path(pattern: str, name: str) -> str:

@@ -6,7 +6,9 @@ docs/extending.md has recipes. Nothing here imports torch. A file of extensions 
 import it inside its functions, because the plan of the workflow loads the file at every
 call of Snakemake.
 
-All functions raise `ExtensionError` if the entry is wrong or its name exists already.
+The tables themselves are not for files of extensions: what is put into them by hand is
+no entry of a file, and an edit of it would run nothing again. All functions raise
+`ExtensionError` if the entry is wrong or its name exists already.
 """
 
 import re
@@ -20,22 +22,20 @@ from kproba.data.kinds.settings import ON_ERROR, SHARE, path_setting
 from kproba.extensions import ExtensionError, add_entry
 from kproba.methods.builtin import METHODS
 from kproba.methods.method import Method
-from kproba.methods.rules import RULES, LabelRule, scoring_rules
+from kproba.methods.rules import (
+    DEFAULT_COMBINATION,
+    RULES,
+    LabelRule,
+    scoring_rules,
+)
 from kproba.methods.terms import NEEDS, TERMS, Term, cross_entropies, further_terms
 from kproba.network.backbones import BACKBONES, BackboneEntry
 from kproba.network.heads import HEADS, HeadEntry
 from kproba.results.measures import MEASURES, CostMeasure, RunMeasure, StepMeasure
 
 __all__ = [
-    "BACKBONES",
-    "HEADS",
-    "KINDS",
-    "MEASURES",
-    "METHODS",
     "ON_ERROR",
-    "RULES",
     "SHARE",
-    "TERMS",
     "BackboneEntry",
     "CostMeasure",
     "DatasetKind",
@@ -80,6 +80,9 @@ def add_term(term: Term) -> None:
         isinstance(term.needs, set | frozenset),
         f"{where}: expected a frozenset as `needs`, but got {term.needs!r}.",
     )
+    provided = frozenset().union(*(head.provides for head in HEADS.values()))
+    for need in sorted(term.needs):
+        _check_choice(where, "needs", need, [*sorted(provided), *NEEDS])
     column = term.column or term.name
     _expect(
         column not in METRICS and not column.startswith("lr_"),
@@ -110,8 +113,8 @@ def add_head(head: HeadEntry) -> None:
 def add_backbone(backbone: BackboneEntry) -> None:
     """Add a backbone, for `model.backbone`."""
     where = _check(backbone, BackboneEntry, "backbone")
-    needed = ("build", "stages", "read_pretrained", "adapt_state")
-    _check_code(where, backbone, needed, ("feature_size",))
+    optional = ("read_pretrained", "adapt_state", "feature_size")
+    _check_code(where, backbone, ("build", "stages"), optional)
     _expect(
         bool(backbone.output_strides)
         and set(backbone.output_strides) <= set(OUTPUT_STRIDES),
@@ -144,7 +147,7 @@ def add_label_rule(rule: LabelRule) -> None:
     if rule.bank is not None:
         fitting = [name for name in scoring_rules() if RULES[name].bank == rule.bank]
         # None means the default, whose bank a rule with "rff" could not read.
-        combines = rule.combines or "lda"
+        combines = rule.combines or DEFAULT_COMBINATION
         _expect(
             combines in fitting,
             f"{where}: expected `combines` to be a rule with the bank {rule.bank!r} "

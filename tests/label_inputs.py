@@ -11,7 +11,7 @@ from kproba.bank.settings import BankSettings
 from kproba.methods.labels import LabelCase, Labeller, LabelSettings, decide
 from kproba.methods.rules import RULES
 from kproba.network.heads import HEADS
-from kproba.network.heads.head import compose_logits
+from kproba.network.logits import compose_logits
 from kproba.network.network import Outputs
 from kproba.runtime.references import resolve
 

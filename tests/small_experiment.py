@@ -110,6 +110,7 @@ def step_result(folder: Path, method: str, step: int) -> StepResult:
         method=method,
         seed=0,
         step=step,
+        folder=str(folder),
         evaluation=str(folder / "evaluation.json"),
         confusion=str(folder / "confusion.csv"),
         examples=str(folder / "examples"),

@@ -17,7 +17,7 @@ from kproba.bank.bank import PrototypeBank
 from kproba.bank.fusion import LEAST_EVIDENCE, Combination
 from kproba.bank.teacher import BankTeacher
 from kproba.network.files import save_model
-from kproba.network.heads.head import compose_logits
+from kproba.network.logits import compose_logits
 from kproba.network.network import Outputs, SegmentationNetwork
 from kproba.runtime.provenance import fingerprint
 

@@ -17,10 +17,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from kproba.results.tensorboard import find_curves
 from kproba.runtime.launch import free_port
+from kproba.runtime.run_file import read_run, write_run
 from kproba.training import monitor as curves
 from kproba.training.curves import Curves
 from kproba.training.monitor import Monitor
-from kproba.runtime.run_file import read_run, write_run
 
 
 def write_events(folder: Path, value: float) -> None:

@@ -148,6 +148,8 @@ def test_dataset_is_indexed_with_labels_from_1(study: Path) -> None:
     assert labels == {*range(1, 20), 255}
     settings = json.loads((study / STREETS / "settings.json").read_text())
     assert settings["class_names"][:3] == ["background", "road", "sidewalk"]
+    report = json.loads((study / "results/data/streets/integrity.json").read_text())
+    assert report["warnings_by_kind"]["no background"] == 1
 
 
 def test_measure_is_in_the_tables_and_on_the_page(study: Path) -> None:
@@ -171,7 +173,15 @@ def test_prediction_finds_the_backbone_from_any_folder(
     words = ["kproba", "predict", str(study / STREETS), str(picture), "--out", "found"]
     done = call(words, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "found").glob("**/*.png"))
+    masks = sorted((tmp_path / "found" / "masks").glob("**/*.png"))
+    assert masks
+    # The dataset's own values: train ids from 0, and no 19.
+    train_ids = {*range(19), 255}
+    for mask in masks:
+        assert set(np.unique(np.asarray(Image.open(mask)))) <= train_ids
+    classes = json.loads((study / STREETS / "predictor.json").read_text())["classes"]
+    labels = {entry["name"]: entry["label"] for entry in classes}
+    assert (labels["background"], labels["road"], labels["bicycle"]) == (255, 0, 18)
 
     moved = tmp_path / "moved"
     shutil.copytree(study / "results", moved / "results")

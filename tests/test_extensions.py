@@ -32,13 +32,14 @@ TABLES: tuple[dict[str, Any], ...] = (
     *(extend.BACKBONES, extend.HEADS, extend.KINDS, extend.MEASURES),
     *(extend.METHODS, extend.RULES, extend.TERMS),
 )
-START = "from kproba.extend import *\n"
+# One line, because the messages count lines.
+START = "from kproba.extend import *; from kproba.extend import BACKBONES, KINDS\n"
 TERM = """
 add_term(Term("mine", "Mine.", lambda case: case.logits.sum(), frozenset({"softmax"})))
 add_method("own", Method(head="softmax", cross_entropy="ce", losses={"mine": 1.0}))
 """
 HEAD = """
-SOFTMAX = "kproba.network.heads.softmax:SoftmaxHead"
+SOFTMAX = "kproba.network.heads:SoftmaxHead"
 add_head(HeadEntry("other", "Other.", "base_other", "ce", {"softmax"}, SOFTMAX))
 add_method("own", Method(head="other", cross_entropy="ce"))
 """

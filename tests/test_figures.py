@@ -21,10 +21,10 @@ from small_experiment import (
     write_step,
 )
 
+from kproba.artifacts import FIGURE_NAMES
 from kproba.data.drawing import CLASS_COLOURS
 from kproba.data.index import index_dataset
 from kproba.data.label_images import label_palette, write_label_image
-from kproba.artifacts import FIGURE_NAMES
 from kproba.plan.results import StepResult
 from kproba.results import figures
 from kproba.results.figures import draw_figures
@@ -80,6 +80,34 @@ def test_curves_follow_the_means_of_methods(results, index, tmp_path, open_figur
         assert set(level.get_ydata()) == {MEAN_IOUS["joint", 2][measure]}
     legend = [text.get_text() for text in open_figures[0].legends[0].get_texts()]
     assert legend == ["kproba", "finetune", "joint"]
+
+
+def test_of_two_steps_every_method_keeps_its_point(
+    results, index, tmp_path, open_figures
+):
+    """`new` has one point per method then; only joint, which has one step, is level."""
+    last = replace(results[-1], step=1)  # joint
+    two_steps = [result for result in results if result.step < 2]
+    _draw([*two_steps, last], index, tmp_path / "figures")
+    axes = open_figures[0].axes
+    assert axes[0].get_ylabel() == "percent"
+    for measure, axis in enumerate(axes[:3]):
+        levels = [line for line in axis.lines if line.get_linestyle() == "--"]
+        assert [line.get_label() for line in levels] == ["joint"]
+        points = {curve.get_label(): curve[0] for curve in axis.containers}
+        assert points.keys() == {"kproba", "finetune"}
+        for method, line in points.items():
+            assert line.get_ydata()[-1] == MEAN_IOUS[method, 1][measure]
+    colours = {curve[0].get_color() for curve in axes[1].containers}
+    assert len(colours) == 2
+
+
+def test_of_one_step_no_method_is_level(results, index, tmp_path, open_figures):
+    offline = [replace(results[-1], method=method) for method in ("kproba", "joint")]
+    _draw(offline, index, tmp_path / "figures")
+    for axis in open_figures[0].axes[:3]:
+        names = [curve.get_label() for curve in axis.containers]
+        assert names == ["kproba", "joint"]
 
 
 def test_heat_maps_hold_every_iou(results, index, tmp_path, open_figures):

@@ -19,8 +19,7 @@ from kproba.network import (
     save_model,
     training_background,
 )
-from kproba.network.heads import HEADS
-from kproba.network.heads.head import Head
+from kproba.network.heads import HEADS, Head
 from kproba.runtime.references import resolve
 
 

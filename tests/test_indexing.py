@@ -212,6 +212,17 @@ def test_same_picture_in_train_and_val_is_a_warning(small_folder, index_of):
     assert {"a.png", "d.png"} <= set(re.findall(r"\w\.png", str(warning)))
 
 
+def test_a_background_that_no_mask_has_is_one_warning(folder_dataset, index_of, caplog):
+    full = np.full((4, 6), 1, np.uint8)
+    folder = folder_dataset({"train": {"a": full, "b": 2 * full}, "val": {"c": full}})
+    _, report = index_of(folder)
+    [warning] = json.loads(report.read_text())["warnings"]
+    assert warning["kind"] == "no background"
+    assert warning["path"] == str(folder)
+    assert "label 0 occurs in no mask" in warning["text"]
+    assert "set evaluation.policy to mib" in caplog.text
+
+
 def test_processes_and_one_loop_give_the_same_index(folder_dataset, index_of):
     masks = {f"{number:03d}": labels_of(number % 4) for number in range(150)}
     folder = folder_dataset({"train": masks, "val": {"v": labels_of(1)}})

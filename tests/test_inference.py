@@ -15,7 +15,9 @@ import torch
 from gloo_processes import finished_within, in_processes
 from safetensors.torch import load_file
 
+import kproba
 from kproba.bank.decision import Decision
+from kproba.bank.description import read_description
 from kproba.data.loaders import equal_sizes, whole_image_loader
 from kproba.data.splits import read_index
 from kproba.jobs.build_bank import BankFiles, build_step_bank
@@ -192,6 +194,23 @@ def test_network_predicts_alone_or_with_its_bank(step, tmp_path):
     bank.with_suffix(".json").write_text(json.dumps(about | {"model": "another"}))
     with pytest.raises(ValueError, match="built with another model"):
         test(KLDA, bank=bank)
+
+
+def test_described_labels_are_the_values_of_the_masks(step, tmp_path):
+    """With a label offset the first class is 0 in the masks, and nothing background."""
+    folder = step(1)
+
+    def described(**offset):
+        job = {**TEST, "decision": None, **offset}
+        test_step(files_of_test(folder, tmp_path), job, PLAIN, ALONE)
+        classes = read_description(tmp_path).classes
+        return {entry.name: entry.label for entry in classes}
+
+    plain = {"background": 0, "cat": 1, "dog": 2}
+    assert described() == described(label_offset=0) == plain
+    assert described(label_offset=1) == {"background": 255, "cat": 0, "dog": 1}
+    picture = np.zeros((48, 64, 3), np.uint8)
+    assert set(np.unique(kproba.load(tmp_path).predict(picture).labels)) <= {0, 1, 255}
 
 
 def test_bank_of_step_0_serves_a_later_model(step, tmp_path):

@@ -35,7 +35,7 @@ def test_stopped_run_saves_its_state_and_ends_with_the_same_bytes(
         words, signal.SIGTERM, lambda: any((out / "tensorboard").glob("events*"))
     )
     assert status == (143 if processes == 1 else 1)  # torchrun's own
-    assert "the state is saved, ask again to go on" in output
+    assert "the state is saved. Run the same command again" in output
     assert state.is_file()
     assert not (out / "model.safetensors").exists()
     launch(data, out, settings, **more)

@@ -32,7 +32,8 @@ def test_label_offset_is_in_the_index_and_added_to_the_labels(shifted, index_of)
     assert index["classes"].tolist() == ["1", "1 2 3 255", "1 2"]
     content = json.loads(report.read_text())
     assert content["images_with_label"] == {"1": 3, "2": 2, "3": 1, "255": 1}
-    assert content["warnings"] == []  # a mask of class 1 alone is not empty
+    # A mask of class 1 alone is not empty.
+    assert content["warnings_by_kind"] == {"no background": 1}
 
 
 def test_class_count_is_checked_after_the_label_offset(shifted, index_of):

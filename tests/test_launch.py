@@ -11,7 +11,7 @@ import pytest
 
 from kproba.runtime.compute import Compute
 from kproba.runtime.launch import (
-    Job,
+    Launch,
     command,
     free_port,
     launcher_arguments,
@@ -30,7 +30,7 @@ def compute_in(words: list[str]) -> Compute:
 @pytest.mark.parametrize(("gpus", "processes"), [(0, 1), (1, 1), (1, 4)])
 def test_one_process_starts_by_itself(gpus, processes):
     compute = Compute(gpus=gpus, processes=processes, threads=3, val_times=7)
-    words = command(Job("some.module", ("a",), compute))
+    words = command(Launch("some.module", ("a",), compute))
     assert words[1:] == ["-m", "some.module", "a", f"--compute={compute.to_json()}"]
 
 
@@ -39,14 +39,14 @@ def test_one_process_starts_by_itself(gpus, processes):
 )
 def test_several_processes_start_through_torchrun(gpus, processes, count):
     compute = Compute(gpus=gpus, processes=processes)
-    words = command(Job("some.module", compute=compute))
+    words = command(Launch("some.module", compute=compute))
     assert words[1:3] == ["-m", "torch.distributed.run"]
     assert f"--nproc-per-node={count}" in words
     assert "--standalone" in words  # a free port, chosen anew
 
 
 def test_a_job_for_gpus_computes_on_the_cpu_with_as_many_processes():
-    words = command(Job("some.module", compute=Compute(gpus=2, device="cpu")))
+    words = command(Launch("some.module", compute=Compute(gpus=2, device="cpu")))
     assert "--nproc-per-node=2" in words
     assert compute_in(words).gpus == 0
 
@@ -56,7 +56,9 @@ def test_a_job_for_gpus_computes_on_the_cpu_with_as_many_processes():
     [(None, 4, 2, 4), (8, 4, 2, 4), (4, 4, 2, 2), (1, 4, 2, 1), (16, 4, 1, 4)],
 )
 def test_threads_never_exceed_the_cores(cores, threads, processes, expected):
-    job = Job("m", compute=Compute(processes=processes, threads=threads), cores=cores)
+    job = Launch(
+        "m", compute=Compute(processes=processes, threads=threads), cores=cores
+    )
     assert threads_per_process(job) == expected
     assert compute_in(command(job)).threads == expected
 
@@ -93,7 +95,7 @@ def test_a_single_option_wins_over_the_options_of_the_configuration(monkeypatch)
 
 def test_nodes_of_a_job_get_the_whole_of_its_options():
     compute = Compute(gpus=4, nodes=2, device="cpu", workers=3, cache_gib=0.5)
-    job = Job("m", ("a",), compute, cores=6, rendezvous="n:1", address="b")
+    job = Launch("m", ("a",), compute, cores=6, rendezvous="n:1", address="b")
     words = launcher_arguments(job)
     assert words[1:] == ["--cores=6", "--rendezvous=n:1", "--address=b", "m", "a"]
     assert compute_in(words[:1]) == compute
@@ -162,14 +164,14 @@ def test_progress_and_other_lines_share_a_file(tmp_path):
 
 def test_nodes_share_processes_evenly_or_not_at_all():
     compute = Compute(gpus=4, nodes=2)
-    job = Job("m", compute=compute, rendezvous="node1:1234", address="node2")
+    job = Launch("m", compute=compute, rendezvous="node1:1234", address="node2")
     words = command(job)
     assert {"--nnodes=2", "--nproc-per-node=2", "--local-addr=node2"} <= set(words)
     assert "--rdzv-endpoint=node1:1234" in words
     assert compute_in(words).gpus == 2
     message = "Expected a number of GPUs that 2 nodes can share evenly, but got 3"
     with pytest.raises(ValueError, match=message):
-        command(Job("m", compute=Compute(gpus=3, nodes=2)))
+        command(Launch("m", compute=Compute(gpus=3, nodes=2)))
 
 
 RANKS = """

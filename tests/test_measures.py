@@ -52,6 +52,13 @@ def more_measures(monkeypatch) -> None:
     monkeypatch.setattr(measures, "MEASURES", {**measures.MEASURES, **more})
 
 
+def test_a_measure_may_be_something_other_than_an_iou():
+    counts = np.array([[6, 2], [1, 3]])
+    scores = measures.ClassScores.from_confusion(counts, [0, 0], "ssul")
+    accuracy = scores.confusion.trace() / scores.confusion.sum()
+    assert accuracy == pytest.approx(9 / 12)
+
+
 def test_names_and_titles_are_distinct():
     for kind in ("name", "title"):
         values = [getattr(measure, kind) for measure in measures.all_measures()]

@@ -181,10 +181,13 @@ def test_a_method_brings_its_rule_and_the_configuration_the_others():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"cross_entropy": "ce"}, r"methods.mine.losses: .*'softmax'.*bga_ce needs"),
+        (
+            {"cross_entropy": "ce"},
+            r"methods.mine.losses: .*bga_ce, .*'softmax'.*need branches",
+        ),
         (
             {"losses": {"unbiased_kd": 1}},
-            r"methods.mine.losses: .*'branches'.*unbiased_kd needs softmax",
+            r"methods.mine.losses: .*unbiased_kd .*'branches'.*need softmax",
         ),
         (
             {"head": "softmax"},

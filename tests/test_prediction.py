@@ -19,7 +19,7 @@ from kproba.bank.fusion import Combination
 from kproba.bank.predictor import FusedPredictor
 from kproba.methods.labels import Labeller, LabelSettings
 from kproba.methods.rules import RULES
-from kproba.network.heads.head import compose_logits
+from kproba.network.logits import compose_logits
 from kproba.network.network import SegmentationNetwork
 from kproba.plan.schema import load_schema
 

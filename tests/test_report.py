@@ -277,7 +277,7 @@ def test_page_lists_what_the_steps_cost(results, index, tmp_path):
     times = {**results[1].times, "bank": str(benchmark)}
     results[1] = replace(results[1], bank=str(bank), times=times)
     page = write_page(results, tmp_path, experiment(tmp_path, index))
-    caption = "What the steps cost; what methods share stands with each of them"
+    caption = "Costs per step; shared jobs are listed for every method that uses them"
     head, *lines = page.tables[caption]
     names = ["training", "pseudo labels", "bank", "images/s", "memory", "model"]
     assert head == ["method", "step", *names, "bank size"]
@@ -290,7 +290,7 @@ def test_files_that_were_removed_have_no_size(results, index, tmp_path):
         Path(result.model).unlink()
         Path(result.model).with_suffix(".json").unlink()
     page = write_page(results, tmp_path, experiment(tmp_path, index))
-    caption = "What the steps cost; what methods share stands with each of them"
+    caption = "Costs per step; shared jobs are listed for every method that uses them"
     sizes = [line[7] for line in page.tables[caption][1:]]
     assert sizes[:3] == ["–", "–", "0.5"]
 

@@ -27,7 +27,7 @@ from kproba.network.backbones import BACKBONES
 from kproba.network.heads import HEADS
 from kproba.plan.errors import ConfigError
 from kproba.plan.methods import SWITCHES
-from kproba.plan.schema import RENAMED, RENAMED_IN_METHODS, SECTIONS, check
+from kproba.plan.schema import RENAMED, REPLACED, SECTIONS, check
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -361,7 +361,6 @@ def test_schema_knows_the_switches_of_methods():
 
 RENAMED_KEYS = [
     *((name, key, new) for name, keys in RENAMED.items() for key, new in keys.items()),
-    *(("methods.mine", key, new) for key, new in RENAMED_IN_METHODS.items()),
     *(
         (f"methods.mine.{name}", key, new)
         for name, keys in RENAMED.items()
@@ -375,8 +374,7 @@ RENAMED_KEYS = [
 def test_a_renamed_key_is_refused_with_its_new_name(where, key, new):
     section: dict[str, Any] = {key: 1}
     if where.startswith("methods"):
-        _, _, name = where.removeprefix("methods.").partition(".")
-        changes = method(**({name: section} if name else section))
+        changes = method(**{where.removeprefix("methods.mine."): section})
     else:
         changes = {where: section}
     with pytest.raises(ConfigError) as error:
@@ -385,7 +383,16 @@ def test_a_renamed_key_is_refused_with_its_new_name(where, key, new):
     assert line.strip() == f"{where}.{key}: this key is now `{new}`. Rename it."
 
 
-def test_the_new_names_of_renamed_keys_are_accepted():
+@pytest.mark.parametrize(("key", "value"), REPLACED)
+def test_a_replaced_key_is_refused_with_what_to_write_instead(key, value):
+    with pytest.raises(ConfigError) as error:
+        checked(**method(**{key: value}))
+    [line] = str(error.value).splitlines()[1:]
+    remedy = REPLACED[key, value]
+    assert line.strip() == f"methods.mine.{key}: this key is gone. {remedy}"
+
+
+def test_what_replaces_a_renamed_or_replaced_key_is_accepted():
     checked(
         compute={"val_times": 1, "val_images": 2},
         decision={"posterior_weight": 1, "image_prior": 2},

@@ -243,7 +243,7 @@ CHANGES: list[tuple[str, Any]] = [
 
 
 def random_config(seed: int) -> dict[str, Any] | None:
-    """A configuration with own methods, tasks and settings; None if it is refused."""
+    """A configuration with custom methods and settings; None if it is refused."""
     choose = random.Random(seed)
     methods: dict[str, Any] = {}
     for number in range(choose.randint(2, 5)):
@@ -281,7 +281,7 @@ def random_config(seed: int) -> dict[str, Any] | None:
 
 
 def test_random_configurations_share_exactly_what_is_equal():
-    """Whatever own methods, tasks and settings: over some hundred of them."""
+    """Whatever custom methods, tasks and settings: over some hundred of them."""
     checked = [config for seed in range(260) if (config := random_config(seed))]
     assert len(checked) >= 100
     shared = 0

@@ -23,7 +23,8 @@ class SeenClass:
     """A class that a model has learned.
 
     Attributes:
-        label: Value of the class in the dataset's masks and in predicted masks.
+        label: Value of the class in the dataset's masks and in predicted masks. The
+            background has 255 where a label offset leaves the masks without one.
         name: Name of the class.
         step: Step that introduced the class; the background belongs to step 0.
     """

@@ -14,8 +14,8 @@ import torch
 from kproba.bank.bank import PrototypeBank, bank_features, load_bank_of_model
 from kproba.bank.decision import Decision
 from kproba.network.files import load_model
-from kproba.network.heads.head import compose_logits
 from kproba.network.layers import upsample
+from kproba.network.logits import compose_logits
 from kproba.network.network import Outputs, SegmentationNetwork
 
 LEAST_EVIDENCE = -60.0  # log q or log κ

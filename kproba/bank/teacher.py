@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from kproba.bank.fusion import Combination
-from kproba.network.heads.head import compose_logits
+from kproba.network.logits import compose_logits
 from kproba.network.network import Outputs, SegmentationNetwork
 
 LEAST = 1e-5  # of a probability, and of what is left to 1

@@ -10,7 +10,7 @@ import hashlib
 import io
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -197,6 +197,7 @@ def _make_report(
     warnings = [warning for record in records for warning in record.warnings]
     warnings += _find_equal_images(records)
     warnings += _compare_with_published(kind, folder, images, digest)
+    warnings += _find_no_background(folder, images_of_label)
     return {
         "kind": kind,
         "folder": str(folder),
@@ -234,6 +235,19 @@ def _compare_with_published(
         text = f"labels_sha256 is {digest}, but that of the usual copies is {published}"
         return [Problem("unusual masks", str(folder), text)]
     return []
+
+
+def _find_no_background(
+    folder: str | Path, images_of_label: Mapping[int, int]
+) -> list[Problem]:
+    """A warning if no mask has pixels of the background."""
+    if images_of_label.get(0) or not images_of_label:
+        return []
+    text = (
+        "label 0 occurs in no mask, so the background's IoU would count as 0; set "
+        "evaluation.policy to mib"
+    )
+    return [Problem("no background", str(folder), text)]
 
 
 def _find_equal_images(records: list[ImageRecord]) -> list[Problem]:

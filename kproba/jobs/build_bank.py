@@ -100,7 +100,7 @@ def build_step_bank(
     if files.previous is not None:
         previous = PrototypeBank.load(files.previous).to(process.device)
     bank = build_bank(
-        features(rows, "adding up the bank"),
+        features(rows, "accumulating bank statistics"),
         sample,
         settings,
         classes=label_map.channels,

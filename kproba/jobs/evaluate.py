@@ -19,7 +19,7 @@ from kproba.bank.decision import Decision
 from kproba.bank.description import SeenClass, StepDescription, write_description
 from kproba.bank.predictor import load_predictor
 from kproba.data.label_images import write_label_image
-from kproba.data.labels import LabelMap
+from kproba.data.labels import IGNORE, LabelMap
 from kproba.data.loaders import whole_image_loader
 from kproba.data.splits import evenly_spaced, read_indices
 from kproba.jobs.batches import image_batches, to_groups
@@ -47,7 +47,8 @@ class TestFiles:
 
     Attributes:
         model: model.safetensors of the network that is tested.
-        indices: Index of the dataset and of the additions that have come so far.
+        indices: Index of the dataset and of the additions that are available at this
+            step.
         evaluation: Output JSON.
         confusion: Output CSV.
         examples: Output folder: predictions of the example images, in output indices.
@@ -78,7 +79,8 @@ def test_step(
         job: `run`, the names of run and step, for the JSON; `settings` of the
             evaluation and the number of `examples`; `groups`, the raw labels of the
             classes of the steps 0..t; `names` of S_t; `decision`, how network and bank
-            decide together, None for the network alone.
+            decide together, None for the network alone; `label_offset` of the dataset,
+            0 if absent.
         compute: What the machine offers.
         process: This process of several.
 
@@ -133,9 +135,14 @@ test_step.__test__ = False  # type: ignore[attr-defined]  # not for pytest
 
 
 def _describe(files: TestFiles, job: dict[str, Any], order: Sequence[int]) -> None:
-    """Write predictor.json."""
+    """Write predictor.json, whose labels are the values in the dataset's own masks.
+
+    With a label offset, the masks have no value for the background: it is 255 here.
+    """
     groups = to_groups(job["groups"])
-    labels = (0, *LabelMap(groups).seen)
+    offset = job.get("label_offset", 0)
+    background = IGNORE if offset else 0
+    labels = (background, *(label - offset for label in LabelMap(groups).seen))
     classes = zip(labels, job["names"], step_of_class(groups), strict=True)
     both = job["decision"] is not None
     description = StepDescription(
@@ -170,7 +177,7 @@ def example_rows(parts: Sequence[pd.DataFrame], count: int) -> pd.DataFrame:
     """Validation images for the report: evenly spaced in the order of their ids.
 
     Args:
-        parts: Index of the dataset and of its additions so far.
+        parts: Index of the dataset and of each addition that is available at this step.
         count: Images of each.
     """
     validation = [index[index["subset"] == "val"] for index in parts]

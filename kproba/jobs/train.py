@@ -16,12 +16,11 @@ from kproba.runtime.files import read_json
 from kproba.runtime.job import add_files, job_parser, job_process
 from kproba.training.checkpoint import StopFlag
 from kproba.training.loop import Stopped, train
-from kproba.training.settings import Files, StepSettings
+from kproba.training.settings import OUTPUTS, Files, StepSettings
 
 log = logging.getLogger("kproba")
 
 STOPPED = 143  # exit status after SIGTERM: state saved, run again to go on
-OUTPUTS = ("model", "metrics", "usage", "tensorboard")
 OPTIONAL = ("previous", "pseudo_labels", "weights", "bank", "feature_network")
 
 

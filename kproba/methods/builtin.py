@@ -51,6 +51,7 @@ def base_methods() -> dict[str, Method]:
         head.base: Method(
             head=head.name,
             cross_entropy=head.step_0_loss,
+            losses=head.step_0_terms,
             joint=True,
             use_pseudo_labels=False,
         )

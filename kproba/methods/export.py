@@ -1,4 +1,4 @@
-"""Writes the training targets of a step: its labels, and old classes found again."""
+"""Writes the training targets of a step: its labels, and pseudo labels of the old."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

@@ -29,8 +29,9 @@ class Term:
         needs: What it reads: things that a head provides ("branches", "softmax"), and
             some of `NEEDS`.
         classifies: Whether it is a cross-entropy: a method has exactly one of these.
-        reaches_old: Whether every parameter of the old classes gets a gradient from it.
-            Several processes must know if nothing does.
+        reaches_old: Whether every trainable parameter of the old steps gets a gradient
+            from it. If no term of a method has it, DistributedDataParallel searches for
+            unused parameters; a wrong True stops a training on several processes.
         scale: Takes a `Case` and returns a factor on the weight; None: 1.
         column: Name in metrics.csv; "": that of the term.
     """
@@ -91,13 +92,13 @@ _ENTRIES = (
     ),
     Term(
         "bga_ce",
-        "Background falls where a new class is (BARM).",
+        "Lowers the background logit on pixels of new classes (BARM).",
         f"{_LOSSES}.barm:bga_ce_term",
         needs=frozenset({"branches"}),
     ),
     Term(
         "bga_t",
-        "Background stays up where the raw label is background (BARM).",
+        "Keeps the background logit high where the raw label is background (BARM).",
         f"{_LOSSES}.barm:bga_t_term",
         needs=frozenset({"branches"}),
     ),
@@ -110,20 +111,20 @@ _ENTRIES = (
     ),
     Term(
         "gkd",
-        "Logits of the old branches stay (BARM).",
+        "Distils the logits of the old branches (BARM).",
         f"{_LOSSES}.barm:gkd_term",
         needs=frozenset({"branches", TEACHER, TEACHER_LOGITS}),
         reaches_old=True,
     ),
     Term(
         "bfd",
-        "Features of the old branches stay on background (BARM).",
+        "Distils the features of the old branches on background (BARM).",
         f"{_LOSSES}.barm:bfd_term",
         needs=frozenset({"branches", TEACHER}),
     ),
     Term(
         "kd",
-        "The softmax over the old classes stays (LwF).",
+        "Distils the softmax over the old classes (LwF).",
         f"{_LOSSES}.distillation:kd_term",
         needs=frozenset({"softmax", TEACHER}),
         reaches_old=True,

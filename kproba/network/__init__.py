@@ -13,8 +13,9 @@ from kproba.network.architecture import Architecture
 if TYPE_CHECKING:
     from kproba.network.backbones.backbone import Backbone
     from kproba.network.files import load_model, save_model
-    from kproba.network.heads.head import Head, compose_logits, training_background
+    from kproba.network.heads import Head
     from kproba.network.layers import upsample
+    from kproba.network.logits import compose_logits, training_background
     from kproba.network.network import Outputs, SegmentationNetwork, add_branch
 
 __all__ = [
@@ -33,14 +34,14 @@ __all__ = [
 
 _MODULES = {
     "Backbone": "kproba.network.backbones.backbone",
-    "Head": "kproba.network.heads.head",
+    "Head": "kproba.network.heads",
     "Outputs": "kproba.network.network",
     "SegmentationNetwork": "kproba.network.network",
     "add_branch": "kproba.network.network",
-    "compose_logits": "kproba.network.heads.head",
+    "compose_logits": "kproba.network.logits",
     "load_model": "kproba.network.files",
     "save_model": "kproba.network.files",
-    "training_background": "kproba.network.heads.head",
+    "training_background": "kproba.network.logits",
     "upsample": "kproba.network.layers",
 }
 

@@ -2,12 +2,13 @@
 
 Image (B, 3, H, W) -> backbone b (B, Cb, h, w) -> ASPP f (B, A, h, w) -> head: features
 g_k (B, A, h, w) and logits z_k (B, 1 + |C_k|, h, w) of every step k. How they
-are composed to logits over S_t is in `kproba.network.heads.head`. The ASPP is that of
+are composed to logits over S_t is in `kproba.network.logits`. The ASPP is that of
 DeepLabv3 (Chen et al., arXiv 1706.05587).
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,9 +17,9 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from kproba.network.architecture import Architecture
 from kproba.network.backbones.backbone import Backbone
-from kproba.network.heads import head_entry
-from kproba.network.heads.head import Head, compose_logits
+from kproba.network.heads import Head, head_entry
 from kproba.network.layers import KeyedDropout, PooledBatchNorm, upsample
+from kproba.network.logits import compose_logits
 from kproba.runtime.references import resolve
 
 
@@ -31,12 +32,14 @@ class Outputs(NamedTuple):
         logits: z_k of every step, each (B, 1 + |C_k|, h, w).
         stages: Feature maps of the backbone's stages, each (B, C, h', w'), if
             `keep_stages` is set.
+        extras: Further tensors that the head gives to the loss terms, by name.
     """
 
     backbone: torch.Tensor
     blocks: list[torch.Tensor]
     logits: list[torch.Tensor]
     stages: Sequence[torch.Tensor] = ()
+    extras: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 class SegmentationNetwork(nn.Module):
@@ -123,7 +126,8 @@ class SegmentationNetwork(nn.Module):
     ) -> Outputs:
         """Backbone features (B, Cb, h, w) to the outputs of all steps."""
         blocks, logits = self.head.forward(self.branches, self.aspp(features))
-        return Outputs(features, blocks, logits, stages)
+        extras = self.head.extras(self.branches, blocks)
+        return Outputs(features, blocks, logits, stages, extras)
 
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Log p of composed logits, (B, |S_t|, H, W) to the same shape."""
@@ -183,7 +187,7 @@ def add_branch(
         classes: |C_t|.
         seed: Seed of the new classifier.
         start_from_background: Derive the new classifier from the background's, where
-            the head supports it (`kproba.network.heads.softmax`).
+            the head supports it (`kproba.network.heads`).
     """
     network = copy.deepcopy(previous)
     channels = network.architecture.aspp_channels

@@ -1,6 +1,6 @@
 """From the configuration to the jobs of the workflow and where their artifacts are.
 
-`schema` checks a configuration, `plan.Plan` answers the rules: which runs there are,
-what determines each job (`jobs`), and which files it reads and writes (`artifacts`,
-`results`). Nothing here imports torch: the rules ask at every call of Snakemake.
+`schema` checks a configuration. `plan.Plan` provides the rules with the runs, with what
+determines each job (`jobs`, `chain`), and with the files that it reads. Nothing here
+imports torch, because every call of Snakemake builds the plan.
 """

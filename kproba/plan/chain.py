@@ -171,11 +171,13 @@ class Chain:
         """The test after a step."""
         planned = self._method(run)
         fused, groups = planned.test_reads_bank, self._groups(run, step)
+        offset = self._datasets.kind(run.dataset).label_offset
         return Test(
             settings={
                 "decision": planned.decision if fused else None,
                 "settings": self._config["evaluation"],
                 **self._classes(run, step),
+                **({"label_offset": offset} if offset else {}),
             },
             network=self.training(run, step),
             parts=tuple(self._datasets.parts(run.dataset, groups)),

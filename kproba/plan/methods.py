@@ -189,7 +189,7 @@ def _planned(config: Config, name: str, method: Method, *, used: bool) -> Planne
     combination = _combination(method, label_rule.combines)
     kind = _bank_kind(combination, decision)
     reads_both = method.prediction != "network" or method.bank_teaches
-    if label_rule.bank and reads_both:
+    if label_rule.bank and method.use_pseudo_labels and reads_both:
         wanted = _bank_kind(label_rule.combines or DEFAULT_COMBINATION, decision)
         if wanted != kind and used:
             raise ConfigError(

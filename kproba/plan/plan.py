@@ -130,6 +130,11 @@ class Plan:
             for task in self.datasets.tasks(run.dataset):
                 for setting in SETTINGS:
                     self._add_owners(replace(run, task=task, setting=setting))
+        if job not in self._owners[key]:
+            raise ConfigError(
+                f"Expected a job of the plan for {run}, but got {job}. Let Chain.jobs "
+                f"yield every job of a step."
+            )
         return self._owners[key][job]
 
     def path(self, job: Job | None, run: Run, pattern: str) -> Files:
@@ -231,6 +236,7 @@ class Plan:
         return StepResult(
             **vars(run),
             step=step,
+            folder=place.path(artifacts.STEP),
             evaluation=place.path(artifacts.EVALUATION),
             confusion=place.path(artifacts.CONFUSION),
             examples=place.path(artifacts.EXAMPLES),
@@ -318,6 +324,11 @@ def _check_model(config: Config) -> None:
         raise ConfigError(
             f"model.weights: expected 'imagenet', 'none' or an existing file, but "
             f"{Path(weights).absolute()} does not exist."
+        )
+    if weights == "imagenet" and backbone.read_pretrained is None:
+        raise ConfigError(
+            f"model.weights: expected 'none' or a file for the backbone "
+            f"{backbone.name}, which has no ImageNet weights, but got 'imagenet'."
         )
     if model["output_stride"] not in backbone.output_strides:
         strides = ", ".join(map(str, backbone.output_strides))

@@ -14,6 +14,7 @@ class StepResult:
 
     Attributes:
         dataset, task, setting, method, seed, step: Which step of which run.
+        folder: Folder of the tested step, for `kproba predict`.
         evaluation: evaluation.json of the test.
         confusion: confusion.csv of the test.
         examples: Folder of predictions of some validation images.
@@ -34,6 +35,7 @@ class StepResult:
     method: str
     seed: int
     step: int
+    folder: str
     evaluation: str
     confusion: str
     examples: str

@@ -35,9 +35,14 @@ RENAMED: dict[str, dict[str, str]] = {
     "compute": {"looks": "compute.val_times", "look_images": "compute.val_images"},
     "pseudo_labels": {key: f"decision.{key}" for key in _DECISION},
 }
-RENAMED_IN_METHODS = {
-    "scale_by_certainty": "cross_entropy: certain_ce",
-    "keeps_background": "losses: {bga_t: 0, bga_t_remaining: 5}",
+# Keys of methods that another structure replaces, with the remedy by value.
+REPLACED: dict[tuple[str, Any], str] = {
+    ("scale_by_certainty", True): "Write `cross_entropy: certain_ce` instead.",
+    ("scale_by_certainty", False): "Write `cross_entropy: ce` instead.",
+    ("keeps_background", "pseudo"): (
+        "Write `losses: {bga_t: 0, bga_t_remaining: 5}` instead."
+    ),
+    ("keeps_background", "raw"): "This is the default: remove the key.",
 }
 
 
@@ -114,10 +119,10 @@ def load_schema(path: str | Path) -> Config:
 
 
 def _renamed(config: Config) -> list[str]:
-    """Keys of earlier versions, each with the key that takes its place."""
+    """Keys of earlier versions, each with what takes its place."""
     errors = []
 
-    def look(section: Any, where: str, names: Mapping[str, str]) -> None:
+    def collect(section: Any, where: str, names: Mapping[str, str]) -> None:
         for key in names if isinstance(section, Mapping) else ():
             if key in section:
                 errors.append(
@@ -125,13 +130,16 @@ def _renamed(config: Config) -> list[str]:
                 )
 
     for name, names in RENAMED.items():
-        look(config.get(name), name, names)
+        collect(config.get(name), name, names)
     methods = config.get("methods")
     for method, changes in methods.items() if isinstance(methods, Mapping) else ():
-        look(changes, f"methods.{method}", RENAMED_IN_METHODS)
-        if isinstance(changes, Mapping):
-            for name, names in RENAMED.items():
-                look(changes.get(name), f"methods.{method}.{name}", names)
+        if not isinstance(changes, Mapping):
+            continue
+        for (key, value), remedy in REPLACED.items():
+            if key in changes and changes[key] == value:
+                errors.append(f"methods.{method}.{key}: this key is gone. {remedy}")
+        for name, names in RENAMED.items():
+            collect(changes.get(name), f"methods.{method}.{name}", names)
     return errors
 
 

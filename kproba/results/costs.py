@@ -1,4 +1,4 @@
-"""What the jobs of a step cost, from the files that they left."""
+"""Costs of the jobs of a step, from the files that they left."""
 
 import math
 from pathlib import Path
@@ -9,21 +9,21 @@ import pandas as pd
 from kproba.plan.results import StepResult
 from kproba.runtime.files import read_json
 
-# What the jobs that make a step do: the keys of `StepResult.times`.
+# Kinds of jobs that make a step: the keys of `StepResult.times`.
 TRAINING = "training"
-JOBS = (TRAINING, "pseudo labels", "bank")
+KINDS = (TRAINING, "pseudo labels", "bank")
 
 MIB = 2**20
 
 
 def read_seconds(result: StepResult) -> dict[str, float]:
-    """Seconds of a step's jobs by what they do, of those that were measured.
+    """Seconds of a step's jobs by kind, of those that were measured.
 
     Snakemake knows the last attempt of a training; usage.json knows all of them.
     """
     seconds = {
-        job: float(pd.read_csv(path, sep="\t")["s"].sum())
-        for job, path in result.times.items()
+        kind: float(pd.read_csv(path, sep="\t")["s"].sum())
+        for kind, path in result.times.items()
         if Path(path).is_file()
     }
     if TRAINING in seconds:
@@ -42,7 +42,7 @@ def read_costs(result: StepResult) -> dict[str, float]:
     usage = read_usage(result)
     peak = usage.get("peak_memory_bytes")
     return {
-        **dict.fromkeys(JOBS, math.nan),
+        **dict.fromkeys(KINDS, math.nan),
         **read_seconds(result),
         "images/s": usage.get("images_per_second", math.nan),
         "memory": _process_memory(result) if peak is None else peak / MIB,

@@ -88,13 +88,14 @@ def _draw_miou(evaluations: Sequence[Mapping[str, Any]]) -> Figure:
     for axis, measure in zip(axes[0], panels, strict=True):
         for number, method in enumerate(methods):
             runs = table[table["method"] == method]
-            _draw_curve(axis, runs, measure.name, steps, number)
+            single = len(steps) > 1 and runs["step"].nunique() == 1
+            _draw_curve(axis, runs, measure.name, number, single)
         axis.set(title=measure.title, xlabel="step", xticks=steps, ylim=(0, 100))
         axis.grid(alpha=0.3)
         if measure == measures.ALL:  # which every method has
             handles, labels = axis.get_legend_handles_labels()
             legend = dict(zip(labels, handles, strict=True))
-    axes[0][0].set_ylabel("mIoU in percent")
+    axes[0][0].set_ylabel("percent")
     handles = [legend[method] for method in methods if method in legend]
     figure.legend(handles=handles, loc="upper center", ncol=MOST_CURVES)
     figure.subplots_adjust(top=0.8)
@@ -102,7 +103,7 @@ def _draw_miou(evaluations: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _draw_curve(
-    axis: Axes, runs: pd.DataFrame, measure: str, steps: Sequence[int], number: int
+    axis: Axes, runs: pd.DataFrame, measure: str, number: int, single: bool
 ) -> None:
     """Mean and deviation of one method.
 
@@ -110,15 +111,16 @@ def _draw_curve(
         axis: Where.
         runs: Evaluations of the method.
         measure: The column.
-        steps: The steps of all methods.
         number: Place of the method in the list, for colour and marker.
+        single: Whether the method has one step and others have more, as `joint` has: a
+            line through all steps.
     """
     [method] = set(runs["method"])
     values = runs.astype({measure: float}).groupby("step")[measure]
     curve = values.agg(["mean", "std"]).dropna(how="all")
-    if len(curve) == 1 and len(steps) > 1:  # joint: one training, one line
-        level = float(curve["mean"].iloc[0])
-        axis.axhline(level, color=LEVEL, linestyle="--", label=method)
+    if single:
+        for level in curve["mean"]:  # one, or none if it is not defined
+            axis.axhline(level, color=LEVEL, linestyle="--", label=method)
         return
     axis.errorbar(
         curve.index,

@@ -1,9 +1,12 @@
-"""What is measured of a step: the one list of columns, headings and panels.
+"""The list of all measures: columns, headings and panels of the results.
 
 To add a measure, add an entry here or by `kproba.extend.add_measure`:
 evaluation.json, summary.csv, the figures, the page, the curves and the command line
 take it from there. What is computed from the test of one step appears in the results
-of older tests too: their confusion.csv is kept.
+of older tests too: their confusion.csv is kept. Snakemake does not watch the code of
+this package. So after adding an entry here, make tables, figures and page again:
+
+    snakemake --forcerun summarise draw_figures write_report
 """
 
 import math
@@ -28,18 +31,21 @@ def class_iou(confusion: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """IoU of all classes after one step, and which of them its means include.
+    """What was counted after one step, and the classes that its means include.
 
     Attributes:
         iou: (C,) float64, percent; a class that is nowhere (no truth, no prediction)
             has 0.
         steps: (C,) int, the step that introduced each class; background 0.
         counted: (C,) bool, whether the policy's means include the class.
+        confusion: (C, C) int, counts of pixels, true classes in rows; for measures that
+            are not made of IoUs.
     """
 
     iou: np.ndarray
     steps: np.ndarray
     counted: np.ndarray
+    confusion: np.ndarray
 
     @classmethod
     def from_confusion(
@@ -54,7 +60,8 @@ class ClassScores:
         if policy == "mib":
             counted = confusion.sum(1) > 0
             counted[0] = False
-        return cls(np.nan_to_num(iou), np.array(step_of_class), counted)
+        steps = np.array(step_of_class)
+        return cls(np.nan_to_num(iou), steps, counted, confusion)
 
     def mean_iou(self, classes: np.ndarray) -> float:
         """Mean over the counted ones of `classes` (C,) bool; NaN if there are none."""
@@ -133,7 +140,7 @@ class RunMeasure(Measure):
 
 @dataclass(frozen=True, kw_only=True)
 class CostMeasure(Measure):
-    """What the jobs of a step cost; tables of whole runs show sums over increments.
+    """Costs of the jobs of a step; tables of whole runs show sums over increments.
 
     Attributes:
         compute: The cost of one step.

@@ -331,6 +331,6 @@ def cost_table(results: Sequence[StepResult]) -> Table:
         "model": "MiB on disk",
         "bank size": "MiB on disk",
     }
-    caption = "What the steps cost; what methods share stands with each of them"
+    caption = "Costs per step; shared jobs are listed for every method that uses them"
     columns = [(name, explanations.get(name, "")) for name in costs.columns]
     return Table(caption, columns, lines)

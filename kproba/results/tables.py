@@ -64,8 +64,7 @@ def summarise(
         so_far = [earlier for step, earlier in steps if step < result.step]
         so_far.append(evaluation)
         values = {m.name: m.value(result, so_far) for m in measures.all_measures()}
-        folder = str(Path(result.evaluation).parent)
-        numbers.append({**result.run, **values, "folder": folder})
+        numbers.append({**result.run, **values, "folder": result.folder})
         forgotten = class_forgetting(so_far)
         for tested in evaluation["classes"]:
             per_class.append(

@@ -1,5 +1,6 @@
 """The options of the machine, as one object: they change speed, never a result."""
 
+import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -87,6 +88,18 @@ class Compute:
                 f"Expected keys of {', '.join(known)}, but got {', '.join(unknown)}."
             )
         return cls(**content)
+
+    @classmethod
+    def from_argument(cls, text: str) -> "Compute":
+        """Read an argument of a command line, for argparse.
+
+        Raises:
+            ArgumentTypeError: As `from_json`, with its message.
+        """
+        try:
+            return cls.from_json(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
 
     @classmethod
     def from_json(cls, text: str) -> "Compute":

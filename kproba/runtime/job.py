@@ -17,7 +17,7 @@ def job_parser(name: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=name, description=description)
     parser.add_argument(
         "--compute",
-        type=Compute.from_json,
+        type=Compute.from_argument,
         default=Compute(),
         help="what the machine offers, as JSON (kproba.runtime.compute)",
     )

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kproba import artifacts
 from kproba.runtime.compute import Compute
 from kproba.runtime.devices import hold_devices
 from kproba.runtime.locks import hold_log
@@ -41,7 +42,7 @@ ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
-class Job:
+class Launch:
     """A program to run and the resources that it may use.
 
     Attributes:
@@ -82,7 +83,7 @@ class Job:
         return count // compute.nodes
 
 
-def command(job: Job) -> list[str]:
+def command(job: Launch) -> list[str]:
     """The command line of a job, or of its part on this node."""
     local = job.local
     start = [sys.executable, "-m"]
@@ -102,14 +103,14 @@ def command(job: Job) -> list[str]:
     return [*start, job.module, *job.rest, f"--compute={options.to_json()}"]
 
 
-def threads_per_process(job: Job) -> int:
+def threads_per_process(job: Launch) -> int:
     """Threads of each process, at most its share of the cores of the node."""
     threads = job.compute.threads
     share = job.cores // job.local if job.cores else threads
     return max(1, min(threads, share))
 
 
-def srun_command(job: Job) -> list[str]:
+def srun_command(job: Launch) -> list[str]:
     """The command line that starts a job's part on every node of a SLURM job.
 
     Raises:
@@ -121,7 +122,7 @@ def srun_command(job: Job) -> list[str]:
             f"{job.compute.nodes} nodes, but SLURM_JOB_ID is not set. Without SLURM, "
             f"start the job on every node yourself with --rendezvous HOST:PORT."
         )
-    # A SLURM job starts on its first node, which thus becomes the meeting point.
+    # A SLURM job starts on its first node, which is the rendezvous.
     part = replace(job, rendezvous=f"{node_name()}:{free_port()}")
     return [
         *("srun", f"--nodes={job.compute.nodes}", f"--ntasks={job.compute.nodes}"),
@@ -131,7 +132,7 @@ def srun_command(job: Job) -> list[str]:
     ]
 
 
-def launcher_arguments(job: Job) -> list[str]:
+def launcher_arguments(job: Launch) -> list[str]:
     """The command line of this launcher that describes a job."""
     words = [f"--compute={job.compute.to_json()}"]
     for name in ("cores", "rendezvous", "address"):
@@ -193,13 +194,15 @@ def redirect(log: Path) -> None:
         flags = fcntl.fcntl(previous, fcntl.F_GETFL)
         fcntl.fcntl(previous, fcntl.F_SETFL, flags | os.O_APPEND)
     os.environ[TERMINAL] = f"/proc/{os.getpid()}/fd/{previous}"
-    os.environ[JOB] = log.with_suffix("").as_posix().removeprefix("results/")
+    os.environ[JOB] = (
+        log.with_suffix("").as_posix().removeprefix(f"{artifacts.RESULTS}/")
+    )
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
 
 
-def start(job: Job) -> None:
+def start(job: Launch) -> None:
     """Replace this process by the program of a job, so that signals reach it."""
     if job.compute.nodes > 1 and job.rendezvous is None:
         words, environment = srun_command(job), dict(os.environ)
@@ -224,7 +227,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="kproba-launch", description=__doc__)
     parser.add_argument("--log", type=Path, help="of this job alone, for all output")
     parser.add_argument(
-        "--compute", type=Compute.from_json, default=Compute(), help="options as JSON"
+        "--compute",
+        type=Compute.from_argument,
+        default=Compute(),
+        help="options as JSON",
     )
     parser.add_argument("--gpus", type=int, help="over all nodes")
     parser.add_argument("--device", choices=["cuda", "cpu"])
@@ -241,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = ("gpus", "device", "processes", "nodes", "threads")
     changed = {name: getattr(options, name) for name in names}
     changed = {name: value for name, value in changed.items() if value is not None}
-    job = Job(
+    job = Launch(
         module=options.module,
         rest=tuple(options.rest),
         compute=replace(options.compute, **changed),

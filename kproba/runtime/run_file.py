@@ -1,4 +1,4 @@
-"""run.json: whose curves the event files beside it are, and what they continue.
+"""run.json identifies the training that wrote these event files, and its previous step.
 
 Every training writes one at its start. `kproba tensorboard` follows `previous` from
 step to step, so that no folder has to have a certain name or place.
@@ -80,7 +80,7 @@ def write_run(
 
 
 def read_run(folder: Path) -> TrainedStep | None:
-    """Whose event files a folder holds.
+    """Identify the training that wrote a folder of event files.
 
     Of trainings by kproba 0.1.0, which wrote no run.json, the settings.json beside the
     folder has the names, but not the previous step.

@@ -17,7 +17,7 @@ log = logging.getLogger("kproba")
 
 @dataclass
 class Progress:
-    """Where a run stands.
+    """Progress of a run.
 
     Attributes:
         iteration: Iterations done.
@@ -47,7 +47,7 @@ class Progress:
     def recent(self, processes: int) -> dict[str, float]:
         """The terms per iteration since the last row, or in it when it is new.
 
-        Of the share of this process, for the log: the other processes are not asked.
+        Of the share of this process, for the log: without an exchange with the others.
         """
         last = self.rows[-1] if self.rows else {"iteration": 0}
         since = self.iteration - int(last["iteration"])
@@ -147,7 +147,7 @@ class Checkpoint:
             raise RuntimeError(
                 f"Expected all processes to find the same state in {self.path}, but "
                 f"they stand after {found} iterations: the file system shows them "
-                f"different files. Ask again."
+                f"different files. Run the same command again."
             )
         if restored:
             log.info("resumed after %d iterations", progress.iteration)

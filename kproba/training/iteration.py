@@ -24,7 +24,7 @@ class Learner:
 
     Attributes:
         network: The student as `parallelise` returned it.
-        networks: The student and what teaches it.
+        networks: The student and its teachers.
         optimizer, scaler: They hold the student's parameters.
         precision: Type of autocast; float32 for none.
         settings: Settings of the step.
@@ -82,7 +82,7 @@ class Learner:
         with exchange:
             with self._autocast(enabled=self.precision != torch.float32):
                 outputs = self.network(images)
-                teacher_outputs = self._teach(images, outputs, masks)
+                teacher_outputs = self._teacher_outputs(images, outputs, masks)
             case = Case(outputs, targets, counts, masks, teacher_outputs, certainty)
             losses = step_losses(case, self.settings.method.terms)
             total = torch.stack(list(losses.values())).sum()
@@ -95,7 +95,7 @@ class Learner:
         return torch.autocast(kind, self.precision, enabled=enabled)
 
     @torch.no_grad()
-    def _teach(
+    def _teacher_outputs(
         self, images: torch.Tensor, outputs: Outputs, masks: Masks | None
     ) -> Outputs | None:
         """The teacher's outputs for a micro-batch, corrected by the bank if it teaches.
@@ -106,14 +106,14 @@ class Learner:
         if teacher is None:
             return None
         if self.settings.method.trains == "all":
-            answers: Outputs = teacher(images)
+            teacher_outputs: Outputs = teacher(images)
         else:  # the backbone does not train, so its features are the student's
-            answers = teacher.heads(outputs.backbone.detach(), outputs.stages)
+            teacher_outputs = teacher.heads(outputs.backbone.detach(), outputs.stages)
         if bank_teacher is None or masks is None:
-            return answers
-        features = bank_teacher.features(answers, images)
+            return teacher_outputs
+        features = bank_teacher.features(teacher_outputs, images)
         with self._autocast(enabled=False):
-            return bank_teacher.correct(answers, features, masks.background)
+            return bank_teacher.correct(teacher_outputs, features, masks.background)
 
 
 class HostCopy:

@@ -35,13 +35,13 @@ log = logging.getLogger("kproba")
 
 
 class Stopped(Exception):
-    """The run was asked to stop."""
+    """The run was requested to stop."""
 
     def __init__(self, iteration: int, iterations: int, *, saved: bool):
         state = "the state is saved" if saved else "an older state is kept, if any"
         super().__init__(
-            f"stopped at iteration {iteration} of {iterations}; {state}, ask again "
-            f"to go on"
+            f"stopped at iteration {iteration} of {iterations}; {state}. Run the same "
+            f"command again to continue"
         )
 
 

@@ -81,8 +81,8 @@ def _bank_teacher(
         return None
     if files.bank is None or files.previous is None:
         raise ValueError(
-            "Expected the bank and the model of the previous step for a step that both "
-            "teach (teacher: fused), but got none. Name them with --bank and "
+            "Expected the bank and the model of the previous step for a step with the "
+            "teacher `fused`, but got none. Name them with --bank and "
             "--previous."
         )
     combination = Combination.load(

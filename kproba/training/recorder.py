@@ -65,7 +65,7 @@ class Recorder:
 
         Args:
             rates: Learning rates of the iteration.
-            student: May be validated; it trains on afterwards.
+            student: Validated when that is due; training continues with it.
         """
         progress, optimisation = self.progress, self.settings.optimisation
         now = time.monotonic()
@@ -100,7 +100,7 @@ class Recorder:
 
 
 def start_curves(files: Files, settings: StepSettings, progress: Progress) -> Curves:
-    """The event files of a training, and whose they are."""
+    """Start the event files of a training, and identify it in run.json."""
     previous = files.previous and files.previous.parent / files.tensorboard.name
     curves = Curves(
         files.tensorboard, progress.iteration, progress.rows, progress.validations

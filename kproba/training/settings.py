@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from kproba import artifacts
 from kproba.bank.decision import Decision
 from kproba.data.augmentation import Augmentation
 from kproba.data.labels import LabelMap
@@ -172,6 +173,9 @@ def _parsed(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+OUTPUTS = ("model", "metrics", "usage", "tensorboard")
+
+
 @dataclass(frozen=True)
 class Files:
     """Inputs and outputs of a training.
@@ -202,13 +206,15 @@ class Files:
 
     @property
     def state(self) -> Path:
-        """Where an unfinished run keeps its state; removed at the end."""
-        return self.model.with_name("training-state.pt")
+        """State of an unfinished run; removed at the end."""
+        return self.model.with_name(Path(artifacts.STATE).name)
 
     def inputs(self) -> list[Path]:
-        """The files whose content determines the result."""
-        maybe = (self.split, self.previous, self.weights, self.bank)
-        files = [path for path in (*maybe, self.feature_network) if path is not None]
-        if self.pseudo_labels is not None:
-            files += sorted(self.pseudo_labels.glob("*.png"))
+        """The files whose content determines the result: all but these two kinds."""
+        others = (*OUTPUTS, "validation")
+        names = [field.name for field in fields(self) if field.name not in others]
+        files: list[Path] = []
+        for path in (getattr(self, name) for name in names):
+            if path is not None:
+                files += sorted(path.glob("*.png")) if path.is_dir() else [path]
         return files

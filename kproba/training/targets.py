@@ -79,12 +79,12 @@ def global_counts(
 
     Args:
         prepared: Micro-batches of this process.
-        stop: Whether this process was asked to stop.
+        stop: Whether a stop of this process is requested.
         state_due: Whether this process wants a state to be saved.
         process: This process of several.
 
     Returns:
-        The counts, whether any process was asked to stop, and whether any wants a state
+        The counts, whether any process is to stop, and whether any wants a state
         to be saved.
     """
     pixels = new = background = cells = images = area = remaining = 0.0

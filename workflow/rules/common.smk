@@ -1,6 +1,7 @@
-"""What the rules share: the plan, the machine, and functions that ask the plan."""
+"""Shared by the rules: the plan, the machine, and functions that query the plan."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -34,8 +35,10 @@ wildcard_constraints:
     method=r"[^/]+",
     seed=r"\d+",
     step=r"\d+",
-    archive=r"[^/]+\.(tar|zip)",
-    backbone="|".join(name for name in BACKBONES if not BACKBONES[name].packaged),
+    archive=r"[^/]+\.(?:tar(?:\.\w+)?|tgz|zip)",
+    backbone="|".join(
+        re.escape(name) for name, entry in BACKBONES.items() if not entry.packaged
+    ),
 
 
 # --- The machine ---------------------------------------------------------------------
@@ -140,7 +143,7 @@ def checksum(wildcards):
 
 
 def indices_of_step(wildcards):
-    """Index of the dataset and of the additions that have come by a step."""
+    """Index of the dataset and of the additions that are available at a step."""
     return plan.datasets.indices(wildcards.dataset, groups_so_far(wildcards))
 
 
@@ -230,11 +233,6 @@ def report_files(wildcards):
 
 def experiments_of_report(wildcards):
     return [plan.describe_experiment(run) for run in plan.experiments()]
-
-
-def last_banks(wildcards):
-    """The bank after the last step: an artifact that the next step would start from."""
-    return plan.last_banks()
 
 
 def class_lists(wildcards):

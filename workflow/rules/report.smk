@@ -42,27 +42,27 @@ rule draw_figures:
         indices=indices_of_task,
     output:
         miou=report(
-            f"{artifacts.FIGURES}/miou.png",
+            artifacts.figure("miou"),
             caption="../report/miou.rst",
             category="Figures",
         ),
         training=report(
-            f"{artifacts.FIGURES}/training.png",
+            artifacts.figure("training"),
             caption="../report/training.rst",
             category="Figures",
         ),
         classes=report(
-            f"{artifacts.FIGURES}/classes.png",
+            artifacts.figure("classes"),
             caption="../report/class_steps.rst",
             category="Figures",
         ),
         pseudo_labels=report(
-            f"{artifacts.FIGURES}/pseudo_labels.png",
+            artifacts.figure("pseudo_labels"),
             caption="../report/pseudo_label_steps.rst",
             category="Figures",
         ),
         examples=report(
-            f"{artifacts.FIGURES}/examples.png",
+            artifacts.figure("examples"),
             caption="../report/examples.rst",
             category="Figures",
         ),
@@ -89,7 +89,7 @@ rule write_report:
         figures=figures_of_experiments,
         files=report_files,
         class_lists=class_lists,
-        banks=last_banks,
+        banks=plan.last_banks(),  # a next step would start from these
     output:
         page=report(
             artifacts.REPORT,

@@ -61,7 +61,7 @@ rule train_step:
         "{wildcards.setting}, {wildcards.method}, seed {wildcards.seed}"
     shell:
         "exec kproba-launch --log {log} --gpus {resources.gpu} --cores {threads}"
-        " --compute {resources.compute:q}"
+        " --nodes {resources.nodes} --compute {resources.compute:q}"
         " kproba.jobs.train {input.settings} --split {input.split}"
         " --previous {input.previous} --pseudo-labels {input.pseudo_labels}"
         " --bank {input.bank} --feature-network {input.feature_network}"
@@ -74,7 +74,7 @@ rule train_step:
 use rule train_step as train_base with:
     wildcard_constraints:
         step="0",
-        method="|".join(base_methods()),
+        method="|".join(map(re.escape, base_methods())),
     message:
         "Training step 0 on {wildcards.task} classes of {wildcards.dataset}, "
         "{wildcards.setting}, seed {wildcards.seed}"

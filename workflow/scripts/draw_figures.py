@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from kproba.extensions import load_recorded
 from kproba.artifacts import FIGURE_NAMES
+from kproba.extensions import load_recorded
 from kproba.plan.results import StepResult
 from kproba.results.figures import draw_figures
 from kproba.runtime.logs import log_to

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from kproba.extensions import load_recorded
 from kproba.artifacts import FIGURE, fill
+from kproba.extensions import load_recorded
 from kproba.plan.results import StepResult
 from kproba.results.experiment import Experiment
 from kproba.results.page import write_report

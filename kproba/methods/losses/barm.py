@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from kproba.data.labels import IGNORE
 from kproba.methods.losses.case import Case
 from kproba.methods.losses.cross_entropy import bce
-from kproba.network.heads.head import training_background
 from kproba.network.layers import upsample
+from kproba.network.logits import training_background
 
 
 def pb_bce(

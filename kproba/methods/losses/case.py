@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from kproba.data.labels import IGNORE
-from kproba.network.heads.head import compose_logits
 from kproba.network.layers import upsample
+from kproba.network.logits import compose_logits
 from kproba.network.network import Outputs
 
 
@@ -40,6 +40,8 @@ class Counts:
         images: Images.
         area: All pixels, those that are 255 too.
         remaining: Cells of M⁻ whose pseudo label is 0.
+
+    At step 0, which has no masks, the counts of cells are 0.
     """
 
     pixels: float = 0

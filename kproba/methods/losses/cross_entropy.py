@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from kproba.data.labels import IGNORE
 from kproba.methods.losses.case import Case
-from kproba.network.heads.head import compose_logits
 from kproba.network.layers import upsample
+from kproba.network.logits import compose_logits
 
 
 def bce(logits: torch.Tensor, channels: torch.Tensor, count: float) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from kproba.methods.losses.case import Case
-from kproba.network.heads.head import compose_logits
+from kproba.network.logits import compose_logits
 
 POD_SCALES = (1, 2, 4)
 

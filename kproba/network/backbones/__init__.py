@@ -31,8 +31,10 @@ class BackboneEntry:
             same feature map. The stem and the first stage are one module. They share
             their weights with the body.
         read_pretrained: () -> published ImageNet state dict, with its own key names.
+            None: there are no such weights.
         adapt_state: (published state dict) -> state dict for the body. Raises
-            ValueError if the tensors are those of another network.
+            ValueError if the tensors are those of another network. None: they have the
+            keys of the body.
         packaged: The ImageNet weights come with a Python package, so that no rule has
             to fetch them.
         feature_size: (height, width, output_stride) -> (h, w). None: ceil(height /
@@ -47,8 +49,8 @@ class BackboneEntry:
     std: Channels
     build: Reference
     stages: Reference
-    read_pretrained: Reference
-    adapt_state: Reference
+    read_pretrained: Reference | None = None
+    adapt_state: Reference | None = None
     packaged: bool = False
     feature_size: Reference | None = None
 

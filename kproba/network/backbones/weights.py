@@ -29,11 +29,12 @@ def load_backbone_weights(body: nn.Module, name: str, weights: str) -> None:
     """
     entry = backbone_entry(name)
     if weights == "imagenet":
-        state = resolve(entry.read_pretrained)()
+        state = _read_pretrained(name)
     else:
         state = _read_state(Path(weights))
     try:
-        state = resolve(entry.adapt_state)(state)
+        if entry.adapt_state is not None:
+            state = resolve(entry.adapt_state)(state)
     except ValueError as error:
         raise ValueError(
             f"Expected weights of {name} in {weights}, but: {error}"
@@ -62,9 +63,20 @@ def save_pretrained_weights(name: str, path: str | Path) -> None:
         ValueError: Unknown backbone.
         FileNotFoundError: There is no connection to fetch the weights.
     """
-    state = resolve(backbone_entry(name).read_pretrained)()
+    state = _read_pretrained(name)
     with atomic_path(path) as temporary:
         save_file(state, temporary)
+
+
+def _read_pretrained(name: str) -> State:
+    reference = backbone_entry(name).read_pretrained
+    if reference is None:
+        raise ValueError(
+            f"Expected model.weights 'none' or a file for the backbone {name}, which "
+            f"has no ImageNet weights, but got 'imagenet'."
+        )
+    state: State = resolve(reference)()
+    return state
 
 
 def _read_state(path: Path) -> State:

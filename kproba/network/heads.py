@@ -1,0 +1,299 @@
+"""The heads: how logits follow from the ASPP's features.
+
+A head has one module per step, kept in `SegmentationNetwork.branches`; how their logits
+are composed is in `kproba.network.logits`. A new head is a subclass of `Head` and an
+entry of `HEADS`. The plan reads the table, so torch is imported inside the methods.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from kproba.runtime.references import Reference
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class HeadEntry:
+    """One head, an entry of `HEADS`.
+
+    Attributes:
+        name: Value of `Architecture.head`.
+        description: One line for the documentation.
+        base: Name of the pseudo method whose step 0 all methods with this head share.
+        step_0_loss: Name of the cross-entropy of step 0.
+        provides: What loss terms may need of the head.
+        implementation: Subclass of `Head`, or its reference
+            "package.module:name"; it is called without arguments.
+        step_0_terms: Weights of further loss terms of step 0, by name.
+        step_0_terms: Weights of further loss terms of step 0, by name.
+    """
+
+    name: str
+    description: str
+    base: str
+    step_0_loss: str
+    provides: frozenset[str]
+    implementation: Reference
+    step_0_terms: Mapping[str, float] = field(default_factory=dict)
+
+
+HEADS: dict[str, HeadEntry] = {
+    entry.name: entry
+    for entry in (
+        HeadEntry(
+            name="branches",
+            description="A branch per step with a sigmoid per class.",
+            base="base",
+            step_0_loss="bce",
+            provides=frozenset({"branches"}),
+            implementation="kproba.network.heads:BranchHead",
+        ),
+        HeadEntry(
+            name="softmax",
+            description="A classifier per step on shared features with one softmax.",
+            base="base_softmax",
+            step_0_loss="ce",
+            provides=frozenset({"softmax"}),
+            implementation="kproba.network.heads:SoftmaxHead",
+        ),
+    )
+}
+
+
+def head_entry(name: str) -> HeadEntry:
+    """The entry of a head.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    if name not in HEADS:
+        raise ValueError(f"Expected a head of {', '.join(HEADS)}, but got {name!r}.")
+    return HEADS[name]
+
+
+class NetworkParts(Protocol):
+    """The parts of `kproba.network.network.SegmentationNetwork` that a head uses."""
+
+    aspp: nn.Module
+    branches: nn.ModuleList
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The backbone."""
+
+
+class Head(ABC):
+    """How logits follow from the ASPP's features; it holds no weights itself.
+
+    The modules of the steps have a `classifier`, a 1×1 convolution, and the first of
+    them a `block`, which the bank and losses on features may read.
+    """
+
+    @abstractmethod
+    def new(self, channels: int, classes: int, *, first: bool) -> nn.Module:
+        """The module of one step.
+
+        Args:
+            channels: A, of the ASPP.
+            classes: |C_k|, without background.
+            first: Whether it is that of step 0.
+        """
+
+    @abstractmethod
+    def forward(
+        self, branches: nn.ModuleList, shared: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Block features and logits of the steps 0..t.
+
+        Args:
+            branches: The modules of the steps.
+            shared: ASPP features, (B, A, h, w).
+
+        Returns:
+            Features g, each (B, A, h, w), as many as the head has blocks; and the
+            logits z_k of every step, each (B, 1 + |C_k|, h, w).
+        """
+
+    def extras(
+        self, branches: nn.ModuleList, blocks: list[torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Further tensors for the loss terms, as `case.student.extras`; none here.
+
+        Args:
+            branches: The modules of the steps.
+            blocks: The features that `forward` returned.
+        """
+        return {}
+
+    @abstractmethod
+    def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log p of composed logits, (B, |S_t|, H, W) to the same shape."""
+
+    def start(
+        self,
+        network: NetworkParts,
+        branch: nn.Module,
+        *,
+        seed: int,
+        start_from_background: bool,
+    ) -> None:
+        """Set the initial weights of an added step: Kaiming-normal with zero bias.
+
+        Args:
+            network: The network without the step; a head may change it.
+            branch: The module of the step, as `new` gave it.
+            seed: Seed of the classifier's weights.
+            start_from_background: Derive them from the background's; a head that
+                cannot do so ignores it.
+        """
+        import torch
+        from torch import nn
+
+        from kproba.network.layers import get_classifier
+
+        classifier = get_classifier(branch)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.kaiming_normal_(classifier.weight, generator=generator)
+        if classifier.bias is not None:
+            nn.init.zeros_(classifier.bias)
+
+    def parameter_groups(self, network: NetworkParts) -> dict[str, list[nn.Module]]:
+        """The modules that share a learning rate.
+
+        Returns:
+            Modules by the keys of `learning_rate` in the configuration: "backbone",
+            "aspp", "branch" (the newest) and "old_branches". Together they have all
+            parameters of the network, each in one group.
+        """
+        *old, newest = network.branches
+        return {
+            "backbone": [network.backbone],
+            "aspp": [network.aspp],
+            "branch": [newest],
+            "old_branches": old,
+        }
+
+
+class BranchHead(Head):
+    """A branch per step with a sigmoid per class (BARM, Zhang & Gao, ECCV 2024).
+
+    Every step has its own 3×3 block and classifier on the ASPP's features.
+    """
+
+    def new(self, channels: int, classes: int, *, first: bool) -> nn.Module:
+        """A branch with |C_k| + 1 logits, as at step 0."""
+        from kproba.network.layers import Branch
+
+        return Branch(channels, 1 + classes)
+
+    def forward(
+        self, branches: nn.ModuleList, shared: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """g_k and z_k of every branch k; see `Head.forward`."""
+        blocks, logits = [], []
+        for branch in branches:
+            block, z = branch(shared)
+            blocks.append(block)
+            logits.append(z)
+        return blocks, logits
+
+    def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log of a sigmoid per class, (B, |S_t|, H, W); they need not add up to 1."""
+        from torch.nn import functional
+
+        return functional.logsigmoid(logits)
+
+    def start(
+        self,
+        network: NetworkParts,
+        branch: nn.Module,
+        *,
+        seed: int,
+        start_from_background: bool,
+    ) -> None:
+        """The block is a copy of branch 0's, running statistics included."""
+        first = network.branches[0].get_submodule("block")
+        branch.get_submodule("block").load_state_dict(first.state_dict())
+        super().start(
+            network, branch, seed=seed, start_from_background=start_from_background
+        )
+
+
+class SoftmaxHead(Head):
+    """A classifier per step on shared features with one softmax, as in DeepLab.
+
+    One 3×3 block serves all steps; later steps add only a classifier. PLOP (Douillard
+    et al., CVPR 2021), MiB (Cermelli et al., CVPR 2020) and LwF build on this head.
+    """
+
+    def new(self, channels: int, classes: int, *, first: bool) -> nn.Module:
+        """Block and classifier for step 0, a classifier for later steps."""
+        from kproba.network.layers import AddedClasses, Branch
+
+        if first:
+            return Branch(channels, 1 + classes)
+        return AddedClasses(channels, classes)
+
+    def forward(
+        self, branches: nn.ModuleList, shared: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """[g_0], and z_k of every step k; see `Head.forward`."""
+        first, *added = branches
+        block, z = first(shared)
+        return [block], [z, *(classes(block) for classes in added)]
+
+    def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log softmax over the classes, (B, |S_t|, H, W)."""
+        return logits.log_softmax(dim=1)
+
+    def start(
+        self,
+        network: NetworkParts,
+        branch: nn.Module,
+        *,
+        seed: int,
+        start_from_background: bool,
+    ) -> None:
+        """Random classes, or classes that share the background's probability.
+
+        With `start_from_background` the new classes get the background's weights, and
+        both its bias less log(|C_t| + 1): together they start with the probability that
+        was the background's (MiB, section 3.3). This changes `network` as well.
+        """
+        super().start(
+            network, branch, seed=seed, start_from_background=start_from_background
+        )
+        if not start_from_background:
+            return
+        import torch
+
+        from kproba.network.layers import get_classifier
+
+        old, new = get_classifier(network.branches[0]), get_classifier(branch)
+        assert old.bias is not None and new.bias is not None
+        with torch.no_grad():
+            old.bias[0] -= math.log(new.out_channels + 1)
+            new.weight.copy_(old.weight[:1].expand_as(new.weight))
+            new.bias.fill_(old.bias[0])
+
+    def parameter_groups(self, network: NetworkParts) -> dict[str, list[nn.Module]]:
+        """The block learns as the ASPP does, all classifiers as the newest.
+
+        At step 0 block and classifier are one part, as for other heads.
+        """
+        from kproba.network.layers import get_classifier
+
+        groups = super().parameter_groups(network)
+        if len(network.branches) > 1:
+            groups["aspp"].append(network.branches[0].get_submodule("block"))
+            groups["branch"] = [get_classifier(branch) for branch in network.branches]
+            groups["old_branches"] = []
+        return groups
