@@ -1,5 +1,6 @@
 """What a machine offers a job: one object, from the configuration to the job."""
 
+import argparse
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -91,3 +92,15 @@ def test_the_part_of_one_node_has_its_share_and_all_other_options():
     assert part.on_one_node() == part
     # A job with GPUs has one process of its own, whatever the nodes.
     assert Compute(gpus=4, nodes=2).on_one_node() == Compute(gpus=2)
+
+
+def test_a_wrong_argument_is_refused_with_its_reason(capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--compute", type=Compute.from_argument, default=Compute())
+    assert parser.parse_args(["--compute", '{"gpus": 2}']).compute == Compute(gpus=2)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--compute", '{"gpu": 2}'])
+    assert "gpu" in (message := capsys.readouterr().err) and "xpected" in message
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--compute", "[]"])
+    assert "Expected a JSON object of options" in capsys.readouterr().err

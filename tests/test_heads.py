@@ -1,5 +1,6 @@
 """The heads: branches with background adaptation, one softmax, and their table."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from small_networks import (
     random_images,
 )
 
+from kproba.methods.builtin import base_methods
 from kproba.network import (
     SegmentationNetwork,
     add_branch,
@@ -19,7 +21,7 @@ from kproba.network import (
     save_model,
     training_background,
 )
-from kproba.network.heads import HEADS, Head
+from kproba.network.heads import HEADS, BranchHead, Head
 from kproba.runtime.references import resolve
 
 
@@ -242,3 +244,23 @@ def test_a_head_of_another_package_needs_no_more_than_an_entry(monkeypatch, imag
     network = add_branch(network, 2, seed=0)
     logits = compose_logits(network(images).logits)
     assert torch.equal(network.log_probabilities(logits), -logits.square())
+
+
+def test_what_a_head_adds_to_its_outputs_reaches_the_loss_terms(previous, images):
+    class TwoBlocks(BranchHead):
+        def extras(self, branches, blocks):
+            return {"sum": blocks[0] + blocks[1]}
+
+    network = copy.deepcopy(previous)
+    assert dict(network(images).extras) == {}
+    network.head = TwoBlocks()
+    outputs = network(images)
+    assert torch.equal(outputs.extras["sum"], outputs.blocks[0] + outputs.blocks[1])
+
+
+def test_further_terms_of_step_0_come_from_the_head(monkeypatch):
+    entry = replace(HEADS["branches"], step_0_terms={"gkd": 2.0})
+    monkeypatch.setitem(HEADS, "branches", entry)
+    bases = base_methods()
+    assert bases["base"].terms == {"bce": 1.0, "gkd": 2.0}
+    assert bases["base_softmax"].terms == {"ce": 1.0}

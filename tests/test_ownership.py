@@ -1,9 +1,15 @@
 """Which method makes what several methods would make alike."""
 
+from dataclasses import fields
+
 import pytest
 from plan_configs import experiment, make_plan, make_run, method
 
+from kproba import artifacts
 from kproba.methods.builtin import METHODS
+from kproba.plan.chain import Run
+from kproba.plan.errors import ConfigError
+from kproba.plan.jobs import Bank, Job, Labels, Split, Test, Training
 
 pytestmark = pytest.mark.usefixtures("schema_is_parsed_once")
 
@@ -151,3 +157,125 @@ def test_a_bank_names_the_network_of_its_features(network):
     assert by_method["mine"] == ("mine" if before else "kproba")
     by_method = owners(plan, "bank", 1)
     assert by_method["mine"] == ("kproba" if network == "base" else "mine")
+
+
+# --- the order of owners ------------------------------------------------------------
+
+OWN = {"wider": {"based_on": "kproba", "losses": {"bfd": 0}}}
+FIRST = {"dataset": "tiny", "task": "6-2", "setting": "disjoint", "methods": ["wider"]}
+
+
+def folders(plan, runs):
+    """By run, step and kind: the file that a rule writes for it."""
+    return {
+        (run, step, type(job)): plan.owner(job, run)
+        for run in runs
+        for step in plan.steps(run)
+        for job in plan.chain.jobs(run, step)
+    }
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        {"dataset": "tiny", "task": "6-2", "setting": "overlap"},
+        {"dataset": "tiny", "task": "6-2", "setting": ["sequential", "overlap"]},
+        {"dataset": "tiny", "task": "5-5", "methods": ["mib"]},
+        {"dataset": "tiny", "task": "6-2", "setting": "overlap", "methods": ["joint"]},
+        {"dataset": "tiny", "task": "6-2", "setting": "disjoint", "seeds": [3]},
+    ],
+)
+def test_artifacts_stay_where_they_are_when_an_experiment_is_put_in_front(front):
+    plan = make_plan(methods=OWN, experiments=[FIRST])
+    later = make_plan(methods=OWN, experiments=[front, FIRST])
+    assert folders(plan, plan.runs).items() <= folders(later, later.runs).items()
+
+
+def test_artifacts_stay_where_they_are_when_a_method_is_added_behind():
+    plan = make_plan(methods=OWN, experiments=[FIRST])
+    more = OWN | {"narrower": {"based_on": "kproba", "losses": {"gkd": 0}}}
+    later = make_plan(methods=more, experiments=[FIRST])
+    assert folders(plan, plan.runs) == folders(later, plan.runs)
+
+
+# --- the inputs of the rules --------------------------------------------------------
+
+FILES = {
+    Split: artifacts.SPLIT,
+    Training: artifacts.MODEL,
+    Bank: artifacts.BANK,
+    Labels: artifacts.LABELS,
+}
+INPUTS = {
+    Training: "training_inputs",
+    Bank: "bank_inputs",
+    Labels: "label_inputs",
+    Test: "test_inputs",
+}
+# What rules read that is not the artifact of a job.
+OF_NO_JOB = {"weights", "validation", "indices"}
+
+
+@pytest.mark.parametrize("setting", ["overlap", "sequential"])
+@pytest.mark.parametrize("network", ["base", "after", "before"])
+def test_a_rule_reads_the_artifacts_of_the_jobs_that_its_job_holds(network, setting):
+    own = {"mine": {"based_on": "kproba", "bank": {"network": network}}}
+    methods = ["mine", "mib", "joint"]
+    plan = make_plan(methods=own, **experiment(methods=methods, setting=setting))
+    seen = set()
+    for run in plan.runs:
+        for step in plan.steps(run):
+            for job in plan.chain.jobs(run, step):
+                if isinstance(job, Split):
+                    continue
+                inputs = getattr(plan, INPUTS[type(job)])(run, step)
+                read = {
+                    path
+                    for key, path in inputs.items()
+                    if key not in OF_NO_JOB and path
+                }
+                held = [getattr(job, field.name) for field in fields(job)]
+                jobs = [value for value in held if isinstance(value, Job)]
+                if isinstance(job, Bank) and job.untrained:
+                    # The untrained network is made from the settings of its training.
+                    read.discard(inputs["untrained"])
+                expected = {plan.path(j, run, FILES[type(j)]) for j in jobs}
+                extra = read - expected
+                bank = getattr(job, "bank", None)
+                if bank is not None:  # the network of the bank's features
+                    extra -= {plan.path(bank.model, run, artifacts.MODEL)}
+                assert expected <= read and not extra, (run, step, job)
+                seen.add(type(job))
+    without = {Labels} if setting == "sequential" else set()
+    assert seen == set(INPUTS) - without
+
+
+# --- what no plan has ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["training", "bank", "labels", "test"])
+def test_an_unknown_method_is_refused_by_name(kind):
+    plan = make_plan()
+    with pytest.raises(ConfigError, match=r"a method of .*kproba.*'kprob'"):
+        getattr(plan.chain, kind)(make_run("kprob"), 1)
+
+
+@pytest.mark.parametrize("kind", ["split", "training", "bank", "labels", "test"])
+@pytest.mark.parametrize("step", [-1, 7])
+def test_a_step_that_the_task_does_not_have_is_refused(kind, step):
+    plan = make_plan()
+    with pytest.raises(ConfigError, match=f"task '6-2' .*0 to 2, but got step {step}"):
+        getattr(plan.chain, kind)(make_run(), step)
+
+
+def test_the_bank_of_joint_is_refused():
+    plan = make_plan()
+    with pytest.raises(ConfigError, match="joint"):
+        plan.chain.bank(make_run("joint"), 2)
+
+
+def test_a_job_of_another_plan_has_no_owner_here():
+    run = Run("tiny", "6-2", "overlap", "wider", 0)
+    job = make_plan(methods=OWN).chain.training(run, 1)
+    with pytest.raises(ConfigError, match=r"Expected a job of the plan for .*wider"):
+        make_plan().owner(job, run)

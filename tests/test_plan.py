@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from plan_configs import (
     method,
 )
 
+from kproba.network.backbones import BACKBONES
 from kproba.plan.errors import ConfigError
 from kproba.plan.plan import Plan
 from kproba.plan.schema import check
@@ -113,6 +115,15 @@ def test_impossible_plan_is_refused_with_its_key(changes, words):
         make_plan(**changes)
     missing = [word for word in words if word not in str(error.value)]
     assert not missing, str(error.value)
+
+
+def test_a_backbone_without_imagenet_weights_refuses_them(monkeypatch):
+    entry = replace(BACKBONES["efficientnet_lite0"], read_pretrained=None)
+    monkeypatch.setitem(BACKBONES, "efficientnet_lite0", entry)
+    model = {"backbone": "efficientnet_lite0"}
+    make_plan(model={**model, "weights": "none"})
+    with pytest.raises(ConfigError, match=r"model.weights: .*no ImageNet weights"):
+        make_plan(model={**model, "weights": "imagenet"})
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,6 @@ class HeadEntry:
         implementation: Subclass of `Head`, or its reference
             "package.module:name"; it is called without arguments.
         step_0_terms: Weights of further loss terms of step 0, by name.
-        step_0_terms: Weights of further loss terms of step 0, by name.
     """
 
     name: str

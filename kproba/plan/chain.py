@@ -203,10 +203,10 @@ class Chain:
         """Refuse a step that the task does not have.
 
         Raises:
-            ConfigError: It has fewer.
+            ConfigError: It has no such step.
         """
         count = len(self._groups(run, None))
-        if step >= count:
+        if not 0 <= step < count:
             raise ConfigError(
                 f"Expected a step of task '{run.task}' of dataset '{run.dataset}', 0 "
                 f"to {count - 1}, but got step {step}."
