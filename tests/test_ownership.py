@@ -181,13 +181,17 @@ def folders(plan, runs):
         {"dataset": "tiny", "task": "6-2", "setting": "overlap"},
         {"dataset": "tiny", "task": "6-2", "setting": ["sequential", "overlap"]},
         {"dataset": "tiny", "task": "5-5", "methods": ["mib"]},
+        {"dataset": "tiny", "task": "6-2_r1"},
+        {"dataset": "tiny", "task": "6-2_r1", "methods": ["joint"]},
+        {"dataset": "tiny", "task": "turned", "methods": ["joint", "kproba"]},
         {"dataset": "tiny", "task": "6-2", "setting": "overlap", "methods": ["joint"]},
         {"dataset": "tiny", "task": "6-2", "setting": "disjoint", "seeds": [3]},
     ],
 )
 def test_artifacts_stay_where_they_are_when_an_experiment_is_put_in_front(front):
-    plan = make_plan(methods=OWN, experiments=[FIRST])
-    later = make_plan(methods=OWN, experiments=[front, FIRST])
+    tasks = {"turned": [[6, 5, 4, 3, 2, 1]]}  # the classes of step 0 of 6-2
+    plan = make_plan(methods=OWN, tasks=tasks, experiments=[FIRST])
+    later = make_plan(methods=OWN, tasks=tasks, experiments=[front, FIRST])
     assert folders(plan, plan.runs).items() <= folders(later, later.runs).items()
 
 
@@ -216,12 +220,17 @@ INPUTS = {
 OF_NO_JOB = {"weights", "validation", "indices"}
 
 
+@pytest.mark.parametrize("task", ["6-2", "6-2_r1"])
 @pytest.mark.parametrize("setting", ["overlap", "sequential"])
 @pytest.mark.parametrize("network", ["base", "after", "before"])
-def test_a_rule_reads_the_artifacts_of_the_jobs_that_its_job_holds(network, setting):
+def test_a_rule_reads_the_artifacts_of_the_jobs_that_its_job_holds(
+    network, setting, task
+):
     own = {"mine": {"based_on": "kproba", "bank": {"network": network}}}
     methods = ["mine", "mib", "joint"]
-    plan = make_plan(methods=own, **experiment(methods=methods, setting=setting))
+    plan = make_plan(
+        methods=own, **experiment(task=task, methods=methods, setting=setting)
+    )
     seen = set()
     for run in plan.runs:
         for step in plan.steps(run):

@@ -256,7 +256,9 @@ def random_config(seed: int) -> dict[str, Any] | None:
     tasks = {
         "grow": [[1, 2, 3, 4, 5, 6], [7, 8]],
         "same": [[1, 2, 3, 4, 5, 6], [7], [8]],
+        "turned": [[6, 5, 4, 3, 2, 1]],
     }
+    names = ["6-2", "grow", "same", "5-5", "offline", "6-2_r1", "turned"]
     builtin = ["kproba", "barm", "mib", "joint", "ssul", "finetune"]
     config = {
         "datasets": {"tiny": {"kind": "digits"}},
@@ -265,7 +267,7 @@ def random_config(seed: int) -> dict[str, Any] | None:
         "experiments": [
             {
                 "dataset": "tiny",
-                "task": choose.sample(["6-2", "grow", "same", "5-5", "offline"], 3),
+                "task": choose.sample(names, 3),
                 "setting": choose.sample(["overlap", "disjoint", "sequential"], 2),
                 "methods": [*methods, *choose.sample(builtin, 2)],
             }

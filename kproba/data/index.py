@@ -34,20 +34,14 @@ from kproba.runtime.progress import Stage
 log = logging.getLogger("kproba")
 
 LISTED = 20  # problems in an error message
-
-
 BATCH = 64  # pairs that a worker process gets at once
-
 
 # What Pillow raises for files that it cannot read.
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
-
 # First letters of Pillow's modes of 16 and 32 bits. Converted to RGB, such images would
 # be white.
 DEEP_MODES = ("I", "F")
-
-
 UPRIGHT = (0, 1)  # EXIF orientations of images that are not turned
 
 

@@ -72,6 +72,8 @@ class Datasets:
     def add_task(self, where: str, dataset: str, task: str) -> None:
         """Register a task, and the one-step tasks that share work with it.
 
+        Those are its step 0, and the joint trainings of it and of its step 0.
+
         Raises:
             ConfigError: The classes cannot be divided so; the message starts with
                 `where`.
@@ -80,7 +82,7 @@ class Datasets:
         additions = _part_names(self._config["datasets"], dataset)[1:]
         groups += tuple(self._added[part] for part in additions)
         self._groups[dataset, task] = groups
-        for one_step in (groups[0], all_classes(groups)):
+        for one_step in (groups[0], all_classes(groups), all_classes(groups[:1])):
             self._groups[dataset, canonical_task(one_step)] = (tuple(one_step),)
 
     def groups(self, dataset: str, task: str, step: int | None = None) -> Groups:
@@ -98,18 +100,21 @@ class Datasets:
         return groups if step is None else groups[: step + 1]
 
     def tasks(self, dataset: str) -> list[str]:
-        """The known tasks of a dataset: canonical ones of one step, then the others."""
+        """The known tasks of a dataset, in the order in which they own artifacts.
 
-        def is_canonical(task: str) -> bool:
+        Canonical tasks of one step come first. Of these the ones in the dataset's order
+        come before all others, because they are the joint trainings of the others.
+        """
+
+        def rank(task: str) -> int:
             groups = self._groups[dataset, task]
-            return len(groups) == 1 and task == canonical_task(groups[0])
+            if len(groups) > 1 or task != canonical_task(groups[0]):
+                return 2
+            return 0 if groups[0] == all_classes(groups) else 1
 
-        names = [task for name, task in self._groups if name == dataset]
-        return sorted(names, key=lambda task: not is_canonical(task))
-
-    def base_task(self, dataset: str, task: str) -> str:
-        """The one-step task of a task's first group."""
-        return canonical_task(self.groups(dataset, task)[0])
+        return sorted(
+            (task for name, task in self._groups if name == dataset), key=rank
+        )
 
     def joint_task(self, dataset: str, task: str) -> str:
         """The one-step task of all classes of a task, in the dataset's order."""
