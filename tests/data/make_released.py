@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from kproba.artifacts import read_json
-from kproba.model import load_model, save_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import kproba
+from kproba.artifacts import read_json
+from kproba.model import load_model, save_model
 
 KEPT = 0.15  # share of a kernel's weights that are not 0
 BITS = 5  # of a weight
