@@ -80,9 +80,11 @@ def add_term(term: Term) -> None:
         isinstance(term.needs, set | frozenset),
         f"{where}: expected a frozenset as `needs`, but got {term.needs!r}.",
     )
-    provided = frozenset().union(*(head.provides for head in HEADS.values()))
-    for need in sorted(term.needs):
-        _check_choice(where, "needs", need, [*sorted(provided), *NEEDS])
+    # Not yet whether a head provides what it needs: that head may be added later.
+    _expect(
+        all(isinstance(need, str) for need in term.needs),
+        f"{where}: expected texts in `needs`, but got {sorted(map(repr, term.needs))}.",
+    )
     column = term.column or term.name
     _expect(
         column not in METRICS and not column.startswith("lr_"),
@@ -93,7 +95,7 @@ def add_term(term: Term) -> None:
 
 
 def add_head(head: HeadEntry) -> None:
-    """Add an output head, for the `head` of methods; its step 0 loss comes first."""
+    """Add an output head, for the `head` of methods; the terms of its step 0 first."""
     where = _check(head, HeadEntry, "head")
     _check_code(where, head, ("implementation",))
     _expect(
@@ -101,6 +103,16 @@ def add_head(head: HeadEntry) -> None:
         f"{where}: expected a frozenset as `provides`, but got {head.provides!r}.",
     )
     _check_choice(where, "step_0_loss", head.step_0_loss, cross_entropies())
+    for term in head.step_0_terms:
+        _check_choice(where, "step_0_terms", term, further_terms())
+    for term in (head.step_0_loss, *head.step_0_terms):
+        lacking = TERMS[term].needs - head.provides
+        _expect(
+            not lacking,
+            f"{where}: expected terms of step 0 that need only what the head provides "
+            f"({', '.join(sorted(head.provides))}), but {term} needs "
+            f"{', '.join(sorted(lacking))}. Change the term or `provides`.",
+        )
     taken = [*(entry.base for entry in HEADS.values()), *METHODS, NO_METHOD]
     _expect(
         bool(NAME.fullmatch(head.base)) and head.base not in taken,

@@ -151,10 +151,14 @@ def test_file_may_have_dataclasses_and_import_torch(write: Callable[..., str]) -
         ("add_term(Term('a', 'b', 3))", "'a': expected a function or its reference"),
         ("add_term(Term('a b', 'b', print))", "Expected a name of letters"),
         ("add_term(Term('a', 'b', print, 'softmax'))", "expected a frozenset"),
+        ("add_term(Term('a', 'b', print, {3}))", "expected texts in `needs`"),
         ("add_term(Term('loss', 'b', print))", "expected another column"),
         (HEAD.replace("SoftmaxHead", "S").replace(":", "/"), "`implementation`"),
         (HEAD.replace("base_other", "base"), "expected as `base` a name"),
         (HEAD.replace('"ce", {', '"mine", {'), "`step_0_loss` of .*'mine'"),
+        (HEAD.replace("SOFTMAX)", "SOFTMAX, {'kdd': 1})"), "`step_0_terms` of .*'kdd'"),
+        (HEAD.replace("SOFTMAX)", "SOFTMAX, {'kd': 1})"), "kd needs teacher"),
+        (HEAD.replace('{"softmax"}', '{"own"}'), "ce needs softmax"),
         (BACKBONE.replace("name=", "build=3, name="), "as `build`, but got 3"),
         (BACKBONE.replace("name=", "output_strides=(4,), name="), "but got .4,"),
         (BACKBONE.replace("name=", "mean=0.5, name="), "three numbers as `mean`"),
@@ -205,6 +209,17 @@ def test_path_that_is_no_python_file_is_refused(
     Path("terms.txt").write_text("")
     with pytest.raises(ConfigError, match=f"^extensions: .*{told}"):
         make_plan(extensions=[path])
+
+
+def test_a_head_may_provide_what_its_own_loss_needs(write: Callable[..., str]) -> None:
+    loss = """
+needs = frozenset({"open"})
+add_term(Term("open_ce", "Open.", "kproba.methods.losses.cross_entropy:ce_term",
+              needs, classifies=True))
+"""
+    content = loss + HEAD.replace('"ce"', '"open_ce"').replace('{"softmax"}', "needs")
+    plan = make_plan(extensions=[write(content)], **experiment(methods=["own"]))
+    assert plan.method("own").method.needs == {"open"}
 
 
 def test_importing_the_functions_needs_no_torch() -> None:

@@ -13,6 +13,7 @@ from small_networks import (
 )
 
 from kproba.methods.builtin import base_methods
+from kproba.methods.terms import TERMS, Term
 from kproba.network import (
     SegmentationNetwork,
     add_branch,
@@ -259,8 +260,9 @@ def test_what_a_head_adds_to_its_outputs_reaches_the_loss_terms(previous, images
 
 
 def test_further_terms_of_step_0_come_from_the_head(monkeypatch):
-    entry = replace(HEADS["branches"], step_0_terms={"gkd": 2.0})
+    monkeypatch.setitem(TERMS, "small", Term("small", "Small logits.", torch.mean))
+    entry = replace(HEADS["branches"], step_0_terms={"small": 2.0})
     monkeypatch.setitem(HEADS, "branches", entry)
     bases = base_methods()
-    assert bases["base"].terms == {"bce": 1.0, "gkd": 2.0}
+    assert bases["base"].terms == {"bce": 1.0, "small": 2.0}
     assert bases["base_softmax"].terms == {"ce": 1.0}

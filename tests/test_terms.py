@@ -80,9 +80,9 @@ def test_heads_name_terms_and_methods_that_exist():
     assert base_methods().keys() == {head.base for head in HEADS.values()}
     for head in HEADS.values():
         assert head.step_0_loss in cross_entropies()
-        assert TERMS[head.step_0_loss].needs <= head.provides
+        assert set(head.step_0_terms) <= set(further_terms())
         # At step 0 there are neither masks nor a teacher.
-        assert not collect_needs([head.step_0_loss]) & set(NEEDS)
+        assert collect_needs([head.step_0_loss, *head.step_0_terms]) <= head.provides
     assert RULES[DEFAULT_COMBINATION].scores
     assert set(SWITCHES) <= set(Method.__dataclass_fields__)
 

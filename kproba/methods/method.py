@@ -40,8 +40,8 @@ class Method:
             with the evidence of "lda", "klda" or "kappa"; or "fused": with that of the
             pseudo-label rule, and "lda" if that reads no bank. It does not affect
             training unless the teacher is "fused".
-        start_from_background: With a softmax, new classes start with the background's
-            weights and an equal share of its probability, not at random.
+        start_from_background: New classes start from the background's weights, as their
+            head says, not at random. Heads that cannot do so ignore it.
     """
 
     head: str = "branches"

@@ -26,8 +26,8 @@ class Term:
         name: Key in the `losses` of a method, or its `cross_entropy`.
         description: One line, for the schema.
         function: Takes a `Case` and returns a scalar tensor.
-        needs: What it reads: things that a head provides ("branches", "softmax"), and
-            some of `NEEDS`.
+        needs: What it reads: things that the `provides` of some head states, and some
+            of `NEEDS`.
         classifies: Whether it is a cross-entropy: a method has exactly one of these.
         reaches_old: Whether every trainable parameter of the old steps gets a gradient
             from it. If no term of a method has it, DistributedDataParallel searches for

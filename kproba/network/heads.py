@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,7 +32,8 @@ class HeadEntry:
         provides: What loss terms may need of the head.
         implementation: Subclass of `Head`, or its reference
             "package.module:name"; it is called without arguments.
-        step_0_terms: Weights of further loss terms of step 0, by name.
+        step_0_terms: Weights of further loss terms of step 0, by name. They must need
+            neither a teacher nor masks, which step 0 does not have.
     """
 
     name: str
@@ -92,13 +93,14 @@ class NetworkParts(Protocol):
 class Head(ABC):
     """How logits follow from the ASPP's features; it holds no weights itself.
 
-    The modules of the steps have a `classifier`, a 1×1 convolution, and the first of
-    them a `block`, which the bank and losses on features may read.
+    The module of a step is an `nn.ModuleDict` of its layers: a "classifier", a 1×1
+    convolution; in the first step a "block", whose features the bank and losses may
+    read; and what else a head needs.
     """
 
     @abstractmethod
-    def new(self, channels: int, classes: int, *, first: bool) -> nn.Module:
-        """The module of one step.
+    def new(self, channels: int, classes: int, *, first: bool) -> nn.ModuleDict:
+        """The layers of one step.
 
         Args:
             channels: A, of the ASPP.
@@ -108,26 +110,28 @@ class Head(ABC):
 
     @abstractmethod
     def forward(
-        self, branches: nn.ModuleList, shared: torch.Tensor
+        self, branches: Sequence[nn.ModuleDict], shared: torch.Tensor
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Block features and logits of the steps 0..t.
 
         Args:
-            branches: The modules of the steps.
+            branches: The layers of the steps 0..t.
             shared: ASPP features, (B, A, h, w).
 
         Returns:
             Features g, each (B, A, h, w), as many as the head has blocks; and the
-            logits z_k of every step, each (B, 1 + |C_k|, h, w).
+            logits z_k of every step, each (B, 1 + |C_k|, h, w). Channel 0 is the
+            background at step 0, and later its adaptation r_k; a head without one
+            returns zeros there.
         """
 
     def extras(
-        self, branches: nn.ModuleList, blocks: list[torch.Tensor]
+        self, branches: Sequence[nn.ModuleDict], blocks: list[torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """Further tensors for the loss terms, as `case.student.extras`; none here.
 
         Args:
-            branches: The modules of the steps.
+            branches: The layers of the steps 0..t.
             blocks: The features that `forward` returned.
         """
         return {}
@@ -187,21 +191,23 @@ class BranchHead(Head):
     Every step has its own 3×3 block and classifier on the ASPP's features.
     """
 
-    def new(self, channels: int, classes: int, *, first: bool) -> nn.Module:
+    def new(self, channels: int, classes: int, *, first: bool) -> nn.ModuleDict:
         """A branch with |C_k| + 1 logits, as at step 0."""
-        from kproba.network.layers import Branch
+        from torch import nn
 
-        return Branch(channels, 1 + classes)
+        from kproba.network.layers import conv_block
+
+        block, classifier = conv_block(channels), nn.Conv2d(channels, 1 + classes, 1)
+        return nn.ModuleDict({"block": block, "classifier": classifier})
 
     def forward(
-        self, branches: nn.ModuleList, shared: torch.Tensor
+        self, branches: Sequence[nn.ModuleDict], shared: torch.Tensor
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """g_k and z_k of every branch k; see `Head.forward`."""
         blocks, logits = [], []
         for branch in branches:
-            block, z = branch(shared)
-            blocks.append(block)
-            logits.append(z)
+            blocks.append(branch["block"](shared))
+            logits.append(branch["classifier"](blocks[-1]))
         return blocks, logits
 
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
@@ -233,21 +239,29 @@ class SoftmaxHead(Head):
     et al., CVPR 2021), MiB (Cermelli et al., CVPR 2020) and LwF build on this head.
     """
 
-    def new(self, channels: int, classes: int, *, first: bool) -> nn.Module:
+    def new(self, channels: int, classes: int, *, first: bool) -> nn.ModuleDict:
         """Block and classifier for step 0, a classifier for later steps."""
-        from kproba.network.layers import AddedClasses, Branch
+        from torch import nn
 
-        if first:
-            return Branch(channels, 1 + classes)
-        return AddedClasses(channels, classes)
+        from kproba.network.layers import conv_block
+
+        layers = {"block": conv_block(channels)} if first else {}
+        outputs = 1 + classes if first else classes  # only step 0 has a background
+        return nn.ModuleDict({**layers, "classifier": nn.Conv2d(channels, outputs, 1)})
 
     def forward(
-        self, branches: nn.ModuleList, shared: torch.Tensor
+        self, branches: Sequence[nn.ModuleDict], shared: torch.Tensor
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """[g_0], and z_k of every step k; see `Head.forward`."""
+        from torch.nn.functional import pad
+
         first, *added = branches
-        block, z = first(shared)
-        return [block], [z, *(classes(block) for classes in added)]
+        block = first["block"](shared)
+        logits = [first["classifier"](block)]
+        for branch in added:
+            # Later steps do not adapt the background: r_k = 0.
+            logits.append(pad(branch["classifier"](block), (0, 0, 0, 0, 1, 0)))
+        return [block], logits
 
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Log softmax over the classes, (B, |S_t|, H, W)."""

@@ -1,4 +1,4 @@
-"""Layers: those of the heads, keyed dropout, batch norm after pooling, upsampling."""
+"""Layers: the block of a head, keyed dropout, batch norm after pooling, upsampling."""
 
 from collections.abc import Sequence
 
@@ -59,44 +59,13 @@ class PooledBatchNorm(nn.BatchNorm2d):
         )
 
 
-class Branch(nn.Module):
-    """A 3×3 conv-BN-ReLU block and a 1×1 classifier: the module of step 0.
-
-    Args:
-        channels: A, of the ASPP and of the block.
-        outputs: Logits, background or background adaptation included.
-    """
-
-    def __init__(self, channels: int, outputs: int):
-        super().__init__()
-        self.block = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
-        )
-        self.classifier = nn.Conv2d(channels, outputs, 1)
-
-    def forward(self, shared: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """ASPP features (B, A, h, w) to block features (B, A, h, w) and logits."""
-        features = self.block(shared)
-        return features, self.classifier(features)
-
-
-class AddedClasses(nn.Module):
-    """A 1×1 classifier for the classes of one step on the features of step 0's block.
-
-    Args:
-        channels: A, of the block.
-        classes: |C_k|.
-    """
-
-    def __init__(self, channels: int, classes: int):
-        super().__init__()
-        self.classifier = nn.Conv2d(channels, classes, 1)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """g_0 (B, A, h, w) to [0, classes], (B, 1 + |C_k|, h, w): r_k = 0."""
-        return F.pad(self.classifier(features), (0, 0, 0, 0, 1, 0))
+def conv_block(channels: int) -> nn.Sequential:
+    """A 3×3 conv-BN-ReLU block of A channels, for the features g_k of a head."""
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )
 
 
 def get_classifier(branch: nn.Module) -> nn.Conv2d:

@@ -9,7 +9,7 @@ DeepLabv3 (Chen et al., arXiv 1706.05587).
 import copy
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -125,8 +125,9 @@ class SegmentationNetwork(nn.Module):
         self, features: torch.Tensor, stages: Sequence[torch.Tensor] = ()
     ) -> Outputs:
         """Backbone features (B, Cb, h, w) to the outputs of all steps."""
-        blocks, logits = self.head.forward(self.branches, self.aspp(features))
-        extras = self.head.extras(self.branches, blocks)
+        branches = cast("Sequence[nn.ModuleDict]", self.branches)
+        blocks, logits = self.head.forward(branches, self.aspp(features))
+        extras = self.head.extras(branches, blocks)
         return Outputs(features, blocks, logits, stages, extras)
 
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:

@@ -41,7 +41,8 @@ class Counts:
         area: All pixels, those that are 255 too.
         remaining: Cells of M⁻ whose pseudo label is 0.
 
-    At step 0, which has no masks, the counts of cells are 0.
+    At step 0, which has no masks, the counts of cells are 0. A term of step 0 divides
+    by pixels, area or images.
     """
 
     pixels: float = 0
@@ -135,8 +136,8 @@ class Case:
         """
         if self.masks is None:
             raise ValueError(
-                "Expected M⁺ and M⁻ for a term of an increment, but got none. At step "
-                "0 there is the cross-entropy alone."
+                "Expected M⁺ and M⁻ for a term of an increment, but step 0 has none. "
+                "Leave the term out of the `step_0_terms` of the head."
             )
         return self.masks
 
