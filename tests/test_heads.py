@@ -24,6 +24,8 @@ from kproba.network import (
 )
 from kproba.network.heads import HEADS, BranchHead, Head
 from kproba.runtime.references import resolve
+from kproba.training.optimizer import build_optimizer
+from kproba.training.settings import LearningRates, Optimisation
 
 
 @pytest.fixture(scope="module")
@@ -266,3 +268,21 @@ def test_further_terms_of_step_0_come_from_the_head(monkeypatch):
     bases = base_methods()
     assert bases["base"].terms == {"bce": 1.0, "small": 2.0}
     assert bases["base_softmax"].terms == {"ce": 1.0}
+
+
+@pytest.mark.parametrize(("times", "modules"), [(0, 0), (2, 2)])
+def test_a_head_names_every_parameter_once(previous, times, modules):
+    class Forgetful(BranchHead):
+        def parameter_groups(self, network):
+            groups = super().parameter_groups(network)
+            return groups | {"aspp": modules * groups["aspp"]}
+
+    rates = LearningRates(0.1, 0.2, 0.3, 0.4)
+    values = (1, 2, "sgd", rates, 0.9, 1e-4, 0.9, 1e-6, None, "float32")
+    settings = Optimisation(*values)
+    network = copy.deepcopy(previous).requires_grad_(True)
+    groups = build_optimizer(network, settings).param_groups
+    assert {g["name"]: g["lr"] for g in groups} == vars(rates)
+    network.head = Forgetful()
+    with pytest.raises(ValueError, match=rf"names aspp\S+ {times} times.*Forgetful"):
+        build_optimizer(network, settings)

@@ -31,7 +31,8 @@ class Term:
         classifies: Whether it is a cross-entropy: a method has exactly one of these.
         reaches_old: Whether every trainable parameter of the old steps gets a gradient
             from it. If no term of a method has it, DistributedDataParallel searches for
-            unused parameters; a wrong True stops a training on several processes.
+            unused parameters, which is slower; a wrong True stops a training on several
+            processes. Where only several terms together reach all, none has it.
         scale: Takes a `Case` and returns a factor on the weight; None: 1.
         column: Name in metrics.csv; "": that of the term.
     """

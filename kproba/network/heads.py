@@ -121,8 +121,8 @@ class Head(ABC):
         Returns:
             Features g, each (B, A, h, w), as many as the head has blocks; and the
             logits z_k of every step, each (B, 1 + |C_k|, h, w). Channel 0 is the
-            background at step 0, and later its adaptation r_k; a head without one
-            returns zeros there.
+            background at step 0, and later its adaptation r_k. A head that learns
+            neither returns zeros there.
         """
 
     def extras(

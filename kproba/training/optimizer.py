@@ -1,5 +1,7 @@
 """The optimizer of a step and its learning rates."""
 
+from collections import Counter
+
 import torch
 
 from kproba.network.network import SegmentationNetwork
@@ -12,8 +14,11 @@ def build_optimizer(
     """Optimizer with one parameter group per part of the network that trains.
 
     The head says which parameters belong to which part.
+
+    Raises:
+        ValueError: It names a parameter never or twice; the message names it.
     """
-    groups = []
+    groups, counts = [], Counter[int]()
     for name, modules in student.head.parameter_groups(student).items():
         parameters = [
             parameter
@@ -21,9 +26,17 @@ def build_optimizer(
             for parameter in module.parameters()
             if parameter.requires_grad
         ]
+        counts.update(map(id, parameters))
         if parameters:
             rate = getattr(settings.learning_rate, name)
             groups.append({"name": name, "params": parameters, "lr": rate})
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad and counts[id(parameter)] != 1:
+            raise ValueError(
+                f"Expected the head to name every parameter once, but it names {name} "
+                f"{counts[id(parameter)]} times. Correct `parameter_groups` of "
+                f"{type(student.head).__name__}."
+            )
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     return torch.optim.SGD(

@@ -20,8 +20,8 @@ class LearningRates:
     Attributes:
         backbone: The backbone.
         aspp: The ASPP.
-        branch: The newest branch.
-        old_branches: The branches of earlier steps.
+        branch: The newest branch; with the head "softmax" all classifiers.
+        old_branches: The branches of earlier steps; with the head "softmax" nothing.
     """
 
     backbone: float
