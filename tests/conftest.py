@@ -3,8 +3,10 @@
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,9 +16,17 @@ import yaml
 from PIL import Image
 from small_experiment import CLASS_NAMES, write_experiment, write_tables
 
+from kproba import extensions
 from kproba.data.index import index_dataset
+from kproba.data.kinds import KINDS
 from kproba.data.label_images import write_label_image
+from kproba.methods.builtin import METHODS
+from kproba.methods.rules import RULES
+from kproba.methods.terms import TERMS
+from kproba.network.backbones import BACKBONES
+from kproba.network.heads import HEADS
 from kproba.plan.results import StepResult
+from kproba.results.measures import MEASURES
 
 # Tensors are small here: threads of torch would spend their time waiting. And what runs
 # in this process is compared byte by byte with what runs in others.
@@ -26,6 +36,38 @@ torch.set_num_threads(1)
 DATA_VARIABLE = "KPROBA_TEST_DATA"
 # Per dataset the raw labels that its masks hold beside the classes.
 OTHER_LABELS = {"voc": (0, 255), "ade": (0,)}
+
+
+def extension_state() -> list[dict[Any, Any]]:
+    """Everything that a file of extensions changes when it is loaded."""
+    state: list[dict[Any, Any]] = [BACKBONES, HEADS, KINDS, MEASURES]
+    state += [METHODS, RULES, TERMS]
+    return [*state, extensions._origins, extensions._tables, extensions._loaded]
+
+
+@contextmanager
+def unchanged_tables() -> Iterator[None]:
+    """Remove what is added meanwhile, so that no test sees another's entries."""
+    before = [dict(table) for table in extension_state()]
+    try:
+        yield
+    finally:
+        for table, content in zip(extension_state(), before, strict=True):
+            table.clear()
+            table.update(content)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _entries_of_a_module_are_removed() -> Iterator[None]:
+    """Its fixtures may load files of extensions."""
+    with unchanged_tables():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _entries_of_a_test_are_removed() -> Iterator[None]:
+    with unchanged_tables():
+        yield
 
 
 @pytest.fixture(scope="session")
