@@ -3,7 +3,6 @@
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,29 +44,32 @@ def extension_state() -> list[dict[Any, Any]]:
     return [*state, extensions._origins, extensions._tables, extensions._loaded]
 
 
-@contextmanager
-def unchanged_tables() -> Iterator[None]:
-    """Remove what is added meanwhile, so that no test sees another's entries."""
+def remember_tables() -> Callable[[], None]:
+    """A function that removes what is added from now on."""
     before = [dict(table) for table in extension_state()]
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for table, content in zip(extension_state(), before, strict=True):
             table.clear()
             table.update(content)
+
+    return restore
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _entries_of_a_module_are_removed() -> Iterator[None]:
     """Its fixtures may load files of extensions."""
-    with unchanged_tables():
-        yield
+    restore = remember_tables()
+    yield
+    restore()
 
 
 @pytest.fixture(autouse=True)
-def _entries_of_a_test_are_removed() -> Iterator[None]:
-    with unchanged_tables():
-        yield
+def clean() -> Iterator[Callable[[], None]]:
+    """Removes the entries that a test adds; the test may do so earlier, by a call."""
+    restore = remember_tables()
+    yield restore
+    restore()
 
 
 @pytest.fixture(scope="session")

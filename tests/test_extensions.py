@@ -15,7 +15,7 @@ from plan_configs import experiment, make_plan
 from small_networks import ARCHITECTURE, random_images
 
 import kproba
-from kproba import extend, extensions
+from kproba import extend
 from kproba.extensions import (
     ExtensionError,
     find_origins,
@@ -62,22 +62,6 @@ add_measure(StepMeasure(
     name="mine", title="mine", explanation="mine", compute=lambda scores: 1.0
 ))
 """
-
-
-@pytest.fixture(autouse=True)
-def clean() -> Iterator[Callable[[], None]]:
-    """Removes what a test adds; the test may ask for it earlier, by a call."""
-    state: list[dict[Any, Any]] = [*TABLES]
-    state += [extensions._origins, extensions._tables, extensions._loaded]
-    before = [dict(table) for table in state]
-
-    def restore() -> None:
-        for table, content in zip(state, before, strict=True):
-            table.clear()
-            table.update(content)
-
-    yield restore
-    restore()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -139,7 +123,7 @@ def test_file_may_have_dataclasses_and_import_torch(write: Callable[..., str]) -
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         ("1 / 0", "mine.py, line 2 raised ZeroDivisionError: division by zero"),
         ("def f(:", "mine.py raised SyntaxError"),
@@ -182,19 +166,19 @@ def test_file_may_have_dataclasses_and_import_torch(write: Callable[..., str]) -
     ],
 )
 def test_wrong_file_is_refused_in_one_message_and_adds_nothing(
-    write: Callable[..., str], content: str, told: str
+    write: Callable[..., str], content: str, expected: str
 ) -> None:
     before = [dict(table) for table in TABLES]
     name = write(MEASURE.replace("mine", "good") + "\n" if "def" in content else "")
     Path(name).write_text(START + content)
-    with pytest.raises(ExtensionError, match=told) as raised:
+    with pytest.raises(ExtensionError, match=expected) as raised:
         load_extensions([name])
     assert "mine.py" in str(raised.value)
     assert [dict(table) for table in TABLES] == before
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "expected"),
     [
         ("nowhere.py", "/nowhere.py, but it cannot be read: No such file"),
         ("folder.py", "folder.py, but it cannot be read: Is a directory"),
@@ -202,12 +186,12 @@ def test_wrong_file_is_refused_in_one_message_and_adds_nothing(
     ],
 )
 def test_path_that_is_no_python_file_is_refused(
-    write: Callable[..., str], path: str, told: str
+    write: Callable[..., str], path: str, expected: str
 ) -> None:
     write("")
     Path("folder.py").mkdir()
     Path("terms.txt").write_text("")
-    with pytest.raises(ConfigError, match=f"^extensions: .*{told}"):
+    with pytest.raises(ConfigError, match=f"^extensions: .*{expected}"):
         make_plan(extensions=[path])
 
 

@@ -33,11 +33,11 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 def test_prediction_is_that_of_version_0_1_0(released: Path, step: str) -> None:
-    found = kproba.load(released / step).predict(released / "scene.png")
+    prediction = kproba.load(released / step).predict(released / "scene.png")
     labels = np.array(Image.open(released / step / "expected.png"))
-    np.testing.assert_array_equal(found.labels, labels)
+    np.testing.assert_array_equal(prediction.labels, labels)
     expected = np.load(released / step / "expected.npz")["probabilities"]
-    kept = found.probabilities[:, ::EVERY, ::EVERY]
+    kept = prediction.probabilities[:, ::EVERY, ::EVERY]
     np.testing.assert_allclose(kept, expected, rtol=0, atol=1e-5)
     assert expected.std() > 0.05  # the archive tells networks apart
 
@@ -55,18 +55,18 @@ def test_model_and_bank_of_version_0_1_0_load(released: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "told"),
+    ("step", "expected"),
     [
         ("network and bank", "network and bank (lda)"),
         ("softmax", HEADS["softmax"].description),
     ],
 )
 def test_info_describes_a_step_of_version_0_1_0(
-    released: Path, capsys: pytest.CaptureFixture[str], step: str, told: str
+    released: Path, capsys: pytest.CaptureFixture[str], step: str, expected: str
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         command(["info", str(released / STEPS[step])])
     assert ended.value.code == 0
     output = capsys.readouterr().out
-    assert told in output
+    assert expected in output
     assert "0.1.0" in output

@@ -10,6 +10,7 @@ this package. So after adding an entry here, make tables, figures and page again
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,7 @@ class ClassScores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
+class Measure(ABC):
     """One number per step of a run.
 
     Attributes:
@@ -85,6 +86,7 @@ class Measure:
     explanation: str
     in_markdown: bool = True
 
+    @abstractmethod
     def value(
         self, result: StepResult, evaluations: Sequence[Evaluation]
     ) -> float | None:
@@ -97,7 +99,6 @@ class Measure:
         Returns:
             None or NaN where it is not defined.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
