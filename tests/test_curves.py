@@ -236,6 +236,9 @@ def test_resumed_curves_begin_with_what_is_known_if_the_files_are_lost(tmp_path)
         first.close()
         if name == "lost":
             shutil.rmtree(tmp_path / name)
+        # TensorBoard reads files by name: the second, then a counter of the process,
+        # whose 10 sorts before 9. A resumed run starts in a later second.
+        time.sleep(1.1)
         again = Curves(tmp_path / name, 4, rows, [validation])
         again.add({"iteration": 6, "loss": 2.0}, 1.0)
         again.close()
