@@ -1,6 +1,17 @@
+from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
+from kproba.plan.config_files import ConfigFileError, check_files
+
 min_version("9.19")
+
+# Before Snakemake reads a configuration: one that cannot be read gets a message.
+if not workflow.configfiles:
+    try:
+        check_files(["config/config.yaml"])
+    except ConfigFileError as error:
+        raise WorkflowError(str(error)) from None
+
 
 # A file named with --configfile stands alone; it is not layered over the default.
 if not workflow.configfiles:
@@ -23,5 +34,4 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        artifacts.SUMMARY,
-        artifacts.REPORT,
+        artifacts.LATEST,
