@@ -15,6 +15,8 @@ ARCHIVE = f"{DATA}/archives/{{archive}}"
 UNPACKED = f"{DATA}/unpacked"
 INDEX = f"{DATA}/index.csv"
 INTEGRITY = f"{DATA}/integrity.json"
+FILES = f"{DATA}/files.json"
+MADE_MASKS = f"{DATA}/masks"
 WEIGHTS = f"{RESULTS}/weights/{{backbone}}.safetensors"
 
 # Splits of a task
@@ -47,11 +49,16 @@ TRAINING_TIME = f"{STEP}/train.benchmark.tsv"
 BANK_TIME = f"{STEP}/prototypes.benchmark.tsv"
 LABELS_TIME = f"{STEP}/pseudo_labels.benchmark.tsv"
 
-# All runs together
-SUMMARY = f"{RESULTS}/summary.csv"
-CLASS_RESULTS = f"{RESULTS}/classes.csv"
-LABEL_RESULTS = f"{RESULTS}/pseudo_labels.csv"
-REPORT = f"{RESULTS}/report.html"
+# All runs of a configuration, by its name, and copies of those of the latest one
+REPORTS = f"{RESULTS}/reports/{{configuration}}"
+SUMMARY = f"{REPORTS}/summary.csv"
+CLASS_RESULTS = f"{REPORTS}/classes.csv"
+LABEL_RESULTS = f"{REPORTS}/pseudo_labels.csv"
+REPORT = f"{REPORTS}/report.html"
+LATEST = tuple(
+    f"{RESULTS}/{name}"
+    for name in ("summary.csv", "classes.csv", "pseudo_labels.csv", "report.html")
+)
 FIGURES = f"{EXPERIMENT}/figures"
 FIGURE_NAMES = ("miou", "training", "classes", "pseudo_labels", "examples")
 FIGURE = f"{FIGURES}/{{figure}}.png"

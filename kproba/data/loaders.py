@@ -20,8 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kproba.data.augmentation import Augmentation, augment, keyed_generator
-from kproba.data.images import read_image
-from kproba.data.label_images import read_label_image
+from kproba.data.sources import list_sources, replace_mask
 from kproba.runtime.distributed import ALONE, Process
 
 log = logging.getLogger("kproba")
@@ -76,6 +75,7 @@ class TrainingStream(Sampler[list[Item]]):
         world_size: Number of processes.
         accumulation: Micro-batches per iteration and process.
         start: First iteration, if training resumes.
+        iterations: Number of iterations in place of `epochs`; None: by epochs.
 
     Raises:
         ValueError: The batch size is not a multiple of processes x accumulation.
@@ -92,6 +92,7 @@ class TrainingStream(Sampler[list[Item]]):
         world_size: int = 1,
         accumulation: int = 1,
         start: int = 0,
+        iterations: int | None = None,
     ):
         if batch_size % (world_size * accumulation):
             raise ValueError(
@@ -100,7 +101,8 @@ class TrainingStream(Sampler[list[Item]]):
                 f"one of the three."
             )
         self.images, self.batch_size, self.seed = images, batch_size, seed
-        self.iterations = max(1, -(-int(images * epochs) // batch_size))
+        by_epochs = max(1, -(-int(images * epochs) // batch_size))
+        self.iterations = iterations or by_epochs
         self.micro_batch = batch_size // (world_size * accumulation)
         self.rank, self.accumulation, self.start = rank, accumulation, start
 
@@ -130,8 +132,7 @@ class TrainingImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
     """Augmented images and targets of a split.
 
     Args:
-        split: Table with the columns `id`, `image`, `mask`, and `label_offset` if
-            masks need one.
+        split: Table that `kproba.data.splits.read_index` returned.
         augmentation: Settings of the augmentation.
         seed: Seed of the augmentation.
         label_table: (256,) uint8 from raw label to training target; None if the targets
@@ -151,16 +152,13 @@ class TrainingImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
         label_table: np.ndarray | None,
         pseudo_labels: Path | None = None,
     ):
-        # Lists of short strings, because forking a worker with a data frame costs more.
-        self.ids = split["id"].tolist()
-        self.paths = split["image"].tolist()
+        # Plain tuples, because forking a worker with a data frame costs more.
+        self.sources = list_sources(split)
         if pseudo_labels is not None:
-            self.targets = [str(pseudo_labels / f"{name}.png") for name in self.ids]
-            self.offsets = [0] * len(self.ids)
+            self.sources = [
+                replace_mask(source, pseudo_labels) for source in self.sources
+            ]
             label_table = np.arange(256, dtype=np.uint8)
-        else:
-            self.targets = split["mask"].tolist()
-            self.offsets = label_offsets(split)
         if label_table is None:
             raise ValueError(
                 "Expected a label_table or a pseudo_labels folder, but got neither. "
@@ -172,10 +170,10 @@ class TrainingImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
 
     def __len__(self) -> int:
         """Number of images in the split."""
-        return len(self.ids)
+        return len(self.sources)
 
     def __getitem__(self, item: Item) -> tuple[torch.Tensor, torch.Tensor, str, int]:
-        name = self.ids[item.image]
+        name = self.sources[item.image].id
         image, target = self.kept.get(item.image) or self.decode(item.image)
         rng = keyed_generator("augment", self.seed, item.epoch, name)
         image, target = augment(image, target, self.augmentation, rng)
@@ -183,9 +181,9 @@ class TrainingImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
 
     def decode(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Image (3, H, W) and target (H, W), uint8, of a row of the split."""
-        labels = read_label_image(self.targets[number], self.offsets[number])
-        target = torch.from_numpy(self.label_table[labels])
-        return read_image(self.paths[number]), target
+        source = self.sources[number]
+        target = torch.from_numpy(self.label_table[source.read_labels()])
+        return source.read_image(), target
 
     def keep_decoded(self, budget: float, *, threads: int) -> None:
         """Decode images in advance and keep them, from the first on, as memory allows.
@@ -206,13 +204,6 @@ class TrainingImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
                     if budget < 0:
                         return
                     self.kept[number] = pair
-
-
-def label_offsets(rows: pd.DataFrame) -> list[int]:
-    """The label offset of each row: the column `label_offset`, or 0 without it."""
-    if "label_offset" not in rows:
-        return [0] * len(rows)
-    return [int(offset) for offset in rows["label_offset"]]
 
 
 def collate(samples: Sequence[tuple[torch.Tensor, torch.Tensor, str, int]]) -> Batch:
@@ -264,28 +255,25 @@ def _leave_signals_to_parent(worker: int) -> None:
 
 
 class WholeImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
-    """Images with their targets, not resized, for banks, pseudo labels and tests.
+    """Whole images with their targets, for banks, pseudo labels and tests.
 
     Args:
-        rows: Table with the columns `id`, `image`, `mask`, and `label_offset` if masks
-            need one.
+        rows: Table that `kproba.data.splits.read_index` returned.
         label_table: (256,) uint8 from raw label to target.
     """
 
     def __init__(self, rows: pd.DataFrame, label_table: np.ndarray):
-        self.ids = rows["id"].tolist()
-        self.paths, self.masks = rows["image"].tolist(), rows["mask"].tolist()
-        self.offsets = label_offsets(rows)
+        self.sources = list_sources(rows)
         self.label_table = label_table
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self.ids)
+        return len(self.sources)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, str, int]:
-        labels = read_label_image(self.masks[index], self.offsets[index])
-        target = torch.from_numpy(self.label_table[labels])
-        return read_image(self.paths[index]), target, self.ids[index], index
+        source = self.sources[index]
+        target = torch.from_numpy(self.label_table[source.read_labels()])
+        return source.read_image(), target, source.id, index
 
 
 def whole_image_loader(

@@ -8,6 +8,7 @@ order in which the task introduces them. See docs/protocol.md.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,38 @@ import pandas as pd
 from kproba.data.labels import IGNORE, LabelMap
 from kproba.data.tasks import Groups
 from kproba.runtime.files import atomic_path
+from kproba.runtime.tables import read_table
 
 SETTINGS = ("overlap", "disjoint", "sequential")
+
+# Columns of an index and of a split, with their types, and those that may be absent,
+# with their defaults.
+COLUMNS: dict[str, type] = {
+    **{"id": str, "image": str, "mask": str, "width": int, "height": int},
+    **{"subset": str, "classes": str},
+}
+OPTIONAL: dict[str, Any] = {
+    **{"dataset": "", "image_sha256": "", "mask_sha256": ""},
+    **{"label_offset": 0, "mask_made": 0},
+}
+REMEDY = "Delete the file and run snakemake again: it makes it anew."
+
+
+class Folders(NamedTuple):
+    """Where the files of a dataset or addition are.
+
+    Attributes:
+        images: Its folder, to which paths in its index are relative.
+        masks: The folder of its converted masks, below results/.
+    """
+
+    images: str
+    masks: str
+
+
+def parse_folders(text: str) -> dict[str, Folders]:
+    """Folders by dataset or addition, from the JSON of a job's argument."""
+    return {name: Folders(*entry) for name, entry in json.loads(text).items()}
 
 
 def in_step(
@@ -40,29 +71,67 @@ def parse_classes(cell: object) -> frozenset[int]:
     return frozenset(int(label) for label in str(cell).split())
 
 
-def read_index(path: str | Path) -> pd.DataFrame:
+def read_index(
+    path: str | Path, folders: Mapping[str, Folders] | None = None
+) -> pd.DataFrame:
     """Read index.csv or a split of it.
 
-    Ids and class lists are text, even if they look like numbers. The column
-    `label_offset` is 0 if the file does not have it.
-    """
-    table = pd.read_csv(
-        path,
-        dtype={"id": str, "image": str, "mask": str, "subset": str, "classes": str},
-        keep_default_na=False,
-    )
-    if "label_offset" not in table:
-        table["label_offset"] = 0
-    return table
+    Ids and class lists are text, even if they look like numbers. Columns that a table
+    does not need to have (`OPTIONAL`) get their default.
 
-
-def read_indices(paths: Sequence[str | Path]) -> list[pd.DataFrame]:
-    """Read the index of a dataset and those of its additions.
+    Args:
+        path: The table.
+        folders: Where the pictures of each dataset and addition are. With it the
+            columns `image` and `mask` become paths; without they stay relative to these
+            folders.
 
     Raises:
-        ValueError: Two of them have the same id.
+        ValueError: The table cannot be read, lacks a column, has a wrong number, or is
+            of a dataset without folder.
     """
-    indices = [read_index(path) for path in paths]
+    kinds = {name: type(default) for name, default in OPTIONAL.items()}
+    table = read_table(path, COLUMNS, optional=kinds, remedy=REMEDY)
+    for name, default in OPTIONAL.items():
+        if name not in table:
+            table[name] = default
+    return table if folders is None else _locate(table, folders, path)
+
+
+def _locate(
+    table: pd.DataFrame, folders: Mapping[str, Folders], path: str | Path
+) -> pd.DataFrame:
+    """The table with paths of pictures and masks."""
+    images, masks = [], []
+    for row in table.itertuples():
+        if not row.dataset:  # of an earlier version, with absolute paths
+            images.append(row.image)
+            masks.append(row.mask)
+            continue
+        if row.dataset not in folders:
+            raise ValueError(
+                f"Expected pictures of {', '.join(folders) or 'no dataset'} in {path}, "
+                f"but it names the dataset '{row.dataset}'. {REMEDY}"
+            )
+        where = folders[str(row.dataset)]
+        images.append(str(Path(where.images) / str(row.image)))
+        made = where.masks if row.mask_made else where.images
+        masks.append(str(Path(made) / str(row.mask)))
+    return table.assign(image=images, mask=masks)
+
+
+def read_indices(
+    paths: Sequence[str | Path], folders: Mapping[str, Folders] | None = None
+) -> list[pd.DataFrame]:
+    """Read the index of a dataset and those of its additions.
+
+    Args:
+        paths: The tables.
+        folders: As for `read_index`.
+
+    Raises:
+        ValueError: As `read_index`, or two of them have the same id.
+    """
+    indices = [read_index(path, folders) for path in paths]
     path_of_id: dict[str, str] = {}
     for path, index in zip(map(str, paths), indices, strict=True):
         twice = [name for name in index["id"] if name in path_of_id]
@@ -129,8 +198,9 @@ def write_split(
     """
     index = pd.concat(read_indices(indices), ignore_index=True)
     chosen = select_images(index, groups, setting)
-    if not chosen["label_offset"].any():  # as in the index: only where it is needed
-        chosen = chosen.drop(columns="label_offset")
+    for name, default in OPTIONAL.items():  # as in the index: only where it is needed
+        if (chosen[name] == default).all():
+            chosen = chosen.drop(columns=name)
     with atomic_path(split) as temporary:
         chosen.to_csv(temporary, index=False)
 

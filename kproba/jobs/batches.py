@@ -4,10 +4,14 @@ Several processes share the images: the batches of a single process are dealt ou
 turn, so every number of processes sees every image once, in the same batches.
 """
 
+import argparse
+import json
+
 import numpy as np
 import pandas as pd
 
 from kproba.data.loaders import Batch, whole_image_loader
+from kproba.data.splits import parse_folders
 from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
 from kproba.runtime.progress import Stage
@@ -39,6 +43,22 @@ def image_batches(
         sum(map(len, batches)),
         size=lambda batch: len(batch.ids),
         enabled=process.first,
+    )
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments `--job`, what the job does, and `--folders`."""
+    parser.add_argument("--job", type=json.loads, required=True, help="JSON")
+    add_folders(parser)
+
+
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """Add the argument `--folders`: where the pictures are, by dataset."""
+    parser.add_argument(
+        "--folders",
+        type=parse_folders,
+        default={},
+        help="JSON: dataset to its folder and that of its converted masks",
     )
 
 

@@ -4,10 +4,9 @@ kproba-launch kproba.jobs.build_bank --job '{..}' --model .. --split .. --bank .
 """
 
 import argparse
-import json
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,17 @@ from kproba.bank.bank import PrototypeBank, bank_features
 from kproba.bank.build import FeatureBatch, build_bank, draw_sample, sampled_images
 from kproba.bank.settings import BankSettings
 from kproba.data.labels import IGNORE, UNSURE, LabelMap
-from kproba.data.splits import read_index
-from kproba.extensions import load_recorded
-from kproba.jobs.batches import image_batches, to_groups
+from kproba.data.splits import Folders, read_index
+from kproba.jobs.batches import add_data, image_batches, to_groups
 from kproba.network.files import load_model
 from kproba.network.network import SegmentationNetwork
 from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
-from kproba.runtime.files import read_json
 from kproba.runtime.job import add_files, job_parser, job_process
 from kproba.runtime.provenance import fingerprint, provenance
+from kproba.runtime.records import REMAKE, ArtifactError
 from kproba.training.networks import build_first_network
-from kproba.training.settings import StepSettings
+from kproba.training.settings import read_settings
 
 log = logging.getLogger("kproba")
 
@@ -50,6 +48,7 @@ class BankFiles:
         untrained: settings.json of step 0: the features are of its network before
             training.
         weights: Weights of the backbone of that, if they come from a file.
+        folders: Where the pictures of each dataset and addition are.
     """
 
     model: Path
@@ -60,6 +59,7 @@ class BankFiles:
     network: Path | None = None
     untrained: Path | None = None
     weights: Path | None = None
+    folders: Mapping[str, Folders] = field(default_factory=dict)
 
 
 def build_step_bank(
@@ -70,7 +70,7 @@ def build_step_bank(
     Args:
         files: Inputs and output.
         job: `settings` of the bank; `groups`, the raw labels of the classes of the
-            steps 0..t; `names` of S_t; `sequential`; `seed`; `keep_temperature`.
+            steps 0..t; `sequential`; `seed`; `keep_temperature`.
         compute: What the machine offers.
         process: This process of several.
     """
@@ -99,6 +99,7 @@ def build_step_bank(
     previous = None
     if files.previous is not None:
         previous = PrototypeBank.load(files.previous).to(process.device)
+        _check_previous(previous, settings, label_map, files.previous)
     bank = build_bank(
         features(rows, "accumulating bank statistics"),
         sample,
@@ -111,7 +112,7 @@ def build_step_bank(
     )
     if process.first:
         about = {
-            "classes": job["names"],
+            "labels": [0, *label_map.seen],
             "model": fingerprint(files.model),
             "provenance": provenance(),
         }
@@ -119,13 +120,41 @@ def build_step_bank(
         log.info("bank of %d images written to %s", len(rows), files.bank)
 
 
+def _check_previous(
+    bank: PrototypeBank, settings: BankSettings, label_map: LabelMap, path: Path
+) -> None:
+    """Refuse a bank of another step, or of other maps.
+
+    Raises:
+        ArtifactError: It does not have the classes and maps of the step before.
+    """
+    kind: tuple[str, ...] = ("feature", "map", "scatter")
+    if settings.map == "rff":
+        kind += ("dimension", "maps")
+    found, expected = (
+        {"classes": classes, **{key: getattr(each, key) for key in kind}}
+        for classes, each in (
+            (bank.classes, bank.settings),
+            (label_map.first_new, settings),
+        )
+    )
+    wrong = [key for key in found if found[key] != expected[key]]
+    if wrong:
+        raise ArtifactError(
+            f"Expected {path} to be the bank of the step before, with "
+            f"{expected[wrong[0]]} for `{wrong[0]}`, but it has {found[wrong[0]]}. "
+            f"{REMAKE}"
+        )
+
+
 def _targets(files: BankFiles, label_map: LabelMap) -> tuple[pd.DataFrame, np.ndarray]:
     """Rows with the masks to read, and the table (256,) from mask to target."""
-    rows, table = read_index(files.split), label_map.training_table()
+    rows, table = read_index(files.split, files.folders), label_map.training_table()
     if files.pseudo_labels is not None:
         folder = files.pseudo_labels
         rows["mask"] = [str(folder / f"{name}.png") for name in rows["id"]]
-        rows["label_offset"] = 0  # targets are in output indices
+        # Targets are in output indices, and no part of the dataset.
+        rows["label_offset"], rows["mask_sha256"] = 0, ""
         table = np.arange(256, dtype=np.uint8)
         table[UNSURE] = IGNORE
     return rows, table
@@ -135,9 +164,7 @@ def _feature_network(files: BankFiles, device: str) -> SegmentationNetwork:
     """The network whose features the prototypes are of."""
     if files.untrained is None:
         return load_model(files.network or files.model, device=device)
-    content = read_json(files.untrained)
-    load_recorded(content.get("extensions", []))
-    network = build_first_network(StepSettings.from_dict(content), files.weights)
+    network = build_first_network(read_settings(files.untrained), files.weights)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval()
 
@@ -145,7 +172,7 @@ def _feature_network(files: BankFiles, device: str) -> SegmentationNetwork:
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = job_parser("kproba.jobs.build_bank", "Build the bank of a step.")
-    parser.add_argument("--job", type=json.loads, required=True, help="JSON")
+    add_data(parser)
     optional = ("previous", "pseudo_labels", "network", "untrained", "weights")
     add_files(parser, "model", "split", "bank", optional=optional)
     return parser.parse_args(argv)

@@ -4,10 +4,9 @@ kproba-launch kproba.jobs.evaluate --job '{..}' --model .. --indices .. --evalua
 """
 
 import argparse
-import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from kproba.bank.predictor import load_predictor
 from kproba.data.label_images import write_label_image
 from kproba.data.labels import IGNORE, LabelMap
 from kproba.data.loaders import whole_image_loader
-from kproba.data.splits import evenly_spaced, read_indices
-from kproba.jobs.batches import image_batches, to_groups
+from kproba.data.splits import Folders, evenly_spaced, read_indices
+from kproba.jobs.batches import add_data, image_batches, to_groups
+from kproba.network.record import read_model_record
 from kproba.results.evaluation import (
     EvaluationSettings,
     Predictor,
@@ -35,7 +35,7 @@ from kproba.results.evaluation import (
 )
 from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
-from kproba.runtime.files import atomic_directory, read_json
+from kproba.runtime.files import atomic_directory
 from kproba.runtime.job import add_files, job_parser, job_process
 
 log = logging.getLogger("kproba")
@@ -55,6 +55,7 @@ class TestFiles:
         predictor: Output JSON: what was tested, for `kproba.load`.
         bank: Bank of the step, where both decide.
         feature_network: model.safetensors of the bank's features, if not `model`.
+        folders: Where the pictures of each dataset and addition are.
     """
 
     __test__ = False  # not for pytest
@@ -67,6 +68,7 @@ class TestFiles:
     predictor: Path
     bank: Path | None = None
     feature_network: Path | None = None
+    folders: Mapping[str, Folders] = field(default_factory=dict)
 
 
 def test_step(
@@ -100,10 +102,9 @@ def test_step(
     protocol = {k: v for k, v in job["settings"].items() if k != "examples"}
     settings = EvaluationSettings(**protocol)
     truth = ground_truth_table(groups, settings)
-    parts = read_indices(files.indices)
+    parts = read_indices(files.indices, files.folders)
     seen = LabelMap(groups).seen
-    classes = read_json(files.model.with_suffix(".json"))["classes"]
-    order = channel_order([entry["label"] for entry in classes], seen)
+    order = channel_order(read_model_record(files.model).labels, seen, files.model)
     rows = select_rows(pd.concat(parts, ignore_index=True), groups, settings.policy)
     confusion = evaluate(
         predictor,
@@ -188,7 +189,7 @@ def example_rows(parts: Sequence[pd.DataFrame], count: int) -> pd.DataFrame:
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = job_parser("kproba.jobs.evaluate", "Test a step.")
-    parser.add_argument("--job", type=json.loads, required=True, help="JSON")
+    add_data(parser)
     parser.add_argument("--indices", type=Path, nargs="+", required=True)
     needed = ("model", "evaluation", "confusion", "examples", "predictor")
     add_files(parser, *needed, optional=("bank", "feature_network"))

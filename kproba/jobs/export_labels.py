@@ -4,10 +4,9 @@ kproba-launch kproba.jobs.export_labels --job '{..}' --model .. --split .. --lab
 """
 
 import argparse
-import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ import numpy as np
 
 from kproba.bank.fusion import Combination
 from kproba.data.labels import LabelMap
-from kproba.data.splits import read_index
+from kproba.data.splits import Folders, read_index
 from kproba.extensions import load_recorded
-from kproba.jobs.batches import image_batches, to_groups
+from kproba.jobs.batches import add_data, image_batches, to_groups
 from kproba.methods.export import LabelFiles, export_labels
 from kproba.methods.labels import Labeller, LabelSettings
 from kproba.network.files import load_model
@@ -37,12 +36,14 @@ class LabelInputs:
         split: Images of step t.
         bank: Bank of step t-1; None for the rules without.
         feature_network: model.safetensors of the bank's features, if not `model`.
+        folders: Where the pictures of each dataset and addition are.
     """
 
     model: Path
     split: Path
     bank: Path | None = None
     feature_network: Path | None = None
+    folders: Mapping[str, Folders] = field(default_factory=dict)
 
 
 def label_step(
@@ -58,7 +59,7 @@ def label_step(
         inputs: Files that it reads.
         outputs: Files that it writes.
         job: `settings` of the labels; `groups`, the raw labels of the classes of the
-            steps 0..t; `names` of S_t; `sequential`; `extensions`, if there are any.
+            steps 0..t; `sequential`; `extensions`, if there are any.
         compute: What the machine offers.
         process: This process of several.
 
@@ -77,7 +78,7 @@ def label_step(
             device=process.device,
         )
     network = load_model(inputs.model, device=process.device)
-    rows = read_index(inputs.split)
+    rows = read_index(inputs.split, inputs.folders)
     setting = "sequential" if job["sequential"] else "overlap"
     label_map = LabelMap(to_groups(job["groups"]), setting)
     raw = np.arange(256, dtype=np.uint8)
@@ -85,7 +86,6 @@ def label_step(
         Labeller(network, settings, combination),
         image_batches(rows, raw, compute, process, "labelling"),
         outputs,
-        names=job["names"][: label_map.first_new],
         label_map=label_map,
         process=process,
     )
@@ -96,7 +96,7 @@ def label_step(
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = job_parser("kproba.jobs.export_labels", "Write the labels of a step.")
-    parser.add_argument("--job", type=json.loads, required=True, help="JSON")
+    add_data(parser)
     needed = ("model", "split", "labels", "table", "quality")
     add_files(parser, *needed, optional=("bank", "feature_network"))
     return parser.parse_args(argv)
@@ -106,7 +106,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write pseudo labels; exit status 1 with a message when that fails."""
     options = arguments(argv)
     inputs = LabelInputs(
-        options.model, options.split, options.bank, options.feature_network
+        options.model,
+        options.split,
+        options.bank,
+        options.feature_network,
+        options.folders,
     )
     outputs = LabelFiles(options.labels, options.table, options.quality)
     with job_process(options.compute) as process:

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import torch
 
-from kproba.extensions import load_recorded
-from kproba.runtime.files import read_json
+from kproba.jobs.batches import add_folders
 from kproba.runtime.job import add_files, job_parser, job_process
 from kproba.training.checkpoint import StopFlag
 from kproba.training.loop import Stopped, train
-from kproba.training.settings import OUTPUTS, Files, StepSettings
+from kproba.training.settings import OUTPUTS, Files, read_settings
 
 log = logging.getLogger("kproba")
 
@@ -32,6 +31,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--validation", type=Path, nargs="*", default=[], help="indices, or nothing"
     )
+    add_folders(parser)
     return parser.parse_args(argv)
 
 
@@ -40,12 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
     names = ("split", *OUTPUTS, *OPTIONAL)
     paths = {name: getattr(options, name) for name in names}
-    files = Files(**paths, validation=tuple(options.validation))
+    files = Files(
+        **paths,
+        validation=tuple(options.validation),
+        folders=options.folders,
+    )
     compute = options.compute
     with job_process(compute) as process:
-        content = read_json(options.settings)
-        load_recorded(content.get("extensions", []))
-        settings = StepSettings.from_dict(content)
+        settings = read_settings(options.settings)
         # All crops are of one size: trying cuDNN's algorithms once pays.
         torch.backends.cudnn.benchmark = not compute.deterministic
         try:

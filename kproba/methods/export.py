@@ -1,6 +1,6 @@
 """Writes the training targets of a step: its labels, and pseudo labels of the old."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class LabelFiles:
         folder: Gets one palette PNG per image, named by its id: the target with old
             classes in place of those 0 that the rule recognised.
         table: Gets a CSV: per image its background pixels, how many were recovered or
-            are unsure, and per old class (by name) how many.
+            are unsure, and per old class (by raw label) how many.
         quality: Gets a CSV: how good the labels are, see `kproba.methods.quality`.
     """
 
@@ -42,7 +42,6 @@ def export_labels(
     batches: Iterable[Batch],
     files: LabelFiles,
     *,
-    names: list[str],
     label_map: LabelMap,
     process: Process = ALONE,
 ) -> None:
@@ -53,7 +52,6 @@ def export_labels(
         batches: This process's images with their raw labels, read twice by the rule
             `entropy`; the table is in the order of their keys.
         files: Outputs.
-        names: Names of S_{t-1}, background first.
         label_map: Raw labels to the outputs of step t.
         process: This process of several that share the work; the networks and the bank
             are on its device.
@@ -64,6 +62,7 @@ def export_labels(
         labeller = replace(labeller, thresholds=thresholds)
     to_target = torch.from_numpy(label_map.training_table())
     side = label_map.first_new + 1
+    old = (0, *label_map.seen[: label_map.first_new - 1])
     confusion = torch.zeros(side, side, dtype=torch.int64)
     rows: dict[int, dict[str, Any]] = {}  # of the table, by key
     with atomic_directory(files.folder, process) as temporary:
@@ -78,13 +77,13 @@ def export_labels(
                 name, target = batch.ids[number], merged[number].numpy()
                 write_label_image(temporary / f"{name}.png", target)
                 of_hidden = labels[number][hidden[number]].numpy()
-                rows[key] = _table_row(name, target.size, of_hidden, names)
+                rows[key] = _table_row(name, target.size, of_hidden, old)
         for part in process.gather(rows):
             rows.update(part)
         confusion = torch.stack(process.gather(confusion)).sum(dim=0)
         if process.first:
             with atomic_path(files.quality) as temporary_table:
-                quality = quality_table(confusion, names)
+                quality = quality_table(confusion, old)
                 quality.to_csv(temporary_table, index=False, float_format="%.4f")
             with atomic_path(files.table) as temporary_table:
                 table = pd.DataFrame([rows[key] for key in sorted(rows)])
@@ -92,7 +91,7 @@ def export_labels(
 
 
 def _table_row(
-    name: str, pixels: int, labels: np.ndarray, names: list[str]
+    name: str, pixels: int, labels: np.ndarray, old: Sequence[int]
 ) -> dict[str, Any]:
     """A row of the table.
 
@@ -100,10 +99,10 @@ def _table_row(
         name: Id of the image.
         pixels: Pixels of the whole image.
         labels: Pseudo labels (n,) uint8 of its background pixels.
-        names: Names of S_{t-1}, background first.
+        old: Raw labels of S_{t-1}, 0 first.
     """
     counts = np.bincount(labels, minlength=256).tolist()
-    recovered = counts[1 : len(names)]
+    recovered = counts[1 : len(old)]
     row: dict[str, Any] = {
         "id": name,
         "pixels": pixels,
@@ -111,6 +110,6 @@ def _table_row(
         "recovered": sum(recovered),
         "unsure": counts[UNSURE],
     }
-    for label, count in zip(names[1:], recovered, strict=True):
-        row[label if label not in row else f"{label} (class)"] = count
+    for label, count in zip(old[1:], recovered, strict=True):
+        row[f"label_{label}"] = count
     return row

@@ -40,12 +40,12 @@ def hidden_confusion(
     return torch.bincount(places, minlength=side * side).view(side, side)
 
 
-def quality_table(confusion: torch.Tensor, names: Sequence[str]) -> pd.DataFrame:
+def quality_table(confusion: torch.Tensor, labels: Sequence[int]) -> pd.DataFrame:
     """Precision, recall and IoU of every class of S_{t-1}.
 
     Args:
         confusion: From `hidden_confusion`, added up over the images of the step.
-        names: Names of S_{t-1}, background first.
+        labels: Raw labels of S_{t-1}, 0 first.
 
     Returns:
         One row per class: `pixels` that are of it, how many were `labelled` so,
@@ -54,18 +54,18 @@ def quality_table(confusion: torch.Tensor, names: Sequence[str]) -> pd.DataFrame
         recall and iou in percent, empty where nothing was labelled or is there.
     """
     counts = confusion.tolist()
-    classes = len(names)
+    classes = len(labels)
     # Masks that name no old class at all cannot tell what is right and what is wrong.
     known = sum(map(sum, counts[1:classes])) > 0
     rows = []
-    for index, name in enumerate(names):
+    for index, label in enumerate(labels):
         pixels = sum(counts[index])
         labelled = sum(row[index] for row in counts)
         correct = counts[index][index]
         rows.append(
             {
                 "index": index,
-                "class": name,
+                "label": label,
                 "pixels": pixels,
                 "labelled": labelled,
                 "correct": correct,

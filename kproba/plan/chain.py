@@ -135,7 +135,7 @@ class Chain:
         return Bank(
             settings={
                 "settings": settings,
-                **self._classes(run, step),
+                "groups": self._group_lists(run, step),
                 "sequential": run.setting == "sequential" and step > 0,
                 "seed": run.seed,
                 # Features of another network want a temperature of their own.
@@ -157,7 +157,7 @@ class Chain:
         return Labels(
             settings={
                 "settings": planned.labels,
-                **self._classes(run, step),
+                "groups": self._group_lists(run, step),
                 "sequential": run.setting == "sequential",
                 **({"extensions": extensions} if extensions else {}),
             },
@@ -176,7 +176,7 @@ class Chain:
             settings={
                 "decision": planned.decision if fused else None,
                 "settings": self._config["evaluation"],
-                **self._classes(run, step),
+                "groups": self._group_lists(run, step),
                 **({"label_offset": offset} if offset else {}),
             },
             network=self.training(run, step),
@@ -215,11 +215,9 @@ class Chain:
     def _groups(self, run: Run, step: int | None) -> tuple[tuple[int, ...], ...]:
         return self._datasets.groups(run.dataset, run.task, step)
 
-    def _classes(self, run: Run, step: int) -> Config:
-        """Raw labels of the classes of the steps 0..t, and the names of S_t."""
-        groups = self._groups(run, step)
-        names = self._datasets.names(run.dataset, groups)
-        return {"groups": [list(group) for group in groups], "names": names}
+    def _group_lists(self, run: Run, step: int) -> list[list[int]]:
+        """Raw labels of the classes of the steps 0..t."""
+        return [list(group) for group in self._groups(run, step)]
 
     def _joint_run(self, run: Run) -> Run:
         """The run of one step that trains all classes of a task at once."""
@@ -248,10 +246,12 @@ class Chain:
         decision: Config | None,
     ) -> Config:
         """Content of settings.json, but for the names of the run."""
-        config, classes = self._config, self._classes(run, step)
+        config = self._config
         epochs = self._datasets.epochs(run.dataset, self._groups(run, step))
         if epochs and step > 0:
-            optimisation = {**optimisation, "epochs": epochs}
+            optimisation = {**optimisation, "epochs": epochs, "iterations": None}
+        if optimisation["iterations"] is None:
+            optimisation = {k: v for k, v in optimisation.items() if k != "iterations"}
         model = dict(config["model"])
         weights, rates = model.pop("weights"), model.pop("atrous_rates")
         architecture = {
@@ -264,8 +264,7 @@ class Chain:
         extensions = find_origins([*terms, *parts])
         return {
             "seed": run.seed,
-            "groups": classes["groups"],
-            "class_names": classes["names"],
+            "groups": self._group_lists(run, step),
             "sequential": run.setting == "sequential" and step > 0,
             "architecture": None if step else architecture,
             "weights": None if step else weights,

@@ -1,5 +1,6 @@
 """The datasets of a configuration: folders, class names, tasks and additions."""
 
+import csv
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from kproba import artifacts
 from kproba.data.download import Archive
 from kproba.data.kinds import KINDS, DatasetKind
+from kproba.data.kinds.labelling import without_names
 from kproba.data.kinds.pairs import VAL_SHARE
 from kproba.data.tasks import (
     Groups,
@@ -15,9 +17,12 @@ from kproba.data.tasks import (
     resolve_groups,
 )
 from kproba.extensions import find_origins
+from kproba.plan.dataset_state import recorded_state, state_of_files
 from kproba.plan.errors import ConfigError, suggestion
 
 Config = dict[str, Any]
+# Keys of a dataset that say how its masks are found and read.
+OPTIONS = ("labels", "labelmap", "mask_suffix", "masks")
 
 
 class Datasets:
@@ -46,8 +51,9 @@ class Datasets:
                 self._names[name] = self._read_names(name)
 
     def kind(self, part: str) -> DatasetKind:
-        """The kind of a dataset or addition."""
-        return KINDS[self._parts[part]["kind"]]
+        """The kind of a dataset or addition, as its settings want it."""
+        settings = self._parts[part]
+        return KINDS[settings["kind"]].with_settings(settings)
 
     # Classes
 
@@ -66,6 +72,15 @@ class Datasets:
     def label_names(self, dataset: str) -> dict[int, str]:
         """Name of every raw label of a dataset, without the background's."""
         return dict(enumerate(self._names[dataset], start=1))
+
+    def part_names(self, part: str) -> list[str]:
+        """Names of the raw labels 1, 2, .. that a dataset or addition may show."""
+        return self._names[self.dataset_of(part)][: self._counts[part]]
+
+    def dataset_of(self, part: str) -> str:
+        """The dataset that a part belongs to."""
+        datasets = self._config["datasets"]
+        return next(name for name in datasets if part in _part_names(datasets, name))
 
     # Tasks
 
@@ -116,6 +131,13 @@ class Datasets:
             (task for name, task in self._groups if name == dataset), key=rank
         )
 
+    def steps_of_part(self, part: str, task: str) -> list[int]:
+        """The steps of a task whose new classes only this part can show."""
+        dataset = self.dataset_of(part)
+        groups = self._groups[dataset, task]
+        own = set(self._added.get(part, range(1, self._counts[dataset] + 1)))
+        return [step for step, group in enumerate(groups) if set(group) <= own]
+
     def joint_task(self, dataset: str, task: str) -> str:
         """The one-step task of all classes of a task, in the dataset's order."""
         return canonical_task(all_classes(self.groups(dataset, task)))
@@ -157,11 +179,64 @@ class Datasets:
         made = self.kind(part).drawn or self._downloads(part)
         return [self.folder(part)] if made else []
 
-    def digest_files(self, part: str) -> str:
-        """Changes when files change that no rule makes."""
+    def folders(self, dataset: str) -> dict[str, tuple[str, str]]:
+        """The folders of a dataset's and its additions' pictures and converted masks.
+
+        They are no part of what a job depends on: the same pictures elsewhere are the
+        same dataset.
+        """
+        parts = _part_names(self._config["datasets"], dataset)
+        return {
+            part: (
+                self.folder(part),
+                artifacts.fill(artifacts.MADE_MASKS, {"dataset": part}),
+            )
+            for part in parts
+        }
+
+    def state_of_files(self, part: str) -> str:
+        """Changes when the content of files changes that no rule makes."""
         if self.made_folders(part):
             return ""
-        return self.kind(part).digest_files(self._parts[part]["path"])
+        recorded = artifacts.fill(artifacts.FILES, {"dataset": part})
+        return state_of_files(self.kind(part), self._parts[part]["path"], recorded)
+
+    def planned_parts(self) -> list[str]:
+        """The datasets of the experiments and their additions."""
+        datasets = self._config["datasets"]
+        return [part for name in self._names for part in _part_names(datasets, name)]
+
+    def check_folders(self) -> None:
+        """Refuse datasets that are not where the configuration says.
+
+        Raises:
+            ConfigError: A dataset or addition is neither there nor made by a rule.
+        """
+        for part in self.planned_parts():
+            kind, path = self.kind(part), self._parts[part].get("path")
+            if self.made_folders(part) or path is None or kind.is_there(path):
+                continue
+            try:
+                kind.find_pairs(Path(path), VAL_SHARE)  # says what is missing
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"datasets.{part}: {error}") from error
+
+    def training_classes(self, part: str) -> list[str] | None:
+        """The column `classes` of the training images, by the index of a part.
+
+        None without an index, or if it is to be made anew.
+        """
+        values = {"dataset": part}
+        state = recorded_state(artifacts.fill(artifacts.FILES, values))
+        if state is None or state != self.state_of_files(part):
+            return None
+        try:
+            path = Path(artifacts.fill(artifacts.INDEX, values))
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            return [row["classes"] for row in rows if row["subset"] == "train"]
+        except (OSError, ValueError, KeyError, csv.Error):
+            return None  # the jobs that read the index say what is wrong
 
     def archives(self, part: str) -> list[Archive]:
         """The archives that `download: true` fetches; none for unpublished kinds."""
@@ -183,9 +258,18 @@ class Datasets:
         """All that determines the index of a dataset, besides its files."""
         settings = self._parts[part]
         origins = find_origins([("dataset kind", settings["kind"])])
+        options = {key: settings[key] for key in OPTIONS if settings.get(key)}
+        if "labels" in options:  # another spelling of a name changes no label
+            options["labels"] = without_names(options["labels"])
+        if settings.get("classes") and self.kind(part).find_more(
+            Path(self.folder(part))
+        ):
+            options["classes"] = settings["classes"]  # colours have names
         return {
             "kind": settings["kind"],
-            "folder": self.folder(part),
+            "dataset": part,
+            **({"options": options} if options else {}),
+            "long_side": settings.get("long_side"),
             "on_error": settings.get("on_error", "stop"),
             "val_share": settings.get("val_share", VAL_SHARE),
             **({"extensions": origins} if origins else {}),
@@ -269,5 +353,9 @@ def _with_additions(datasets: Config) -> Config:
                 "epochs": entry["epochs"],
                 "on_error": settings.get("on_error", "stop"),
                 "val_share": entry["val_share"] or settings.get("val_share", VAL_SHARE),
+                "long_side": settings.get("long_side"),
+                **{
+                    key: entry.get(key) for key in ("labels", "labelmap", "mask_suffix")
+                },
             }
     return parts

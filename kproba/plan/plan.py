@@ -12,6 +12,7 @@ from typing import Any
 
 from kproba import artifacts
 from kproba.data.splits import SETTINGS
+from kproba.data.task_check import TaskSteps, describe_empty, empty_steps
 from kproba.methods.builtin import base_methods
 from kproba.network.backbones import BACKBONES
 from kproba.plan.chain import Chain, Run
@@ -159,6 +160,60 @@ class Plan:
         """Content of settings.json: names of the run, and all that determines it."""
         training = self.chain.training(run, step)
         return {"run": {**vars(run), "step": step}, **training.settings}
+
+    def test_settings(self, run: Run, step: int) -> Config:
+        """What `evaluate` is told: the names of run and classes, and its settings."""
+        groups = self.datasets.groups(run.dataset, run.task, step)
+        return {
+            "run": {**vars(run), "step": step},
+            "names": self.datasets.names(run.dataset, groups),
+            **self.chain.test(run, step).settings,
+        }
+
+    def index_context(self, part: str) -> Config:
+        """What the index of a dataset or addition is told besides its settings.
+
+        It does not determine the index: names for messages, the crop and the tasks
+        that the counts of images are compared with.
+        """
+        return {
+            "dataset": part,
+            "folder": self.datasets.folder(part),
+            "names": self.datasets.part_names(part),
+            "crop_size": self.config["augmentation"]["crop_size"],
+            "tasks": self._tasks_of_part(part),
+        }
+
+    def _tasks_of_part(self, part: str) -> list[Config]:
+        """The planned tasks, with the steps that only this part has images of."""
+        dataset = self.datasets.dataset_of(part)
+        tasks = {
+            (run.task, run.setting): {
+                "task": run.task,
+                "setting": run.setting,
+                "groups": self.datasets.groups(dataset, run.task),
+                "steps": self.datasets.steps_of_part(part, run.task),
+            }
+            for run in self.runs
+            if run.dataset == dataset
+        }
+        return list(tasks.values())
+
+    def check_images(self) -> None:
+        """Refuse steps without training images, as far as datasets are indexed.
+
+        Raises:
+            ConfigError: The index of a dataset, if it is there and up to date, has no
+                training image for a step.
+        """
+        for part in self.datasets.planned_parts():
+            cells = self.datasets.training_classes(part)
+            if cells is None:
+                continue
+            tasks = map(TaskSteps.from_dict, self._tasks_of_part(part))
+            empty = empty_steps(cells, tasks, self.datasets.part_names(part))
+            if empty:
+                raise ConfigError(f"datasets.{part}: {describe_empty(empty)}")
 
     def training_inputs(self, run: Run, step: int) -> dict[str, Files]:
         """Inputs of the training rules besides settings.json."""

@@ -63,10 +63,15 @@ def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
         except ExtensionError as error:
             raise ConfigError(f"extensions: {error}") from error
     schema = load_schema(schema_path)
-    _refuse(_renamed(config))
+    config = _typed(config, schema, schema)
+    _refuse(_renamed(config) + _counted_twice(config))
     _refuse(_errors(config, schema) + _not_finite(config))
     filled = _with_defaults(config, schema, schema)
     errors = _wrong_ranges(filled)
+    for changes in filled["methods"].values():
+        increment = changes.get("increment", {})
+        if "epochs" in increment:  # of a method, over iterations of the section
+            increment.setdefault("iterations", None)
     for name, changes in filled["methods"].items():
         for section in SECTIONS:
             laid_over = merged(filled[section], changes.get(section, {}))
@@ -93,6 +98,9 @@ def load_schema(path: str | Path) -> Config:
         name: {"description": TERMS[name].description, "type": "number", "minimum": 0}
         for name in further_terms()
     }
+    addition = definitions["additions"]["items"]["properties"]
+    for key in ("labels", "labelmap", "mask_suffix"):  # additions are folders
+        addition[key] = copy.deepcopy(KINDS["folder"].settings[key])
     dataset = definitions["dataset"]
     dataset["properties"]["kind"]["enum"] = list(KINDS)
     dataset["allOf"] = []
@@ -115,7 +123,21 @@ def load_schema(path: str | Path) -> Config:
                 **copy.deepcopy(dict(kind.settings)),
             },
         }
+    _close_patterns(schema)
     return schema
+
+
+def _close_patterns(schema: Any) -> None:
+    """Let `$` in patterns stand for the end, not for a line break before it too."""
+    if isinstance(schema, list):
+        for item in schema:
+            _close_patterns(item)
+    elif isinstance(schema, dict):
+        pattern = schema.get("pattern")
+        if isinstance(pattern, str) and pattern.endswith("$"):
+            schema["pattern"] = pattern[:-1] + r"\Z"
+        for item in schema.values():
+            _close_patterns(item)
 
 
 def _renamed(config: Config) -> list[str]:
@@ -141,6 +163,56 @@ def _renamed(config: Config) -> list[str]:
         for name, names in RENAMED.items():
             collect(changes.get(name), f"methods.{method}.{name}", names)
     return errors
+
+
+def _counted_twice(config: Config) -> list[str]:
+    """Sections that give epochs and iterations."""
+    methods = config.get("methods")
+    sections = {name: config.get(name) for name in ("base", "increment")}
+    for name, changes in methods.items() if isinstance(methods, Mapping) else ():
+        if isinstance(changes, Mapping):
+            sections[f"methods.{name}.increment"] = changes.get("increment")
+    return [
+        f"{where}: expected epochs or iterations, but got both. Remove one."
+        for where, section in sections.items()
+        if isinstance(section, Mapping)
+        and "epochs" in section
+        and section.get("iterations") is not None
+    ]
+
+
+def _typed(value: Any, schema: Config, root: Config) -> Any:
+    """Read text as YAML where the schema wants a number, a truth value or null.
+
+    Snakemake hands all values below `--config 'section={key: 2}'` over as text.
+    """
+    schema = _resolve(schema, root)
+    for case in schema.get("allOf", []):
+        if jsonschema.Draft202012Validator(case["if"]).is_valid(value):
+            schema = {**schema, **_resolve(case["then"], root)}
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        others = schema.get("additionalProperties")
+        entries = {key: properties.get(key, others) for key in value}
+        return {
+            key: _typed(item, entries[key], root)
+            if isinstance(entries[key], dict)
+            else item
+            for key, item in value.items()
+        }
+    if isinstance(value, list) and isinstance(schema.get("items"), dict):
+        return [_typed(item, schema["items"], root) for item in value]
+    if isinstance(value, str):
+        own = {key: schema[key] for key in ("type", "enum") if key in schema}
+        validator = jsonschema.Draft202012Validator(own)
+        if own and not validator.is_valid(value):
+            try:
+                read = yaml.safe_load(value)
+            except yaml.YAMLError:
+                return value
+            if not isinstance(read, dict | list) and validator.is_valid(read):
+                return read
+    return value
 
 
 def _make_lists(config: Config) -> Config:
@@ -254,6 +326,11 @@ def _numbers(value: Any, where: str = "the top level") -> Any:
         ConfigError: A key is not text.
     """
     if isinstance(value, Mapping):
+        if where == "labels":  # of a dataset, by value in its masks: numbers are fine
+            value = {
+                str(key) if type(key) is int else key: item
+                for key, item in value.items()
+            }
         for key in value:
             if not isinstance(key, str):
                 raise ConfigError(

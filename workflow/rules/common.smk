@@ -1,7 +1,9 @@
 """Shared by the rules: the plan, the machine, and functions that query the plan."""
 
+import hashlib
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,21 +13,36 @@ from kproba.extensions import find_origins
 from kproba.methods.builtin import base_methods
 from kproba.network.backbones import BACKBONES
 from kproba import artifacts
+from kproba.plan.arrival import settle_times
+from kproba.plan.config_files import name_of_files
 from kproba.plan.errors import ConfigError
+from kproba.plan.listing import shorten_log
 from kproba.plan.plan import Plan, Run
 from kproba.plan.results import list_files
 from kproba.plan.schema import check
+from kproba.plan.targets import check_targets
 from kproba.results.measures import MEASURES
 
-# Commands are found beside Snakemake too, when its environment is not activated.
-shell.prefix(f'PATH="$PATH:{Path(sys.executable).parent}"; ')
+# Commands are found beside Snakemake too, when its environment is not activated. The
+# path is quoted for the shell, and its braces for Snakemake.
+beside = shlex.quote(str(Path(sys.executable).parent))
+shell.prefix(f'PATH="$PATH":{beside}; '.replace("{", "{{").replace("}", "}}"))
+
+shorten_log(dry_run=workflow.output_settings.dryrun)
 
 SCHEMA = workflow.source_path("../schemas/config.schema.yaml")
 
 try:
     plan = Plan(check(config, SCHEMA))
+    plan.datasets.check_folders()
+    plan.check_images()
+    check_targets(plan, sys.argv[1:])
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
+
+
+if workflow.is_main_process:
+    settle_times(artifacts.RESULTS, ".snakemake/metadata")
 
 
 wildcard_constraints:
@@ -90,6 +107,27 @@ def all_groups(wildcards):
     return [list(group) for group in groups]
 
 
+# --- What a job is told --------------------------------------------------------------
+# Tables reach a job as a resource, in JSON: they may be long, and Snakemake would print
+# a long parameter whenever it changes. Their digest is a parameter, so that the job runs
+# again when they change. What is only shown, or says where files are, has no digest.
+
+
+def as_json(values):
+    """A function of wildcards: the JSON of what another one returns."""
+    return lambda wildcards: json.dumps(values(wildcards))
+
+
+def digest(values):
+    """A function of wildcards: a short digest of what another one returns."""
+
+    def short(wildcards):
+        text = json.dumps(values(wildcards), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    return short
+
+
 # --- Data ----------------------------------------------------------------------------
 
 
@@ -99,7 +137,7 @@ def made_dataset(wildcards):
 
 
 def state_of_dataset(wildcards):
-    return plan.datasets.digest_files(wildcards.dataset)
+    return plan.datasets.state_of_files(wildcards.dataset)
 
 
 def digits_settings(wildcards):
@@ -110,12 +148,34 @@ def index_settings(wildcards):
     return plan.datasets.index_settings(wildcards.dataset)
 
 
+def index_context(wildcards):
+    """What the index needs besides its settings, and does not depend on."""
+    return plan.index_context(wildcards.dataset)
+
+
 def class_count(wildcards):
     return plan.datasets.class_count(wildcards.dataset)
 
 
-def label_names(wildcards):
-    return plan.datasets.label_names(wildcards.dataset)
+def image_folders(wildcards):
+    """Where the pictures of a dataset and its additions are."""
+    return plan.datasets.folders(wildcards.dataset)
+
+
+def all_image_folders(wildcards):
+    datasets = {run.dataset for run in plan.runs}
+    return {
+        part: folders
+        for dataset in sorted(datasets)
+        for part, folders in plan.datasets.folders(dataset).items()
+    }
+
+
+def class_list(wildcards):
+    groups = all_groups(wildcards)
+    names = plan.datasets.label_names(wildcards.dataset)
+    listed = {label: names[label] for group in groups for label in group}
+    return {"groups": groups, "names": listed}
 
 
 def archives_of_dataset(wildcards):
@@ -168,7 +228,7 @@ def bank_inputs(wildcards):
 
 def bank_job(wildcards):
     job = plan.chain.bank(parse_run(wildcards), int(wildcards.step))
-    return json.dumps(job.settings)
+    return dict(job.settings)
 
 
 def label_inputs(wildcards):
@@ -177,7 +237,7 @@ def label_inputs(wildcards):
 
 def label_job(wildcards):
     job = plan.chain.labels(parse_run(wildcards), int(wildcards.step))
-    return json.dumps(job.settings)
+    return dict(job.settings)
 
 
 def test_inputs(wildcards):
@@ -185,12 +245,19 @@ def test_inputs(wildcards):
 
 
 def test_job(wildcards):
-    run, step = parse_run(wildcards), int(wildcards.step)
-    names = {"run": {**vars(run), "step": step}}
-    return json.dumps({**names, **plan.chain.test(run, step).settings})
+    return plan.test_settings(parse_run(wildcards), int(wildcards.step))
 
 
 # --- Summary, figures and report -----------------------------------------------------
+
+# Several configurations in one folder keep a report each.
+configuration = config.get("report") or name_of_files(workflow.configfiles)
+
+
+def of_configuration(pattern):
+    """The file of a pattern for this configuration."""
+    return artifacts.fill(pattern, {"configuration": configuration})
+
 
 all_results = plan.results(plan.runs)
 measure_extensions = find_origins(("measure", name) for name in MEASURES)
@@ -231,8 +298,21 @@ def report_files(wildcards):
     return list_files(all_results, *kinds) + sorted(indices)
 
 
-def experiments_of_report(wildcards):
-    return [plan.describe_experiment(run) for run in plan.experiments()]
+def summary_table(wildcards):
+    return {"rows": all_rows(wildcards), "extensions": measure_extensions}
+
+
+def figure_table(wildcards):
+    return {
+        "rows": rows_of_experiment(wildcards),
+        "extensions": measure_extensions,
+        "groups": all_groups(wildcards),
+    }
+
+
+def report_table(wildcards):
+    experiments = [plan.describe_experiment(run) for run in plan.experiments()]
+    return {**summary_table(wildcards), "experiments": experiments}
 
 
 def class_lists(wildcards):

@@ -6,8 +6,10 @@ rule write_digits:
     conda:
         "../../envs/kproba.yaml"
     threads: 8
+    resources:
+        settings=as_json(digits_settings),
     params:
-        settings=digits_settings,
+        settings=digest(digits_settings),
     message:
         "Drawing the scenes of {wildcards.dataset}"
     script:
@@ -55,14 +57,19 @@ rule prepare_dataset:
     output:
         index=artifacts.INDEX,
         integrity=artifacts.INTEGRITY,
+        files=artifacts.FILES,
+        masks=directory(artifacts.MADE_MASKS),
     log:
         artifacts.log_path(artifacts.INDEX, "index"),
     priority: 20  # a faulty dataset stops the run before anything else is begun
     conda:
         "../../envs/kproba.yaml"
     threads: 8
+    resources:
+        settings=as_json(index_settings),
+        context=as_json(index_context),
     params:
-        settings=index_settings,
+        settings=digest(index_settings),
         class_count=class_count,
         files=state_of_dataset,
     message:
@@ -81,8 +88,10 @@ rule make_split:
     localrule: True
     conda:
         "../../envs/kproba.yaml"
+    resources:
+        groups=as_json(groups_so_far),
     params:
-        groups=groups_so_far,
+        groups=digest(groups_so_far),
     message:
         "Listing the images of step {wildcards.step} of {wildcards.dataset} "
         "{wildcards.task}, {wildcards.setting}"
@@ -98,9 +107,10 @@ rule list_classes:
     localrule: True
     conda:
         "../../envs/kproba.yaml"
+    resources:
+        classes=as_json(class_list),
     params:
-        groups=all_groups,
-        names=label_names,
+        classes=digest(class_list),
     message:
         "Listing the classes of {wildcards.dataset} {wildcards.task}"
     script:

@@ -13,16 +13,18 @@ rule evaluate:
     threads: job_threads
     resources:
         **inference_resources,
+        job=as_json(test_job),
+        folders=as_json(image_folders),
     params:
-        job=test_job,
+        job=digest(test_job),
     message:
         "Testing {wildcards.method} after step {wildcards.step} of {wildcards.dataset} "
         "{wildcards.task} {wildcards.setting}, seed {wildcards.seed}"
     shell:
-        "exec kproba-launch --log {log} --gpus {resources.gpu} --cores {threads}"
+        "exec kproba-launch --log {log:q} --gpus {resources.gpu} --cores {threads}"
         " --compute {resources.compute:q}"
-        " kproba.jobs.evaluate --job {params.job:q} --model {input.model}"
-        " --bank {input.bank} --feature-network {input.feature_network}"
-        " --indices {input.indices} --evaluation {output.evaluation}"
-        " --confusion {output.confusion} --examples {output.examples}"
-        " --predictor {output.predictor}"
+        " kproba.jobs.evaluate --job {resources.job:q} --folders {resources.folders:q} --model {input.model:q}"
+        " --bank {input.bank:q} --feature-network {input.feature_network:q}"
+        " --indices {input.indices:q} --evaluation {output.evaluation:q}"
+        " --confusion {output.confusion:q} --examples {output.examples:q}"
+        " --predictor {output.predictor:q}"

@@ -14,15 +14,17 @@ rule build_prototypes:
     threads: job_threads
     resources:
         **inference_resources,
+        job=as_json(bank_job),
+        folders=as_json(image_folders),
     params:
-        job=bank_job,
+        job=digest(bank_job),
     message:
         "Building the prototype bank of {wildcards.method} after step {wildcards.step}"
     shell:
-        "exec kproba-launch --log {log} --gpus {resources.gpu} --cores {threads}"
+        "exec kproba-launch --log {log:q} --gpus {resources.gpu} --cores {threads}"
         " --compute {resources.compute:q}"
-        " kproba.jobs.build_bank --job {params.job:q} --model {input.model}"
-        " --split {input.split} --pseudo-labels {input.pseudo_labels}"
-        " --previous {input.previous} --network {input.network}"
-        " --untrained {input.untrained} --weights {input.weights}"
-        " --bank {output.bank}"
+        " kproba.jobs.build_bank --job {resources.job:q} --folders {resources.folders:q} --model {input.model:q}"
+        " --split {input.split:q} --pseudo-labels {input.pseudo_labels:q}"
+        " --previous {input.previous:q} --network {input.network:q}"
+        " --untrained {input.untrained:q} --weights {input.weights:q}"
+        " --bank {output.bank:q}"

@@ -17,15 +17,17 @@ rule export_pseudo_labels:
     threads: job_threads
     resources:
         **inference_resources,
+        job=as_json(label_job),
+        folders=as_json(image_folders),
     params:
-        job=label_job,
+        job=digest(label_job),
     message:
         "Labelling old classes in the images of step {wildcards.step}, "
         "{wildcards.method}"
     shell:
-        "exec kproba-launch --log {log} --gpus {resources.gpu} --cores {threads}"
+        "exec kproba-launch --log {log:q} --gpus {resources.gpu} --cores {threads}"
         " --compute {resources.compute:q}"
-        " kproba.jobs.export_labels --job {params.job:q} --model {input.model}"
-        " --bank {input.bank} --feature-network {input.feature_network}"
-        " --split {input.split} --labels {output.labels} --table {output.table}"
-        " --quality {output.quality}"
+        " kproba.jobs.export_labels --job {resources.job:q} --folders {resources.folders:q} --model {input.model:q}"
+        " --bank {input.bank:q} --feature-network {input.feature_network:q}"
+        " --split {input.split:q} --labels {output.labels:q} --table {output.table:q}"
+        " --quality {output.quality:q}"

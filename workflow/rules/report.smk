@@ -5,28 +5,29 @@ rule summarise:
         qualities=list_files(all_results, "quality"),
     output:
         summary=report(
-            artifacts.SUMMARY,
+            of_configuration(artifacts.SUMMARY),
             caption="../report/summary.rst",
             category="Results",
         ),
         classes=report(
-            artifacts.CLASS_RESULTS,
+            of_configuration(artifacts.CLASS_RESULTS),
             caption="../report/classes.rst",
             category="Results",
         ),
         pseudo_labels=report(
-            artifacts.LABEL_RESULTS,
+            of_configuration(artifacts.LABEL_RESULTS),
             caption="../report/pseudo_labels.rst",
             category="Results",
         ),
     log:
-        artifacts.log_path(artifacts.SUMMARY, "summary"),
+        artifacts.log_path(of_configuration(artifacts.SUMMARY), "summary"),
     localrule: True
     conda:
         "../../envs/kproba.yaml"
+    resources:
+        table=as_json(summary_table),
     params:
-        rows=all_rows,
-        extensions=measure_extensions,
+        table=digest(summary_table),
     message:
         "Collecting the results of all runs"
     script:
@@ -71,10 +72,11 @@ rule draw_figures:
     localrule: True
     conda:
         "../../envs/kproba.yaml"
+    resources:
+        table=as_json(figure_table),
+        folders=as_json(image_folders),
     params:
-        rows=rows_of_experiment,
-        extensions=measure_extensions,
-        groups=all_groups,
+        table=digest(figure_table),
     message:
         "Drawing the figures of {wildcards.dataset} {wildcards.task} {wildcards.setting}"
     script:
@@ -83,29 +85,50 @@ rule draw_figures:
 
 rule write_report:
     input:
-        summary=artifacts.SUMMARY,
-        classes=artifacts.CLASS_RESULTS,
-        pseudo_labels=artifacts.LABEL_RESULTS,
+        summary=of_configuration(artifacts.SUMMARY),
+        classes=of_configuration(artifacts.CLASS_RESULTS),
+        pseudo_labels=of_configuration(artifacts.LABEL_RESULTS),
         figures=figures_of_experiments,
         files=report_files,
         class_lists=class_lists,
         banks=plan.last_banks(),  # a next step would start from these
     output:
         page=report(
-            artifacts.REPORT,
+            of_configuration(artifacts.REPORT),
             caption="../report/page.rst",
             category="Results",
         ),
     log:
-        artifacts.log_path(artifacts.REPORT, "report"),
+        artifacts.log_path(of_configuration(artifacts.REPORT), "report"),
     localrule: True
     conda:
         "../../envs/kproba.yaml"
+    resources:
+        table=as_json(report_table),
+        folders=as_json(all_image_folders),
     params:
-        rows=all_rows,
-        extensions=measure_extensions,
-        experiments=experiments_of_report,
+        table=digest(report_table),
     message:
         "Writing the report"
     script:
         "../scripts/write_report.py"
+
+
+rule publish:
+    """Copy summary and report to results/, where those of the latest configuration are."""
+    input:
+        summary=of_configuration(artifacts.SUMMARY),
+        classes=of_configuration(artifacts.CLASS_RESULTS),
+        pseudo_labels=of_configuration(artifacts.LABEL_RESULTS),
+        page=of_configuration(artifacts.REPORT),
+    output:
+        *artifacts.LATEST,
+    log:
+        f"{artifacts.RESULTS}/publish.log",
+    localrule: True
+    conda:
+        "../../envs/kproba.yaml"
+    message:
+        "Copying summary and report of the configuration {configuration} to results/"
+    script:
+        "../scripts/publish.py"

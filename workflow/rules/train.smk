@@ -8,8 +8,10 @@ rule write_settings:
     localrule: True
     conda:
         "../../envs/kproba.yaml"
+    resources:
+        settings=as_json(step_settings),
     params:
-        settings=step_settings,
+        settings=digest(step_settings),
     message:
         "Writing the settings of {wildcards.method}, step {wildcards.step}"
     script:
@@ -56,18 +58,20 @@ rule train_step:
     threads: job_threads
     resources:
         **training_resources,
+        folders=as_json(image_folders),
     message:
         "Training step {wildcards.step} of {wildcards.dataset} {wildcards.task} "
         "{wildcards.setting}, {wildcards.method}, seed {wildcards.seed}"
     shell:
-        "exec kproba-launch --log {log} --gpus {resources.gpu} --cores {threads}"
+        "exec kproba-launch --log {log:q} --gpus {resources.gpu} --cores {threads}"
         " --nodes {resources.nodes} --compute {resources.compute:q}"
-        " kproba.jobs.train {input.settings} --split {input.split}"
-        " --previous {input.previous} --pseudo-labels {input.pseudo_labels}"
-        " --bank {input.bank} --feature-network {input.feature_network}"
-        " --weights {input.weights} --validation {input.validation}"
-        " --model {output.model} --metrics {output.metrics} --usage {output.usage}"
-        " --tensorboard {output.tensorboard}"
+        " kproba.jobs.train {input.settings:q} --folders {resources.folders:q}"
+        " --split {input.split:q}"
+        " --previous {input.previous:q} --pseudo-labels {input.pseudo_labels:q}"
+        " --bank {input.bank:q} --feature-network {input.feature_network:q}"
+        " --weights {input.weights:q} --validation {input.validation:q}"
+        " --model {output.model:q} --metrics {output.metrics:q} --usage {output.usage:q}"
+        " --tensorboard {output.tensorboard:q}"
 
 
 # Step 0, once for all methods with the same head.

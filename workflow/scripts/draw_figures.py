@@ -1,8 +1,10 @@
 """Draw the figures of one experiment."""
 
+import json
 from typing import TYPE_CHECKING
 
 from kproba.artifacts import FIGURE_NAMES
+from kproba.data.splits import parse_folders
 from kproba.extensions import load_recorded
 from kproba.plan.results import StepResult
 from kproba.results.figures import draw_figures
@@ -12,10 +14,12 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with log_to(snakemake.log[0]):
-    load_recorded(snakemake.params.extensions)
+    table = json.loads(snakemake.resources.table)
+    load_recorded(table["extensions"])
     draw_figures(
-        [StepResult.from_dict(row) for row in snakemake.params.rows],
+        [StepResult.from_dict(row) for row in table["rows"]],
         snakemake.input.indices,
         {name: getattr(snakemake.output, name) for name in FIGURE_NAMES},
-        groups=snakemake.params.groups,
+        groups=table["groups"],
+        folders=parse_folders(snakemake.resources.folders),
     )

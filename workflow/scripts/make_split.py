@@ -1,5 +1,6 @@
 """List the training images of a step."""
 
+import json
 from typing import TYPE_CHECKING
 
 from kproba.data.splits import write_split
@@ -12,6 +13,6 @@ with log_to(snakemake.log[0]):
     write_split(
         snakemake.input.indices,
         snakemake.output.split,
-        groups=snakemake.params.groups,
+        groups=json.loads(snakemake.resources.groups),
         setting=snakemake.wildcards.setting,
     )

@@ -1,5 +1,6 @@
 """Collect the results of all runs in tables."""
 
+import json
 from typing import TYPE_CHECKING
 
 from kproba.extensions import load_recorded
@@ -11,8 +12,9 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with log_to(snakemake.log[0]):
-    load_recorded(snakemake.params.extensions)
-    results = [StepResult.from_dict(row) for row in snakemake.params.rows]
+    table = json.loads(snakemake.resources.table)
+    load_recorded(table["extensions"])
+    results = [StepResult.from_dict(row) for row in table["rows"]]
     tables = snakemake.output
     summarise(results, tables.summary, tables.classes)
     collect_quality(results, tables.pseudo_labels)

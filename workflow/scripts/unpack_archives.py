@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kproba.data.download import unpack
+from kproba.data.unpacking import unpack
 from kproba.runtime.logs import log_to
 
 if TYPE_CHECKING:

@@ -1,5 +1,6 @@
 """Draw the scenes of the embedded dataset."""
 
+import json
 from typing import TYPE_CHECKING
 
 from kproba.data.kinds.digits import DigitScenes, write_digits
@@ -11,6 +12,6 @@ if TYPE_CHECKING:
 with log_to(snakemake.log[0]):
     write_digits(
         snakemake.output.scenes,
-        DigitScenes(**snakemake.params.settings),
+        DigitScenes(**json.loads(snakemake.resources.settings)),
         workers=snakemake.threads,
     )

@@ -1,8 +1,10 @@
 """Write the page that shows all results."""
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from kproba.artifacts import FIGURE, fill
+from kproba.data.splits import parse_folders
 from kproba.extensions import load_recorded
 from kproba.plan.results import StepResult
 from kproba.results.experiment import Experiment
@@ -17,14 +19,16 @@ ON_PAGE = ("miou", "training")
 
 def experiment(entry: dict[str, Any]) -> Experiment:
     figures = {name: fill(FIGURE, entry, figure=name) for name in ON_PAGE}
-    return Experiment(**entry, figures=figures)
+    folders = parse_folders(snakemake.resources.folders)
+    return Experiment(**entry, figures=figures, folders=folders)
 
 
 with log_to(snakemake.log[0]):
-    load_recorded(snakemake.params.extensions)
+    table = json.loads(snakemake.resources.table)
+    load_recorded(table["extensions"])
     write_report(
-        [StepResult.from_dict(row) for row in snakemake.params.rows],
-        [experiment(entry) for entry in snakemake.params.experiments],
+        [StepResult.from_dict(row) for row in table["rows"]],
+        [experiment(entry) for entry in table["experiments"]],
         snakemake.output.page,
         summary=snakemake.input.summary,
         classes=snakemake.input.classes,

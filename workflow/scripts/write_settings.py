@@ -1,5 +1,6 @@
 """Write all that determines the training of a step."""
 
+import json
 from typing import TYPE_CHECKING
 
 from kproba.runtime.files import write_json
@@ -9,4 +10,4 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with log_to(snakemake.log[0]):
-    write_json(snakemake.output.settings, snakemake.params.settings)
+    write_json(snakemake.output.settings, json.loads(snakemake.resources.settings))

@@ -1,0 +1,129 @@
+"""The pictures of an index or a split, read as the index saw them.
+
+A row names the files of a picture and its mask, their digests, and the size at which
+the picture is used. What is read here is upright, has that size, and is the content
+that was indexed: a file that changed since then ends the job with a message.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from kproba.data.images import decode_image
+from kproba.data.label_images import decode_label_image
+from kproba.data.pictures import UnreadableError, read_file
+
+DIGITS = 16  # of a SHA-256 in hexadecimal
+
+
+class ChangedPictureError(ValueError):
+    """A picture or mask is not the one that was indexed."""
+
+
+class Source(NamedTuple):
+    """A picture and its mask.
+
+    Attributes:
+        id: Id of the picture.
+        image, mask: Files.
+        width, height: Size in pixels at which both are used; 0 if the table of an
+            earlier version does not say so.
+        image_sha256, mask_sha256: First digits of the SHA-256 of the files; "" where
+            nothing is compared.
+        label_offset: Added to the values of the mask.
+    """
+
+    id: str
+    image: str
+    mask: str
+    width: int = 0
+    height: int = 0
+    image_sha256: str = ""
+    mask_sha256: str = ""
+    label_offset: int = 0
+
+    @classmethod
+    def from_row(cls, row: Mapping[Any, Any]) -> "Source":
+        """From a row of a table that `kproba.data.splits.read_index` returned."""
+        values = {name: row[name] for name in cls._fields if name in row}
+        for name in ("width", "height", "label_offset"):
+            values[name] = int(values.get(name, 0))
+        return cls(**values)
+
+    def read_image(self) -> torch.Tensor:
+        """The picture, (3, H, W) uint8 RGB.
+
+        Raises:
+            ChangedPictureError: It is missing, or not the one that was indexed.
+        """
+        content = _read(self.image, self.image_sha256, "picture")
+        try:
+            image = decode_image(content)
+        except UnreadableError as error:
+            raise _changed("picture", self.image, f"it {error}") from error
+        if self.width and image.shape[1:] != (self.height, self.width):
+            size = [self.height, self.width]
+            return F.resize(image, size, antialias=True)
+        return image
+
+    def read_labels(self) -> np.ndarray:
+        """The labels of the mask, (H, W) uint8, with the offset of the dataset.
+
+        Raises:
+            ChangedPictureError: The mask is missing, or not the one that was indexed.
+        """
+        content = _read(self.mask, self.mask_sha256, "mask")
+        try:
+            labels = decode_label_image(content, self.mask, self.label_offset)
+        except (UnreadableError, ValueError) as error:
+            raise _changed("mask", self.mask, f"it cannot be read: {error}") from error
+        if self.width and labels.shape != (self.height, self.width):
+            resized = F.resize(
+                torch.from_numpy(labels)[None],
+                [self.height, self.width],
+                interpolation=InterpolationMode.NEAREST_EXACT,
+            )
+            return resized[0].numpy()
+        return labels
+
+
+def replace_mask(source: Source, folder: str | Path) -> Source:
+    """A picture whose targets are in a folder of pseudo labels, not in its mask."""
+    mask = str(Path(folder) / f"{source.id}.png")
+    return source._replace(mask=mask, mask_sha256="", label_offset=0)
+
+
+def list_sources(rows: pd.DataFrame) -> list[Source]:
+    """The pictures of a table, in its order."""
+    return [Source.from_row(row) for row in rows.to_dict("records")]
+
+
+def digest(content: bytes) -> str:
+    """The digest of a file's content that an index records."""
+    return hashlib.sha256(content).hexdigest()[:DIGITS]
+
+
+def _read(path: str, expected: str, what: str) -> bytes:
+    try:
+        content = read_file(path)
+    except UnreadableError as error:
+        raise _changed(what, path, str(error)) from error
+    if expected and digest(content) != expected:
+        raise _changed(what, path, "its content is another one")
+    return content
+
+
+def _changed(what: str, path: str, text: str) -> ChangedPictureError:
+    return ChangedPictureError(
+        f"Expected the {what} {path} as it was when the dataset was checked, but "
+        f"{text}. Run snakemake again: it checks the dataset anew and repeats what "
+        f"depends on the {what}. (If it finds nothing to do, delete index.csv of the "
+        f"dataset below results/data/ first.)"
+    )

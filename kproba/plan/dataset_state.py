@@ -1,0 +1,92 @@
+"""Whether the files of a dataset are those of its index.
+
+Sizes and times are compared first, which reads no file. Where they differ, as after a
+copy, the contents are compared with what the index recorded in files.json. The same
+pictures at another place, or with other times, are the same dataset.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kproba.data.kinds import DatasetKind
+from kproba.runtime import records
+from kproba.runtime.files import write_json
+
+log = logging.getLogger("kproba")
+
+FILES = records.record(
+    {
+        "state": records.text(),
+        "files": records.mapping_of(
+            records.list_of(records.anything, least=3, most=3), most=10**8
+        ),
+    },
+    {"known": records.list_of(records.text())},
+)
+KNOWN = 20  # digests of sizes and times that belong to the same contents
+
+
+def state_of_files(kind: DatasetKind, folder: str | Path, recorded: str | Path) -> str:
+    """A text that changes when files of a dataset are added, removed or edited.
+
+    Args:
+        kind: Kind of the dataset.
+        folder: Its folder.
+        recorded: files.json beside its index; it may be missing. It gets the digest of
+            the new sizes and times where the contents are the same.
+    """
+    current = kind.digest_files(folder)
+    content = _read(recorded)
+    if content is None:
+        return current
+    state: str = content["state"]
+    known = content.get("known", [])
+    if current == state or current in known:
+        return state
+    if not _same_contents(kind.list_files(folder), content["files"]):
+        return current
+    content["known"] = [*known, current][-KNOWN:]
+    try:
+        write_json(recorded, content)
+    except OSError as error:  # then the contents are compared again next time
+        log.warning("%s", error)
+    return state
+
+
+def recorded_state(recorded: str | Path) -> str | None:
+    """The state of the files when the index was made; None if it is not known."""
+    content = _read(recorded)
+    return None if content is None else str(content["state"])
+
+
+def _read(path: str | Path) -> dict[str, Any] | None:
+    """The record of an index; None if there is none that can be used."""
+    try:
+        content: dict[str, Any] = records.read_record(path, FILES)
+    except (OSError, ValueError):
+        return None
+    return content
+
+
+def _same_contents(files: Mapping[str, Path], recorded: Mapping[str, Any]) -> bool:
+    """Whether files have the names and contents that were recorded."""
+    if files.keys() != recorded.keys():
+        return False
+    for name, path in files.items():
+        size, mtime, digest = recorded[name]
+        try:
+            status = path.stat()
+            if status.st_size != size:
+                return False
+            if status.st_mtime_ns == mtime:
+                continue
+            with path.open("rb") as file:
+                actual = hashlib.file_digest(file, "sha256").hexdigest()
+        except (OSError, ValueError):
+            return False
+        if not digest or not actual.startswith(str(digest)):
+            return False
+    return True
