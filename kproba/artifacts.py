@@ -19,6 +19,12 @@ FILES = f"{DATA}/files.json"
 MADE_MASKS = f"{DATA}/masks"
 WEIGHTS = f"{RESULTS}/weights/{{backbone}}.safetensors"
 
+# Files of a step that was packed elsewhere: its network, or that of step 0
+RECEIVED_MODEL = f"{DATA}/received/{{network}}/model.safetensors"
+RECEIVED_DESCRIPTION = f"{DATA}/received/{{network}}/model.json"
+RECEIVED_BANK = f"{DATA}/received/bank/prototypes.safetensors"
+RECEIVED_BANK_DESCRIPTION = f"{DATA}/received/bank/prototypes.json"
+
 # Splits of a task
 TASK_SPLITS = f"{RESULTS}/splits/{{dataset}}/{{task}}-{{setting}}"
 SPLIT = f"{TASK_SPLITS}/step{{step}}.csv"

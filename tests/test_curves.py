@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from kproba.results.tensorboard import find_curves
+from kproba.data.splits import read_indices
+from kproba.predict import cli
+from kproba.results.tensorboard import _parts_of_link, find_curves
 from kproba.runtime.launch import free_port
 from kproba.runtime.run_file import read_run, write_run
 from kproba.training import monitor as curves
@@ -258,12 +261,122 @@ def test_folder_without_steps_is_refused(tmp_path):
         find_curves(tmp_path)
 
 
+def not_a_folder(path: Path) -> Path:
+    path.write_text("")
+    return path
+
+
+UNUSABLE = {
+    "file": (not_a_folder, "Not a directory"),
+    "below a file": (lambda path: not_a_folder(path) / "x", "Not a directory"),
+    "missing": (lambda path: path, "No such file"),
+    "too long": (lambda path: path.with_name("x" * 300), "File name too long"),
+    "a loop": (lambda path: path.symlink_to(path) or path, ""),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_folders_that_are_none_are_refused(tmp_path, capsys, kind):
+    make, reason = UNUSABLE[kind]
+    folder = make(tmp_path / "a")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["tensorboard", str(folder)])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Error: Expected a folder of trained steps") or (
+        kind == "a loop" and said.startswith("Error: Expected")
+    )
+    assert reason in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--port", "-1"], "--port from 0 to 65535, but got -1"),
+        (["--port", "65536"], "--port from 0 to 65535, but got 65536"),
+        (["--host", ""], "--host, but it is empty"),
+        (["--host", " "], "--host, but it is empty"),
+        (["--host", "no such host!"], "no such host!, port 6006, cannot be used"),
+        (["--host", "x" * 300], "cannot be used"),
+    ],
+    ids=str,
+)
+def test_addresses_that_are_none_are_refused(results, capsys, words, message):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["tensorboard", str(results), *words])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Error: Expected") and message in said
+    assert said.count("\n") == 1
+
+
+def test_a_port_in_use_is_refused(results, capsys):
+    with socket.socket() as used:
+        used.bind(("localhost", 0))
+        used.listen()
+        port = used.getsockname()[1]
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["tensorboard", str(results), "--port", str(port)])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert f"localhost, port {port}, cannot be used: Address already in use" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1]", "{}", '{"dataset": 3}', "\xff", '{"previous": 7}']
+)
+@pytest.mark.parametrize("name", ["run.json", "predictor.json"])
+def test_damaged_files_are_named_and_left_out(results, caplog, name, content):
+    folder = results / "pets/2-1-disjoint/damaged/seed3/step1/tensorboard"
+    folder.mkdir(parents=True)
+    path = folder / "run.json" if name == "run.json" else folder.parent / name
+    path.write_text(content, encoding="latin-1")
+    assert list(find_curves(results / "pets" / "2-1-disjoint")) == NAMES
+    if name == "run.json" and content == "":
+        assert f"left out {folder}, which cannot be read" in caplog.text
+
+
+def test_steps_that_refer_to_each_other_end(tmp_path):
+    names = {**dict.fromkeys(("dataset", "task", "setting", "method"), "a"), "seed": 1}
+    folders = [tmp_path / str(step) / "tensorboard" for step in range(2)]
+    for step, folder in enumerate(folders):
+        write_run(folder, {**names, "step": step}, folders[1 - step])
+    assert len(find_curves(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a$b {c} step00",
+        "日本 ö/é seed1",
+        "../../x",
+        "/etc/x",
+        "a//b/./c",
+        "x" * 500,
+        "ö" * 300 + "/b",
+        "nul\0",
+        "half \ud800",
+    ],
+)
+def test_names_of_runs_become_links_in_their_folder(tmp_path, name):
+    link = tmp_path.joinpath(*_parts_of_link(name))
+    assert tmp_path in link.parents
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to("anything")
+    if len(name) < 30 and not {"..", ".", ""} & set(name.split("/")) and name[-1] > " ":
+        shown = link.relative_to(tmp_path).as_posix()
+        assert shown == name.replace("\0", "?").replace("\ud800", "?")
+
+
 def test_command_shows_the_steps_until_it_is_stopped(results):
     port = free_port()
     folder = results / "pets" / "2-1-disjoint"
     words = ["tensorboard", str(folder), "--port", str(port)]
     with subprocess.Popen(
-        [sys.executable, "-m", "kproba.predict.cli", *words]
+        [sys.executable, "-m", "kproba.predict.cli", *words],
+        stderr=subprocess.PIPE,
+        text=True,
     ) as command:
         address, deadline = f"http://localhost:{port}/data/runs", time.monotonic() + 60
         runs: list[str] = []
@@ -274,8 +387,9 @@ def test_command_shows_the_steps_until_it_is_stopped(results):
                     runs = json.load(answer)
             except OSError:
                 assert command.poll() is None
-        command.send_signal(signal.SIGTERM)
-        assert command.wait(timeout=30) in (0, 143, -signal.SIGTERM)
+        command.send_signal(signal.SIGINT)
+        assert command.wait(timeout=30) == 130
+        assert command.stderr.read().endswith("Interrupted.\n")
     assert sorted(runs) == NAMES
 
 
@@ -283,7 +397,7 @@ def test_command_shows_the_steps_until_it_is_stopped(results):
 def test_validations_are_spread_evenly_and_the_last_is_at_the_end(
     index, times, iterations
 ):
-    monitor = Monitor([index], ((1,),), ["background", "cat"], images=1, times=times)
+    monitor = Monitor(read_indices([index]), ((1,),), images=1, times=times)
     due = [i for i in range(1, iterations + 1) if monitor.is_due(i, iterations)]
     assert len(due) == min(times, iterations)
     assert due[-1] == iterations
@@ -293,14 +407,14 @@ def test_validations_are_spread_evenly_and_the_last_is_at_the_end(
 
 def test_validation_images_hold_a_seen_class(small_folder, index_of):
     index, _ = index_of(small_folder)
-    monitor = Monitor([index], ((1,),), ["background", "cat"], images=5, times=1)
+    monitor = Monitor(read_indices([index]), ((1,),), images=5, times=1)
     assert list(monitor.rows["id"]) == ["d"]  # c holds none
 
 
 def test_a_validation_that_fails_ends_validation_and_not_the_training(
     index, tmp_path, monkeypatch, caplog
 ):
-    monitor = Monitor([index], ((1,),), ["background", "cat"], images=1, times=4)
+    monitor = Monitor(read_indices([index]), ((1,),), images=1, times=4)
     network = torch.nn.Linear(1, 1)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
 

@@ -1,22 +1,16 @@
-"""Downloads from a server that cuts, lies and breaks; archives that mean harm."""
+"""Downloads from a server that cuts, lies and breaks."""
 
 import errno
 import hashlib
-import io
-import os
-import shutil
-import tarfile
 import threading
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from snakemake_calls import names
 
 from kproba.data import download as module
-from kproba.data.download import Archive, DownloadError, download, unpack, verify
+from kproba.data.download import Archive, DownloadError, download, verify
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -210,155 +204,6 @@ def test_checksums_of_every_kind(tmp_path, algorithm):
         verify(path, digest[::-1])
 
 
-# --- unpacking -----------------------------------------------------------------------
-
-
-def _tar(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for member, content in members:
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
-
-
-def _member(
-    name: str, kind: bytes = tarfile.REGTYPE, link: str = ""
-) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname, member.mode = kind, link, 0o4777
-    return member
-
-
-def _zip(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members:
-            archive.writestr(name, content)
-    return path
-
-
-def _zip_link(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)
-    info.create_system, info.external_attr = 3, 0o120777 << 16
-    return info
-
-
-def test_archives_are_unpacked_side_by_side(tmp_path):
-    first = _tar(tmp_path / "a.tar", (_member("x/1.jpg"), b"one"))
-    second = _zip(tmp_path / "b.zip", ("x/2.png", b"two"), ("y/", b""))
-    unpack([(first, None), (second, None)], tmp_path / "out")
-    assert (tmp_path / "out/x/1.jpg").read_bytes() == b"one"
-    assert (tmp_path / "out/x/2.png").read_bytes() == b"two"
-    assert not (tmp_path / "out/x/1.jpg").stat().st_mode & 0o7111  # no permissions
-
-
-@pytest.mark.parametrize("ending", ["gz", "xz"])
-def test_compressed_tar_is_unpacked(tmp_path, ending):
-    with tarfile.open(tmp_path / "a.tar", f"w:{ending}") as archive:
-        member = _member("1.jpg")
-        member.size = 3
-        archive.addfile(member, io.BytesIO(b"one"))
-    unpack([(tmp_path / "a.tar", None)], tmp_path / "out")
-    assert (tmp_path / "out/1.jpg").read_bytes() == b"one"
-
-
-HOSTILE: dict[str, Callable[[Path], Path]] = {
-    "tar with ../": lambda path: _tar(path, (_member("a/../../evil"), b"x")),
-    "tar with /": lambda path: _tar(path, (_member("/tmp/evil"), b"x")),
-    "tar with a link": lambda path: _tar(
-        path, (_member("a", tarfile.SYMTYPE, "/etc/passwd"), b"")
-    ),
-    "tar with a hard link": lambda path: _tar(
-        path, (_member("a", tarfile.LNKTYPE, "../evil"), b"")
-    ),
-    "tar with a link and a file behind it": lambda path: _tar(
-        path, (_member("a", tarfile.SYMTYPE, ".."), b""), (_member("a/evil"), b"x")
-    ),
-    "tar with a device": lambda path: _tar(path, (_member("a", tarfile.CHRTYPE), b"")),
-    "tar with a pipe": lambda path: _tar(path, (_member("a", tarfile.FIFOTYPE), b"")),
-    "tar with a file twice": lambda path: _tar(
-        path, (_member("a"), b"x"), (_member("a"), b"y")
-    ),
-    "tar with a file and a folder of one name, twice": lambda path: _tar(
-        path, (_member("a"), b"x"), (_member("a/b"), b"y")
-    ),
-    "zip with ../": lambda path: _zip(path, ("../evil", b"x")),
-    "zip with /": lambda path: _zip(path, ("/tmp/evil", b"x")),
-    "zip with a backslash": lambda path: _zip(path, ("a\\..\\evil", b"x")),
-    "zip with a link": lambda path: _zip(path, (_zip_link("a"), b"/etc/passwd")),
-}
-
-
-def _reason(case: str) -> str:
-    if "twice" in case:
-        return "appears twice"
-    if any(word in case for word in ("link", "device", "pipe")):
-        return "is a link or a device"
-    return "leads out of the folder"
-
-
-@pytest.mark.parametrize("case", HOSTILE)
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_hostile_archive_is_refused_and_nothing_is_written(tmp_path, case):
-    good = _tar(tmp_path / "good.tar", (_member("1.jpg"), b"one"))
-    path = HOSTILE[case](tmp_path / "bad.archive")
-    (tmp_path / "in").mkdir()
-    with pytest.raises(ValueError, match="Expected an undamaged archive") as error:
-        unpack([(good, None), (path, None)], tmp_path / "in" / "out")
-    assert str(path) in str(error.value)
-    assert _reason(case) in str(error.value)
-    assert names(tmp_path / "in") == []
-    assert names(tmp_path) == ["bad.archive", "good.tar", "in"]
-
-
-@pytest.mark.parametrize("share", [0, 0.3, 0.9])
-@pytest.mark.parametrize("make", [_tar, _zip])
-def test_cut_archive_is_refused_and_nothing_is_written(tmp_path, make, share):
-    content = os.urandom(200_000)
-    named = "1.jpg" if make is _zip else _member("1.jpg")
-    path = make(tmp_path / "a.archive", (named, content))
-    path.write_bytes(path.read_bytes()[: int(share * len(content))])
-    with pytest.raises(ValueError, match="Expected an undamaged archive"):
-        unpack([(path, None)], tmp_path / "out")
-    assert names(tmp_path) == ["a.archive"]
-
-
-def test_file_that_is_no_archive_is_refused(tmp_path):
-    path = tmp_path / "a.zip"
-    path.write_text("<html>quota exceeded</html>")
-    with pytest.raises(ValueError, match=r"a\.zip"):
-        unpack([(path, None)], tmp_path / "out")
-
-
-@pytest.mark.parametrize("ending", ["zip", "gz", "xz"])
-def test_flipped_byte_is_refused_and_names_the_archive(tmp_path, ending):
-    content = b"0123456789" * 20_000
-    path = tmp_path / "a.archive"
-    if ending == "zip":
-        _zip(path, ("1.png", content))
-    else:
-        with tarfile.open(path, f"w:{ending}") as archive:
-            member = _member("1.png")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    damaged = bytearray(path.read_bytes())
-    for place in range(len(damaged) // 2, len(damaged) // 2 + 8):
-        damaged[place] ^= 0xFF
-    path.write_bytes(damaged)
-    with pytest.raises(ValueError, match=r"a\.archive") as error:
-        unpack([(path, None)], tmp_path / "out")
-    assert "Delete the file" in str(error.value)
-    assert names(tmp_path) == ["a.archive"]
-
-
-def test_full_disk_is_no_fault_of_the_archive(tmp_path, monkeypatch):
-    path = _tar(tmp_path / "a.tar", (_member("1.jpg"), b"one"))
-    usage = shutil.disk_usage(tmp_path)._replace(free=2)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OSError, match=r"room for 3 bytes .* but 2 are free"):
-        unpack([(path, None)], tmp_path / "out")
-    assert names(tmp_path) == ["a.tar"]
-
-
 def test_disk_that_fills_up_stops_the_download_and_keeps_its_part(
     server, tmp_path, monkeypatch
 ):
@@ -371,18 +216,3 @@ def test_disk_that_fills_up_stops_the_download_and_keeps_its_part(
         download(_archive(server.url(), server.url("b.tar")), tmp_path / "a.tar")
     assert server.requests == ["bytes=1000-"]
     assert (tmp_path / "a.tar.part").read_bytes() == CONTENT[:1000]
-
-
-def test_file_put_there_by_hand_is_verified(tmp_path):
-    path = _tar(tmp_path / "a.tar", (_member("1.jpg"), b"one"))
-    with pytest.raises(ValueError, match="expected md5"):
-        unpack([(path, "0" * 32)], tmp_path / "out")
-
-
-def test_earlier_folder_stays_when_unpacking_fails(tmp_path):
-    good = _tar(tmp_path / "good.tar", (_member("1.jpg"), b"one"))
-    unpack([(good, None)], tmp_path / "out")
-    bad = _tar(tmp_path / "bad.tar", (_member("../evil"), b"x"))
-    with pytest.raises(ValueError, match="leads out of the folder"):
-        unpack([(bad, None)], tmp_path / "out")
-    assert (tmp_path / "out/1.jpg").read_bytes() == b"one"

@@ -1,6 +1,8 @@
 """Model files that run without the package give the same probabilities."""
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -9,12 +11,15 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from small_predictions import noise
 from test_inference import step  # noqa: F401  # a fixture
-from test_segmenter import noise, run, trained  # noqa: F401
+from test_segmenter import run, trained  # noqa: F401
 
+from kproba.predict import cli
 from kproba.predict import export as exporting
 from kproba.predict.export import Deployed, export
-from kproba.predict.segmenter import load, read_picture
+from kproba.predict.segmentation import read_picture
+from kproba.predict.segmenter import ModelError, load
 from kproba.runtime.files import read_json, write_json
 
 
@@ -104,3 +109,92 @@ def test_another_ending_and_missing_packages_are_named(trained, monkeypatch):  #
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(RuntimeError, match=r"onnx is missing.*pip install"):
         export(load(trained), trained / "model.onnx")
+
+
+class NotANumber(Deployed):
+    """Gives NaN from the second call on, so that only the comparison can see it."""
+
+    calls = 0
+
+    def forward(self, images):
+        """The right probabilities once."""
+        NotANumber.calls += 1
+        scores = super().forward(images)
+        return scores if NotANumber.calls == 1 else scores + float("nan")
+
+
+@pytest.mark.parametrize("ending", ["onnx", "pt"])
+def test_a_comparison_with_nan_fails(trained, monkeypatch, ending):  # noqa: F811
+    monkeypatch.setattr(exporting, "Deployed", NotANumber)
+    NotANumber.calls = 0
+    path = trained / f"model.{ending}"
+    with pytest.raises(ValueError, match="they differ by nan"):
+        export(load(trained), path)
+    assert not path.exists()
+
+
+def test_a_model_that_gives_no_numbers_is_refused(trained, monkeypatch):  # noqa: F811
+    segmenter = load(trained)
+    with torch.no_grad():
+        next(segmenter.predictor.network.parameters()).fill_(float("nan"))
+    with pytest.raises(ModelError, match=r"model\.safetensors.*NaN or infinity"):
+        export(segmenter, trained / "model.pt")
+    assert not (trained / "model.pt").exists()
+    with pytest.raises(ModelError, match=r"model\.safetensors.*NaN or infinity"):
+        segmenter.predict(noise(40, 40))
+
+
+def a_state(path: Path) -> None:
+    torch.save({"iteration": 3}, path)
+
+
+UNUSABLE = {
+    "a folder": ("out.pt", Path.mkdir, "a folder or a device"),
+    "a device": ("out.pt", lambda path: path.symlink_to("/dev/null"), "a device"),
+    "below a file": ("file/out.pt", lambda path: path.parent.touch(), "Not a dir"),
+    "a state of a training": ("out.pt", a_state, "something else"),
+    "something else": ("out.pt", lambda path: path.write_text("x"), "something else"),
+    "not to be made": ("/proc/x/out.pt", lambda path: None, ""),
+    "too long": ("x" * 300 + ".pt", lambda path: None, "too long"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_places_that_cannot_be_written_are_refused(trained, capsys, kind):  # noqa: F811
+    name, make, reason = UNUSABLE[kind]
+    path = trained / name
+    make(path)
+    before = sorted(trained.rglob("*"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", str(trained), str(path)])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Error: Expected") and reason in said
+    assert "Traceback" not in said
+    assert sorted(trained.rglob("*")) == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EROFS])
+def test_a_disk_that_fails_leaves_the_file_that_was_there(
+    trained,  # noqa: F811
+    monkeypatch,
+    capsys,
+    number,
+):
+    path = trained / "model.pt"
+    export(load(trained), path)
+    before = path.read_bytes()
+
+    def fail(path, content):
+        path.open("wb").close()
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", str(trained), str(path)])
+    assert ended.value.code == 1
+    assert str(path) in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert [entry.name for entry in trained.glob(".*")] == []
+    monkeypatch.undo()
+    assert export(load(trained), path) < 1e-3  # a model file may be replaced

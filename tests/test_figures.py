@@ -1,9 +1,11 @@
 """Figures of an experiment."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.text
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,6 +25,7 @@ from small_experiment import (
 
 from kproba.artifacts import FIGURE_NAMES
 from kproba.data.drawing import CLASS_COLOURS
+from kproba.data.fonts import find_font
 from kproba.data.index import index_dataset
 from kproba.data.label_images import label_palette, write_label_image
 from kproba.plan.results import StepResult
@@ -257,7 +260,8 @@ def test_legend_explains_the_colours_of_every_picture(
     (tmp_path / "run" / "examples").mkdir(parents=True)
     for name, mask in masks.items():
         write_label_image(tmp_path / "run" / "examples" / f"{name}.png", mask)
-    content = {"old": 1.0, "new": 1.0, "all": 1.0, "hiou": 1.0}
+    content = {"old": 1.0, "new": 1.0, "all": 1.0, "hiou": 1.0, "images": 2}
+    content["protocol"] = {"policy": "ssul"}
     content["classes"] = [
         {"index": k, "name": name, "step": 0, "iou": 1.0, "pixels": 1}
         for k, name in enumerate(names)
@@ -308,3 +312,41 @@ def test_many_methods_are_ranked_by_their_last_step(
     [points] = axis.containers
     expected = [(MEAN_IOUS["kproba", 2][2], place) for place in range(11)]
     np.testing.assert_allclose(points[0].get_xydata(), expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["$5_{$", "US$ and CA$ coins", r"$\alpha$", "{x}", "100 %", "日本", "Möwe"]
+)
+def test_names_are_drawn_as_they_are_written(
+    results, index, tmp_path, open_figures, name
+):
+    for result in results:
+        content = json.loads(Path(result.evaluation).read_text())
+        content["classes"][1]["name"] = name
+        write_json(result.evaluation, content)
+    _draw(results, index, tmp_path / "figures")
+    shown = name if find_font(name) else "class 1"
+    texts = [
+        text
+        for figure in open_figures
+        for text in figure.findobj(matplotlib.text.Text)
+        if text.get_text()
+    ]
+    assert not any(text.get_parse_math() for text in texts)
+    for wanted in (shown, f"{shown} (step 0)"):
+        assert wanted in {text.get_text() for text in texts}
+    for figure in open_figures:
+        figure.canvas.draw()
+
+
+def test_logarithmic_axes_have_plain_numbers(results, index, tmp_path, open_figures):
+    _draw(results, index, tmp_path / "figures")
+    training = open_figures[1]
+    training.canvas.draw()
+    labels = [
+        label.get_text()
+        for axis in training.axes
+        for label in axis.get_yticklabels(which="both")
+        if label.get_text()
+    ]
+    assert labels and all(float(label) > 0 for label in labels)

@@ -39,7 +39,8 @@ def _colour_mask(folder: Path) -> None:
 
 
 def _deep_mask(folder: Path) -> None:
-    Image.fromarray(np.zeros((4, 6), np.uint16)).save(folder / "masks/train/b.png")
+    values = np.full((4, 6), 256, np.uint16)
+    Image.fromarray(values).save(folder / "masks/train/b.png")
 
 
 def _label_beyond_classes(folder: Path) -> None:
@@ -78,9 +79,9 @@ def _deep_image(folder: Path) -> None:
 
 
 def _turned_image(folder: Path) -> None:
-    """Stored on its side, with a mask of the upright picture."""
+    """Stored on its side, with a mask that fits in no direction."""
     (folder / "images/train/b.png").unlink()
-    save_turned(folder / "images/train/b.jpg", (4, 6), 6)
+    save_turned(folder / "images/train/b.jpg", (3, 6), 6)
 
 
 def _empty_image(folder: Path) -> None:
@@ -221,7 +222,7 @@ def test_corrected_dataset_leaves_no_list_of_problems(small_folder, index_of):
     image.write_bytes(content)
     index, report = index_of(small_folder)
     assert sorted(path.name for path in index.parent.iterdir()) == (
-        [index.name, report.name]
+        ["files.json", index.name, "masks", report.name]
     )
 
 
@@ -243,7 +244,7 @@ def test_problems_and_warnings_are_logged(small_folder, index_of, caplog):
     for words in (
         "1 skipped, all in",
         "b.png: ",
-        "1 unusual, all in",
+        "4 unusual, all in",
         "holds no class",
     ):
         assert words in caplog.text

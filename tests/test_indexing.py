@@ -23,9 +23,10 @@ from kproba.data.splits import parse_classes, read_index
 def test_index_names_size_subset_and_labels_of_every_image(small_folder, index_of):
     path, _ = index_of(small_folder)
     index = read_index(path)
-    columns = ["id", "image", "mask", "width", "height", "subset", "classes"]
+    columns = ["id", "dataset", "image", "mask", "width", "height", "subset"]
+    columns += ["classes", "image_sha256", "mask_sha256"]
     assert list(pd.read_csv(path).columns) == columns
-    assert list(index.columns) == [*columns, "label_offset"]
+    assert not index["label_offset"].any()
     facts = ["id", "width", "height", "subset", "classes"]
     assert index[facts].values.tolist() == [
         ["007", 4, 5, "train", "2"],
@@ -49,16 +50,26 @@ def test_integrity_report_counts_images_and_labels(small_folder, index_of):
         "folder": str(small_folder),
         "images": {"train": 3, "val": 2},
         "images_with_label": {"0": 4, "1": 2, "2": 2, "3": 1, "255": 1},
+        "classes_without_images": {"train": [], "val": [2, 3]},
         "on_error": "stop",
         "problems": [],
         "problems_by_kind": {},
-        "warnings_by_kind": {"empty mask": 1},
+        "warnings_by_kind": {"class without images": 2, "empty mask": 1},
         "warnings": [
+            *(
+                {
+                    "kind": "class without images",
+                    "path": str(small_folder),
+                    "text": f"class '{name}' (label {label}) is in no validation "
+                    f"image; its IoU counts as 0",
+                }
+                for label, name in ((3, "cow"), (2, "dog"))
+            ),
             {
                 "kind": "empty mask",
                 "path": str(small_folder / "masks/val/c.png"),
                 "text": "holds no class",
-            }
+            },
         ],
     }
 
@@ -168,21 +179,6 @@ def test_part_of_ade20k_is_a_warning(small_folder, index_of, tmp_path):
     assert "'train': 20210, 'val': 2000" in warning["text"]
 
 
-@pytest.mark.parametrize("orientation", [3, 6])
-def test_stored_orientation_is_used_for_image_and_mask(
-    small_folder, orientation, index_of
-):
-    """EXIF says turned, the mask has the stored size: both are used as stored."""
-    (small_folder / "images/train/b.png").unlink()
-    save_turned(small_folder / "images/train/b.jpg", (6, 4), orientation)
-    index, report = index_of(small_folder)
-    row = read_index(index).set_index("id").loc["b"]
-    assert (row["width"], row["height"]) == (6, 4)
-    assert read_image(row["image"]).shape == (3, 4, 6)
-    content = json.loads(report.read_text())
-    assert content["warnings_by_kind"]["turned image"] == 1
-
-
 def test_names_may_hold_blanks_and_any_script(folder_dataset, index_of):
     names = ["two words", "Größe", "猫 1", "a.b", 'comma,quote"']
     masks = {name: labels_of(1) for name in names}
@@ -216,7 +212,11 @@ def test_a_background_that_no_mask_has_is_one_warning(folder_dataset, index_of, 
     full = np.full((4, 6), 1, np.uint8)
     folder = folder_dataset({"train": {"a": full, "b": 2 * full}, "val": {"c": full}})
     _, report = index_of(folder)
-    [warning] = json.loads(report.read_text())["warnings"]
+    [warning] = [
+        entry
+        for entry in json.loads(report.read_text())["warnings"]
+        if entry["kind"] != "class without images"
+    ]
     assert warning["kind"] == "no background"
     assert warning["path"] == str(folder)
     assert "label 0 occurs in no mask" in warning["text"]

@@ -58,7 +58,10 @@ LABELS = {
     "sequential": False,
 }
 TEST = {
-    "run": {"seed": 0},
+    "run": {
+        **{"dataset": "pets", "task": "2-1", "setting": "overlap"},
+        **{"method": "kproba", "seed": 0, "step": 0},
+    },
     "settings": {
         **{"policy": "ssul", "ignore_background": False, "crop": None},
         "examples": 2,

@@ -21,14 +21,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from kproba.bank.feature_maps import FeatureMap, make_maps
+from kproba.bank.record import BankRecord, read_bank_record
 from kproba.bank.settings import BankSettings
 from kproba.network.network import Outputs
-from kproba.runtime.files import atomic_path, read_json, write_json
+from kproba.runtime.files import write_json
 from kproba.runtime.provenance import fingerprint
+from kproba.runtime.records import REMAKE, ArtifactError
+from kproba.runtime.tensors import (
+    Shapes,
+    check_digest,
+    compare_shapes,
+    load_tensors,
+    read_shapes,
+    save_tensors,
+)
 
 
 @dataclass
@@ -195,8 +204,20 @@ class PrototypeBank:
         return torch.linalg.solve_triangular(factor, identity, upper=False).T.float()
 
     def save(self, path: str | Path, *, about: dict[str, Any]) -> None:
-        """Write the statistics to `path` (.safetensors), the rest beside it (.json)."""
+        """Write the statistics to `path` (.safetensors), the rest beside it (.json).
+
+        Raises:
+            ValueError: A number is NaN or infinite; nothing is written.
+            OSError: A file cannot be written.
+        """
         path = Path(path)
+        numbers = (self.temperature, self.scatter_count, self.gamma or 1.0)
+        if not all(map(math.isfinite, numbers)) or self.temperature <= 0:
+            raise ValueError(
+                f"Expected a finite temperature above 0, count and γ of the bank "
+                f"{path}, but got {self.temperature}, {self.scatter_count} and "
+                f"{self.gamma}: its features are broken. Train its network again."
+            )
         tensors = {
             "centre": self.centre,
             "spread": self.spread,
@@ -207,11 +228,7 @@ class PrototypeBank:
             tensors[f"means.{number}"] = mean
         for number, scatter in enumerate(self.scatter or ()):
             tensors[f"scatter.{number}"] = scatter
-        with atomic_path(path) as temporary:
-            safetensors.torch.save_file(
-                {key: value.cpu().contiguous() for key, value in tensors.items()},
-                temporary,
-            )
+        digest = save_tensors(tensors, path)
         write_json(
             path.with_suffix(".json"),
             {
@@ -221,21 +238,31 @@ class PrototypeBank:
                 "temperature": self.temperature,
                 "scatter_count": self.scatter_count,
                 "cells_per_class": [int(count) for count in self.count],
+                "sha256": digest,
                 **about,
             },
         )
 
     @classmethod
     def load(cls, path: str | Path) -> "PrototypeBank":
-        """Read a bank that `save` wrote."""
+        """Read a bank that `save` wrote, of any version.
+
+        Raises:
+            FileNotFoundError: One of its two files is missing.
+            ArtifactError: One of them is damaged, not of the other, or holds numbers
+                that no bank has. It is a ValueError.
+        """
         path = Path(path)
-        about = read_json(path.with_suffix(".json"))
-        settings = BankSettings(**about["settings"])
-        tensors = safetensors.torch.load_file(path)
+        record = read_bank_record(path)
+        check_digest(path, record.sha256, record.path)
+        settings = record.settings
+        compare_shapes(*_shapes(record, path), path)
+        tensors = load_tensors(path)
+        _check_values(tensors, path)
         return cls(
             settings=settings,
-            seed=about["seed"],
-            gamma=about["gamma"],
+            seed=record.seed,
+            gamma=record.gamma,
             centre=tensors["centre"],
             spread=tensors["spread"],
             count=tensors["count"],
@@ -244,9 +271,54 @@ class PrototypeBank:
             scatter=[tensors[f"scatter.{number}"] for number in range(settings.maps)]
             if settings.scatter
             else None,
-            scatter_count=about["scatter_count"],
-            temperature=about["temperature"],
+            scatter_count=record.scatter_count,
+            temperature=record.temperature,
         )
+
+
+def _shapes(record: BankRecord, path: Path) -> tuple[Shapes, Shapes]:
+    """The shapes of a bank's tensors, as they are and as its description implies.
+
+    How many classes and features it has, its file alone says.
+
+    Raises:
+        ArtifactError: It has no features or classes, or not those described.
+    """
+    found, settings = read_shapes(path), record.settings
+    [features], [classes] = (found.get(key, (0,))[:1] for key in ("centre", "count"))
+    cells = record.content.get("cells_per_class")
+    counted = classes if cells is None else len(cells)
+    if not features or not classes or counted != classes:
+        raise ArtifactError(
+            f"Expected the statistics of {counted} classes in {path}, as {record.path} "
+            f"says, but it holds {classes} with {features} features: the two files are "
+            f"not of one step, or one was changed. {REMAKE}"
+        )
+    wide = settings.dimension if settings.map == "rff" else None
+    dimension = wide or features
+    expected: Shapes = dict.fromkeys(("centre", "spread"), (features,))
+    expected |= dict.fromkeys(("count", "share"), (classes,))
+    for number in range(settings.maps):
+        expected[f"means.{number}"] = (classes, dimension)
+        if settings.scatter:
+            expected[f"scatter.{number}"] = (dimension, dimension)
+    return found, expected
+
+
+def _check_values(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Refuse counts, shares and spreads that no bank has; all numbers are finite."""
+    good = {
+        "count": bool((tensors["count"] >= 0).all()),
+        "share": bool(((tensors["share"] >= 0) & (tensors["share"] <= 1)).all()),
+        "spread": bool((tensors["spread"] > 0).all()),
+    }
+    for name, is_good in good.items():
+        if not is_good:
+            raise ArtifactError(
+                f"Expected counts of at least 0, shares from 0 to 1 and spreads above "
+                f"0 in {path}, but the tensor {name} holds others: the file was "
+                f"changed. {REMAKE}"
+            )
 
 
 def load_bank_of_model(
@@ -255,11 +327,12 @@ def load_bank_of_model(
     """Load a bank that was built with this model.
 
     Raises:
-        ValueError: The bank was built with another model.
+        FileNotFoundError: A file is missing.
+        ArtifactError: The bank was built with another model, or cannot be read. It is
+            a ValueError.
     """
-    made_with = read_json(Path(bank).with_suffix(".json"))["model"]
-    if made_with != fingerprint(Path(model)):
-        raise ValueError(
+    if read_bank_record(bank).model != fingerprint(Path(model)):
+        raise ArtifactError(
             f"Expected {bank} to be built with {model}, but it was built with another "
             f"model: features would not be comparable. Delete the bank and run again."
         )

@@ -1,8 +1,28 @@
 """The section `decision`: how network and bank decide together."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+from kproba.runtime import records
+
+# What predictor.json and the settings of a job hold. The two thresholds are of the
+# pseudo labels; version 0.1 wrote them beside the rest, and a temperature of 0 where it
+# was not read.
+DECISION = records.record(
+    {"rule": records.choice("lda", "klda", "kappa")},
+    {
+        "foreground": records.choice("network", "both"),
+        "probability_weight": records.number(0, 1e12),
+        "posterior_weight": records.number(0, 1e12),
+        "foreground_bias": records.number(-1e12, 1e12),
+        "image_prior": records.integer(0, 1000),
+        "temperature": records.number(most=1e12, above=0),
+        "metric": records.choice("euclidean", "mahalanobis"),
+    },
+)
+_OLD = ("threshold", "score_threshold")
 
 
 @dataclass(frozen=True)
@@ -46,11 +66,32 @@ class Decision:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Decision":
+    def from_dict(
+        cls, content: Mapping[str, Any], source: str | Path = "the decision"
+    ) -> "Decision":
         """From an artifact, or from the settings of a job.
 
-        Keys of the pseudo labels (`threshold`, `score_threshold`), which version 0.1
-        wrote beside these, are left out.
+        Args:
+            content: The section `decision`, of any version.
+            source: Where it comes from, for messages.
+
+        Raises:
+            ArtifactError: A rule, key or number that this version does not know.
         """
-        known = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in content.items() if key in known})
+        content = convert_decision(content)
+        records.check_content(content, DECISION, source)
+        return cls(**content)
+
+
+def convert_decision(content: Any) -> Any:
+    """A section `decision` with the keys of this version; anything else as it is.
+
+    Version 0.1 wrote the keys of the pseudo labels beside these, and then a temperature
+    of 0 where the rule reads none.
+    """
+    if not isinstance(content, Mapping) or not set(_OLD) & content.keys():
+        return content
+    kept = {key: value for key, value in content.items() if key not in _OLD}
+    if kept.get("rule") != "kappa" and kept.get("temperature") == 0:
+        del kept["temperature"]
+    return kept

@@ -5,7 +5,7 @@ class it is (or both decide everything, see `Decision.foreground`). And since an
 contains few classes, those that cover much of it are preferred.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,21 @@ import torch
 
 from kproba.bank.bank import PrototypeBank, bank_features, load_bank_of_model
 from kproba.bank.decision import Decision
+from kproba.network.architecture import Architecture
+from kproba.network.backbones import backbone_entry
 from kproba.network.files import load_model
 from kproba.network.layers import upsample
 from kproba.network.logits import compose_logits
 from kproba.network.network import Outputs, SegmentationNetwork
+from kproba.network.record import read_model_record
+from kproba.runtime.records import REMAKE, ArtifactError
+
+# What a bank reads of a network, `BankSettings.feature`, and how wide it is.
+_WIDTHS: dict[str, Callable[[Architecture], int]] = {
+    "backbone": lambda of: backbone_entry(of.backbone).channels,
+    "block": lambda of: of.aspp_channels,
+    "both": lambda of: backbone_entry(of.backbone).channels + of.aspp_channels,
+}
 
 LEAST_EVIDENCE = -60.0  # log q or log κ
 LEAST_SHARE = 1e-6  # of a class
@@ -57,12 +68,15 @@ class Combination:
             device: Where to put them.
 
         Raises:
-            ValueError: The bank was built with another model.
+            FileNotFoundError: A file is missing.
+            ArtifactError: A file is damaged, or the bank was built with another model
+                or is of another step. It is a ValueError.
         """
         loaded = load_bank_of_model(bank, feature_network or network, device)
         other = None
         if feature_network is not None:
             other = load_model(feature_network, device=device)
+        _check_sizes(loaded, bank, network, feature_network or network)
         return cls(loaded, decision, other)
 
     def features(self, outputs: Outputs, images: torch.Tensor) -> Outputs:
@@ -115,18 +129,23 @@ class Combination:
         return fuse(log_p, log_evidence, self.decision)
 
     def fit(
-        self, log_s: torch.Tensor, counted: torch.Tensor | None = None
+        self,
+        log_s: torch.Tensor,
+        counted: torch.Tensor | None = None,
+        sample: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Log s with the prior of each image, if the decision has one.
 
         Args:
-            log_s: What `log_scores` returned, of whole images.
+            log_s: What `log_scores` returned, of whole images, or of parts of them if
+                there is a `sample`.
             counted: See `fit_to_image`.
+            sample: See `fit_to_image`.
         """
         iterations = self.decision.image_prior
         if not iterations:
             return log_s
-        return fit_to_image(log_s, self.bank.share, iterations, counted)
+        return fit_to_image(log_s, self.bank.share, iterations, counted, sample)
 
 
 def pixel_log_probabilities(
@@ -177,6 +196,7 @@ def fit_to_image(
     share: torch.Tensor,
     iterations: int,
     counted: torch.Tensor | None = None,
+    sample: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Scores with the classes' shares in the image in place of those in training.
 
@@ -193,20 +213,55 @@ def fit_to_image(
         share: π, the share of every class in training, (C,), any scale.
         iterations: Iterations of EM.
         counted: Pixels that tell of the image's classes, (B, H, W) bool; None: all.
+        sample: Scores of pixels that stand for the whole image, (B, C, h, w), if
+            `log_s` is only a part of it; `counted` is then of these. None: `log_s`.
 
     Returns:
         Log s after the iterations, (B, C, H, W); s_0 as it was.
     """
     trained = (share[1:] / share[1:].sum()).clamp(min=LEAST_SHARE).log().to(log_s)
+    part = log_s
+    log_s = part if sample is None else sample
     foreground = log_s[:, 1:].logsumexp(dim=1, keepdim=True)
     first = log_s[:, 1:] - foreground
     weight = (
         foreground.exp() if counted is None else foreground.exp() * counted[:, None]
     )
     total = weight.sum(dim=(2, 3)).clamp(min=1e-6)
-    fitted = first
+    fitted, change = first, torch.zeros_like(total)
     for _ in range(iterations):
         image_share = (fitted.exp() * weight).sum(dim=(2, 3)) / total
         change = image_share.clamp(min=LEAST_SHARE).log() - trained
         fitted = (first + change[:, :, None, None]).log_softmax(dim=1)
-    return torch.cat([log_s[:, :1], foreground + fitted], dim=1)
+    if sample is not None:
+        foreground = part[:, 1:].logsumexp(dim=1, keepdim=True)
+        first = part[:, 1:] - foreground
+        fitted = (first + change[:, :, None, None]).log_softmax(dim=1)
+    return torch.cat([part[:, :1], foreground + fitted], dim=1)
+
+
+def _check_sizes(
+    bank: PrototypeBank,
+    path: str | Path,
+    network: str | Path,
+    feature_network: str | Path,
+) -> None:
+    """Refuse a bank of other classes or features than the networks have.
+
+    Raises:
+        ArtifactError: The message names the bank and the network.
+    """
+    deciding = read_model_record(network)
+    if bank.classes != deciding.channels:
+        raise ArtifactError(
+            f"Expected a bank of the {deciding.channels} classes of {network}, "
+            f"background included, but {path} has {bank.classes}: it is of another "
+            f"step. {REMAKE}"
+        )
+    architecture = read_model_record(feature_network).architecture
+    width = _WIDTHS[bank.settings.feature](architecture)
+    if len(bank.centre) != width:
+        raise ArtifactError(
+            f"Expected a bank of the {width} features of {feature_network}, but {path} "
+            f"is of {len(bank.centre)}. {REMAKE}"
+        )

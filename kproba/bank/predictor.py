@@ -30,7 +30,11 @@ class NetworkPredictor:
         logits = self.network.predict_logits(images)
         return self.network.log_probabilities(logits).log_softmax(dim=1)
 
-    def fit(self, log_s: torch.Tensor) -> torch.Tensor:
+    has_image_prior = False
+
+    def fit(
+        self, log_s: torch.Tensor, sample: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The scores unchanged: a network has no prior of its own."""
         return log_s
 
@@ -82,9 +86,21 @@ class FusedPredictor:
         log_evidence = self.combination.log_evidence_of_pixels(outputs, images)
         return self.combination.log_scores(log_p, log_evidence)
 
-    def fit(self, log_s: torch.Tensor) -> torch.Tensor:
-        """Log s of whole images with the prior of each image."""
-        return self.combination.fit(log_s)
+    @property
+    def has_image_prior(self) -> bool:
+        """Whether `fit` changes scores."""
+        return self.combination.decision.image_prior > 0
+
+    def fit(
+        self, log_s: torch.Tensor, sample: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Log s with the prior of each image.
+
+        Args:
+            log_s: Scores of whole images, or of parts of them if there is a `sample`.
+            sample: Scores of pixels that stand for the whole images, (B, C, h, w).
+        """
+        return self.combination.fit(log_s, sample=sample)
 
     @torch.inference_mode()
     def predict_logits(self, images: torch.Tensor) -> torch.Tensor:

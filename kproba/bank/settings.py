@@ -3,6 +3,27 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from kproba.runtime import records
+
+# What prototypes.json and the settings of a job hold.
+BANK_SETTINGS = records.record(
+    {
+        "feature": records.choice("backbone", "block", "both"),
+        "map": records.choice("rff", "identity"),
+        "scatter": records.flag,
+        "ridge": records.number(0, 1e6),
+        "calibration_cells": records.integer(1, 10**9),
+    },
+    {
+        "dimension": records.maybe(records.integer(2, 2**20)),
+        "maps": records.integer(1, 1000),
+        "gamma": records.maybe(
+            records.either(records.choice("median"), records.number(above=0))
+        ),
+        "momentum": records.maybe(records.number(0, 1)),
+    },
+)
+
 
 @dataclass(frozen=True)
 class BankSettings:

@@ -1,23 +1,16 @@
-"""Downloads archives of public datasets, verifies them, and unpacks them safely."""
+"""Downloads archives of public datasets and verifies them."""
 
-import gzip
 import hashlib
 import logging
-import lzma
-import shutil
-import tarfile
 import time
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 import requests
 import urllib3
 
-from kproba.runtime.files import atomic_directory, read_json, write_json
+from kproba.runtime.files import read_json, write_json
 
 log = logging.getLogger("kproba")
 
@@ -239,106 +232,4 @@ def verify(path: str | Path, checksum: str | None) -> None:
     if actual != checksum.lower():
         raise ChecksumError(
             f"expected {ALGORITHMS[len(checksum)]} {checksum}, but {path} has {actual}"
-        )
-
-
-def unpack(archives: Sequence[tuple[Path, str | None]], folder: str | Path) -> None:
-    """Unpack archives into one new folder, completely or not at all.
-
-    Archives cannot write outside the folder, and cannot create links, devices or
-    permissions.
-
-    Args:
-        archives: Files (.tar, .tar.gz, .tar.xz, .zip) with their checksums.
-        folder: Output folder, which is replaced if it exists.
-
-    Raises:
-        ValueError: An archive is damaged, is not the published one, or has an entry
-            that is unsafe; the message names both.
-        OSError: The disk is full.
-    """
-    with atomic_directory(folder) as temporary:
-        for path, checksum in archives:
-            try:
-                verify(path, checksum)
-                for name, size, stream in _entries(path):
-                    _write(temporary / _check_name(name), size, stream)
-            except (
-                ChecksumError,
-                UnsafeEntryError,
-                tarfile.TarError,
-                zipfile.BadZipFile,
-                gzip.BadGzipFile,
-                zlib.error,
-                lzma.LZMAError,
-                EOFError,
-                RuntimeError,  # zipfile: encrypted, or of unknown compression
-            ) as error:
-                raise ValueError(
-                    f"Expected an undamaged archive in {path}, but: {error}. Delete "
-                    f"the file and run again, or replace it by a good copy."
-                ) from error
-
-
-class UnsafeEntryError(ValueError):
-    """An archive has an entry that must not be unpacked."""
-
-
-def _entries(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
-    """Name, size and content of every file in an archive, without folders."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                kind = (info.external_attr >> 16) & 0o170000
-                if kind not in (0, 0o100000, 0o040000):
-                    raise UnsafeEntryError(f"'{info.filename}' is a link or a device")
-                _check_name(info.filename)
-                if not info.is_dir():
-                    with archive.open(info) as stream:
-                        yield info.filename, info.file_size, stream
-        return
-    with tarfile.open(path) as archive:
-        for member in archive:
-            _check_name(member.name)
-            if member.isdir():
-                continue
-            if not member.isreg():
-                raise UnsafeEntryError(f"'{member.name}' is a link or a device")
-            content = archive.extractfile(member)
-            assert content is not None  # a regular file
-            yield member.name, member.size, content
-        while archive.fileobj is not None and archive.fileobj.read(CHUNK):
-            pass  # to the end, where a compressed file has its checksum
-
-
-def _check_name(name: str) -> PurePosixPath:
-    """The name of an entry as a path that stays inside the folder.
-
-    Raises:
-        UnsafeEntryError: It leads out of the folder.
-    """
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-        raise UnsafeEntryError(f"'{name}' leads out of the folder")
-    return path
-
-
-def _write(path: Path, size: int, content: IO[bytes]) -> None:
-    """Write a new file of a known size."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("xb")
-    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise UnsafeEntryError(f"'{path.name}' appears twice") from error
-    free = shutil.disk_usage(path.parent).free
-    if size > free:
-        raise OSError(
-            f"Expected room for {size} bytes in {path.parent}, but {free} are free. "
-            f"Free some space and run again."
-        )
-    with file:
-        shutil.copyfileobj(content, file, CHUNK)
-    if path.stat().st_size != size:
-        raise EOFError(
-            f"'{path.name}' ends after {path.stat().st_size} of {size} bytes"
         )

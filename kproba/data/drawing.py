@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from kproba.data.fonts import drawn_name, load_font
 from kproba.data.label_images import label_palette
 from kproba.data.labels import IGNORE
+
+BAND = 2**22  # pixels of an overlay that are painted at once
 
 # Colours that can be told apart in a small picture. The first ones are those of Okabe
 # and Ito. Each later one is as far as possible, in CIELAB, from all colours before it
@@ -72,17 +75,26 @@ def overlay(
     Args:
         image: RGB image.
         indices: Output indices (H, W) uint8. Index 0, the background, is not painted.
-        names: Names of the classes by output index.
+        names: Names of the classes by output index. One in a script for which there is
+            no font is drawn as "class" and its index, and the log says so.
         opacity: Opacity of the colours, from 0 to 1.
     """
     palette = class_colours(len(names))
-    pixels = np.asarray(image, dtype=np.float32)
-    painted = pixels + opacity * (palette[indices] - pixels)
-    painted = np.where(indices[..., None] > 0, painted, pixels)
+    painted = np.array(image)
+    rows = max(1, BAND // max(1, image.width))
+    for top in range(0, image.height, rows):  # floats of a large image would be many
+        band = slice(top, top + rows)
+        pixels = painted[band].astype(np.float32)
+        mixed = pixels + opacity * (palette[indices[band]] - pixels)
+        mixed = np.where(indices[band, :, None] > 0, mixed, pixels)
+        painted[band] = mixed.round().astype(np.uint8)
     present = [int(index) for index in np.unique(indices) if index > 0]
     return _with_legend(
-        Image.fromarray(painted.round().astype(np.uint8)),
-        [(names[index], tuple(palette[index].tolist())) for index in present],
+        Image.fromarray(painted),
+        [
+            (drawn_name(names[index], f"class {index}"), tuple(palette[index].tolist()))
+            for index in present
+        ],
     )
 
 
@@ -91,8 +103,11 @@ def _with_legend(
 ) -> Image.Image:
     """Add rows of coloured squares with names below a picture."""
     size = max(11, min(picture.size) // 24)
-    font, gap = ImageFont.load_default(size), size // 2
-    widths = [3 * gap + size + round(font.getlength(name)) for name, _ in entries]
+    fonts, gap = [load_font(name, size) for name, _ in entries], size // 2
+    widths = [
+        3 * gap + size + round(font.getlength(name))
+        for font, (name, _) in zip(fonts, entries, strict=True)
+    ]
     width = max([picture.width, *widths])
     places, left, row = [], 0, 0
     for entry in widths:
@@ -105,7 +120,7 @@ def _with_legend(
     sheet = Image.new("RGB", (width, height), "white")
     sheet.paste(picture)
     draw = ImageDraw.Draw(sheet)
-    for (name, colour), (left, row) in zip(entries, places, strict=True):
+    for (name, colour), font, (left, row) in zip(entries, fonts, places, strict=True):
         x, y = left + gap, picture.height + row * line + gap
         draw.rectangle((x, y, x + size, y + size), fill=colour, outline="black")
         draw.text((x + size + gap, y + size / 2), name, "black", font, anchor="lm")

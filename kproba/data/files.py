@@ -47,9 +47,9 @@ def find_files(
     for entry in _walk(Path(folder), excluded, visited, found.unreadable):
         if entry.suffix.lower() in suffixes:
             found.files.append(entry)
-        elif not entry.suffix and entry.is_symlink() and not os.path.exists(entry):  # noqa: PTH110
+        elif not entry.suffix and _leads_nowhere(entry):
             found.unreadable.append((entry, "is a link that leads nowhere"))
-    found.files.sort(key=lambda path: path.relative_to(folder).as_posix())
+    found.files.sort(key=str)  # they begin alike
     return found
 
 
@@ -64,18 +64,32 @@ def _walk(
         return
     visited.add(identity)
     try:
-        names = sorted(path.name for path in folder.iterdir())
+        with os.scandir(folder) as entries:
+            plain = {entry.name: _is_plain_file(entry) for entry in entries}
     except OSError as error:
         unreadable.append((folder, error.strerror or str(error)))
         return
-    for name in names:
+    for name in sorted(plain):
         if name.startswith("."):
             continue
         path = folder / name
-        if not is_folder(path):
+        if plain[name] or not is_folder(path):
             yield path
         elif not _is_output(path):
             yield from _walk(path, excluded, visited, unreadable)
+
+
+def _is_plain_file(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a file and no link; this asks the disk for nothing."""
+    try:
+        return entry.is_file(follow_symlinks=False)
+    except OSError:
+        return False
+
+
+def _leads_nowhere(path: Path) -> bool:
+    """Whether a path is a link to what is not there; it raises no error."""
+    return os.path.islink(path) and not os.path.exists(path)  # noqa: PTH110, PTH114
 
 
 def _is_output(folder: Path) -> bool:

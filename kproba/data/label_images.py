@@ -7,8 +7,18 @@ import numpy as np
 from PIL import Image
 
 from kproba.data.labels import IGNORE
+from kproba.data.pictures import (
+    UnreadableError,
+    open_image,
+    read_file,
+    unreadable_on_error,
+)
 
-# Pillow stretches grey images of 2 and 4 bits to 0..255, by these factors.
+LABEL_MODES = ("P", "L", "1")  # Pillow's modes of one channel and at most 8 bits
+STRIP = 1 << 22  # pixels that are counted at once
+
+# Pillow stretches grey images of 2 and 4 bits to 0..255, by these factors. (The raw
+# modes of TIFFs go on with letters.)
 STRETCHED = {"L;2": 85, "L;4": 17}
 
 
@@ -64,50 +74,108 @@ def read_label_image(path: str | Path, offset: int = 0) -> np.ndarray:
             their first class as 0.
 
     Raises:
+        UnreadableError: The file is no image that can be read; the message names it.
         WrongModeError: The file is not a single-channel 8-bit image.
         LabelRangeError: A label is not in 0..254 when the offset is added.
     """
-    with Image.open(path) as image:
-        return label_values(image, path, offset)
+    try:
+        content = read_file(path)
+    except UnreadableError as error:
+        raise UnreadableError(_expected(path, error)) from error
+    return decode_label_image(content, path, offset)
 
 
-def label_values(
-    image: Image.Image, path: str | Path = "the mask", offset: int = 0
+def decode_label_image(
+    content: bytes, path: str | Path = "the mask", offset: int = 0
 ) -> np.ndarray:
-    """Labels (H, W) uint8 of an opened palette or grey image.
+    """Decode the content of a palette or grey PNG to labels (H, W) uint8.
 
     Args:
-        image: The image.
-        path: Its file, for messages.
+        content: The content of the file.
+        path: The file, for messages.
         offset: As for `read_label_image`.
 
     Raises:
-        WrongModeError: The image has several channels or more than 8 bits.
-        LabelRangeError: A label is not in 0..254 when the offset is added.
+        UnreadableError, WrongModeError, LabelRangeError: As for `read_label_image`.
     """
-    if image.mode not in ("P", "L", "1"):
+    try:
+        image = open_image(content)
+        check_mode(image, path)
+        with unreadable_on_error():
+            values = stored_values(image)
+    except UnreadableError as error:
+        raise UnreadableError(_expected(path, error)) from error
+    return add_offset(values, offset, path)
+
+
+def _expected(path: str | Path, error: UnreadableError) -> str:
+    return (
+        f"Expected a label image in {path}, but: {error}. Replace the file by a good "
+        f"copy."
+    )
+
+
+def check_mode(image: Image.Image, path: str | Path = "the mask") -> None:
+    """Refuse an image that does not have one 8-bit channel.
+
+    Raises:
+        WrongModeError: The image has several channels or more than 8 bits.
+    """
+    if image.mode not in LABEL_MODES:
         raise WrongModeError(
             f"Expected a palette or grey 8-bit mask, but {path} has mode "
             f"{image.mode}. Save class numbers, not colours."
         )
+
+
+def stored_values(image: Image.Image) -> np.ndarray:
+    """The values (H, W) uint8 that a palette or grey image of 1 to 8 bits stores.
+
+    Args:
+        image: An image whose pixels are not decoded yet.
+    """
     tile = getattr(image, "tile", None)  # only image files have it, until they are read
     codec_arguments = tile[0][3] if tile else ""
     raw_mode = (
         codec_arguments[0] if isinstance(codec_arguments, tuple) else codec_arguments
     )
-    values = np.array(image, dtype=np.uint8) // STRETCHED.get(str(raw_mode), 1)
-    return _add_offset(values, offset, path) if offset else values
+    values = np.array(image, dtype=np.uint8)
+    stretched = STRETCHED.get(str(raw_mode)[:3], 1)
+    return values if stretched == 1 else values // stretched
 
 
-def _add_offset(values: np.ndarray, offset: int, path: str | Path) -> np.ndarray:
-    labels = values.astype(np.int64)
-    labelled = values != IGNORE
-    labels[labelled] += offset
-    outside = labelled & ((labels < 0) | (labels >= IGNORE))
-    if outside.any():
+def add_offset(values: np.ndarray, offset: int, path: str | Path) -> np.ndarray:
+    """Labels (H, W) uint8: values (H, W) uint8 with an offset added to all but 255.
+
+    Raises:
+        LabelRangeError: A label is not in 0..254; the message names `path`.
+    """
+    if not offset:
+        return values
+    present = np.flatnonzero(count_values(values))
+    outside = [
+        value
+        for value in present
+        if value != IGNORE and not 0 <= value + offset < IGNORE
+    ]
+    if outside:
         raise LabelRangeError(
             f"Expected mask values that stay in 0..{IGNORE - 1} when the label offset "
-            f"{offset} is added, but {path} holds {values[outside].min()}. Correct the "
+            f"{offset} is added, but {path} holds {outside[0]}. Correct the "
             f"mask, or the `label_offset` of the kind of dataset."
         )
-    return labels.astype(np.uint8)
+    table = np.arange(256) + offset
+    table[IGNORE] = IGNORE
+    return table.astype(np.uint8)[values]
+
+
+def count_values(values: np.ndarray) -> np.ndarray:
+    """Number of pixels (256,) int64 of each value in an array (H, W) uint8.
+
+    The array is counted in strips: counting needs eight times the memory of its part.
+    """
+    counts = np.zeros(256, np.int64)
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, STRIP):
+        counts += np.bincount(flat[start : start + STRIP], minlength=256)
+    return counts

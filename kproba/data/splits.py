@@ -101,21 +101,23 @@ def _locate(
     table: pd.DataFrame, folders: Mapping[str, Folders], path: str | Path
 ) -> pd.DataFrame:
     """The table with paths of pictures and masks."""
-    images, masks = [], []
-    for row in table.itertuples():
-        if not row.dataset:  # of an earlier version, with absolute paths
-            images.append(row.image)
-            masks.append(row.mask)
+    images: list[str] = []
+    masks: list[str] = []
+    for row in table.to_dict("records"):
+        dataset, image, mask = (str(row[key]) for key in ("dataset", "image", "mask"))
+        if not dataset:  # of an earlier version, with absolute paths
+            images.append(image)
+            masks.append(mask)
             continue
-        if row.dataset not in folders:
+        if dataset not in folders:
             raise ValueError(
                 f"Expected pictures of {', '.join(folders) or 'no dataset'} in {path}, "
-                f"but it names the dataset '{row.dataset}'. {REMEDY}"
+                f"but it names the dataset '{dataset}'. {REMEDY}"
             )
-        where = folders[str(row.dataset)]
-        images.append(str(Path(where.images) / str(row.image)))
-        made = where.masks if row.mask_made else where.images
-        masks.append(str(Path(made) / str(row.mask)))
+        where = folders[dataset]
+        images.append(str(Path(where.images) / image))
+        made = where.masks if row["mask_made"] else where.images
+        masks.append(str(Path(made) / mask))
     return table.assign(image=images, mask=masks)
 
 

@@ -81,8 +81,9 @@ def test_step(
         job: `run`, the names of run and step, for the JSON; `settings` of the
             evaluation and the number of `examples`; `groups`, the raw labels of the
             classes of the steps 0..t; `names` of S_t; `decision`, how network and bank
-            decide together, None for the network alone; `label_offset` of the dataset,
-            0 if absent.
+            decide together, None for the network alone; and, where they are not the
+            usual ones, `label_offset` of the dataset, `values`, the mask value of each
+            raw label, `long_side` of the pictures, and `leave_out_absent`.
         compute: What the machine offers.
         process: This process of several.
 
@@ -100,7 +101,9 @@ def test_step(
     )
     groups = to_groups(job["groups"])
     protocol = {k: v for k, v in job["settings"].items() if k != "examples"}
-    settings = EvaluationSettings(**protocol)
+    settings = EvaluationSettings(
+        **protocol, leave_out_absent=job.get("leave_out_absent", False)
+    )
     truth = ground_truth_table(groups, settings)
     parts = read_indices(files.indices, files.folders)
     seen = LabelMap(groups).seen
@@ -143,7 +146,10 @@ def _describe(files: TestFiles, job: dict[str, Any], order: Sequence[int]) -> No
     groups = to_groups(job["groups"])
     offset = job.get("label_offset", 0)
     background = IGNORE if offset else 0
-    labels = (background, *(label - offset for label in LabelMap(groups).seen))
+    values = job.get("values", {})
+    seen = [0, *LabelMap(groups).seen]
+    labels = [values.get(str(label), label - offset) for label in seen]
+    labels[0] = values.get("0", background)
     classes = zip(labels, job["names"], step_of_class(groups), strict=True)
     both = job["decision"] is not None
     description = StepDescription(
@@ -154,6 +160,7 @@ def _describe(files: TestFiles, job: dict[str, Any], order: Sequence[int]) -> No
         classes=tuple(SeenClass(*entry) for entry in classes),
         channels=tuple(order),
         about=job["run"],
+        long_side=job.get("long_side"),
     )
     write_description(files.predictor, description)
 

@@ -4,6 +4,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kproba.runtime import records
+
+# What model.json and settings.json hold, in any version. Extensions may add backbones
+# and heads, so their names are checked when they are looked up.
+ARCHITECTURE = records.record(
+    {
+        "backbone": records.text(100),
+        "output_stride": records.integer(1, 64),
+        "atrous_rates": records.list_of(records.integer(1, 1024), least=1, most=16),
+        "aspp_channels": records.integer(1, 2**16),
+        "aspp_dropout": records.number(0, 1),
+        "bn_momentum": records.number(0, 1),
+    },
+    {
+        "frozen_stages": records.integer(0, 64),
+        "head": records.text(100),
+        "softmax": records.flag,  # of version 0.1, instead of the head
+    },
+)
+
 
 @dataclass(frozen=True)
 class Architecture:

@@ -3,15 +3,23 @@
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from kproba.extensions import find_origins, load_recorded
-from kproba.network.architecture import Architecture
 from kproba.network.backbones import BACKBONES
 from kproba.network.heads import HEADS
 from kproba.network.network import SegmentationNetwork
-from kproba.runtime.files import atomic_path, read_json, write_json
+from kproba.network.record import ModelRecord, read_model_record
+from kproba.runtime.files import write_json
+from kproba.runtime.records import REMAKE, ArtifactError
+from kproba.runtime.tensors import (
+    Shapes,
+    check_digest,
+    compare_shapes,
+    load_tensors,
+    read_shapes,
+    save_tensors,
+)
 
 
 def save_model(
@@ -23,13 +31,13 @@ def save_model(
         network: Network to save.
         path: Name ending in .safetensors.
         about: Further content of the JSON file: classes, provenance.
+
+    Raises:
+        ValueError: A weight is NaN or infinite; nothing is written.
+        OSError: A file cannot be written.
     """
     path = Path(path)
-    state = {
-        key: value.contiguous().cpu() for key, value in network.state_dict().items()
-    }
-    with atomic_path(path) as temporary:
-        safetensors.torch.save_file(state, temporary)
+    digest = save_tensors(network.state_dict(), path)
     architecture = network.architecture
     # Of what the network is made of alone: loss terms are not needed to use it.
     parts = [("backbone", architecture.backbone), ("head", architecture.head)]
@@ -39,6 +47,7 @@ def save_model(
         {
             "architecture": vars(architecture),
             "classes_per_step": network.classes_per_step,
+            "sha256": digest,
             **({"extensions": extensions} if extensions else {}),
             **about,
         },
@@ -54,21 +63,66 @@ def load_model(path: str | Path, *, device: str = "cpu") -> SegmentationNetwork:
 
     Raises:
         FileNotFoundError: One of the two files is missing.
-        ValueError: The model has a backbone or head that this version does not know.
+        ArtifactError: One of them is damaged or not of the other, or this version does
+            not know the backbone or head. It is a ValueError.
         ExtensionError: It was made with a file of extensions that is not there.
     """
     path = Path(path)
     for needed in (path, path.with_suffix(".json")):
-        if not needed.is_file():
+        if not needed.exists():
             raise FileNotFoundError(
                 f"Expected a model in {path} and its description beside it, but "
-                f"{needed} does not exist."
+                f"{needed} does not exist. {REMAKE}"
             )
-    about = read_json(path.with_suffix(".json"))
-    architecture = Architecture.from_dict(about["architecture"])
-    if architecture.backbone not in BACKBONES or architecture.head not in HEADS:
-        load_recorded(about.get("extensions", []), path)
-    network = SegmentationNetwork(architecture, about["classes_per_step"])
-    network.load_state_dict(safetensors.torch.load_file(path))
+    record = read_model_record(path)
+    check_digest(path, record.sha256, record.path)
+    shapes = read_shapes(path)
+    _check_sizes(record, shapes, path)
+    network = _build(record)
+    state = network.state_dict()
+    expected = {name: tuple(value.shape) for name, value in state.items()}
+    compare_shapes(shapes, expected, path)
+    network.load_state_dict(load_tensors(path))
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval().requires_grad_(False)
+
+
+def _build(record: ModelRecord) -> SegmentationNetwork:
+    """The network that a description is of, with any weights."""
+    architecture = record.architecture
+    if architecture.backbone not in BACKBONES or architecture.head not in HEADS:
+        load_recorded(record.extensions, record.path.with_suffix(".safetensors"))
+    try:
+        return SegmentationNetwork(architecture, record.classes_per_step)
+    except ValueError as error:
+        raise ArtifactError(
+            f"Expected {record.path} to describe a network that this version can "
+            f"build, but: {error} {REMAKE}"
+        ) from error
+
+
+def _check_sizes(record: ModelRecord, shapes: Shapes, path: Path) -> None:
+    """Refuse a description of a larger network than the weights are of.
+
+    Only what determines memory is checked, before anything is built; all names and
+    shapes are compared afterwards.
+
+    Raises:
+        ArtifactError: Channels or classes are not those of the weights.
+    """
+    channels = record.architecture.aspp_channels
+    held = shapes.get("aspp.project.0.weight", (0,))[0]
+    if channels != held:
+        raise ArtifactError(
+            f"Expected the {held} channels of the ASPP that {path} holds for "
+            f"`architecture.aspp_channels` in {record.path}, but got {channels}: the "
+            f"two files are not of one step, or one was changed. {REMAKE}"
+        )
+    steps = {name.split(".")[1] for name in shapes if name.startswith("branches.")}
+    if len(steps) != len(record.classes_per_step):
+        raise ArtifactError(
+            f"Expected the classes of the {len(steps)} steps that {path} holds for "
+            f"`classes_per_step` in {record.path}, but got "
+            f"{len(record.classes_per_step)}: the two files are not of one step, or "
+            f"one was changed. {REMAKE}"
+        )

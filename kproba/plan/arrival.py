@@ -27,7 +27,9 @@ def settle_times(results: str | Path, records: str | Path) -> bool:
     results, records = Path(results), Path(records)
     if not results.is_dir() or _has_entries(records):
         return False
-    paths = [Path(folder, name) for folder, _, names in os.walk(results) for name in names]
+    paths = [
+        Path(folder, name) for folder, _, names in os.walk(results) for name in names
+    ]
     statuses = [path.lstat() for path in paths]
     if not statuses:
         return False

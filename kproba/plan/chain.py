@@ -9,8 +9,18 @@ from kproba.extensions import find_origins
 from kproba.methods.method import Method
 from kproba.plan.datasets import Datasets
 from kproba.plan.errors import ConfigError, suggestion
-from kproba.plan.jobs import Bank, Job, Labels, Split, Test, Training
+from kproba.plan.jobs import (
+    Bank,
+    Job,
+    Labels,
+    Received,
+    ReceivedBank,
+    Split,
+    Test,
+    Training,
+)
 from kproba.plan.methods import PlannedMethod
+from kproba.plan.received import check_packed, received_bank, received_network
 
 Config = dict[str, Any]
 
@@ -65,6 +75,8 @@ class Chain:
 
     def jobs(self, run: Run, step: int) -> Iterator[Job]:
         """All jobs of a step."""
+        if self._is_received(run, step):
+            return
         method = self._method(run)
         last = len(self._groups(run, None)) - 1
         yield self.split(run, step)
@@ -72,7 +84,9 @@ class Chain:
             return
         yield self.training(run, step)
         yield self.test(run, step)
-        if not method.method.joint:
+        # A packed step may have no bank to go on with.
+        can_build = method.reads_bank or not self._datasets.packed(run.dataset)
+        if not method.method.joint and can_build:
             yield self.bank(run, step)
         if step > 0 and method.uses_labels(run.setting):
             yield self.labels(run, step)
@@ -88,9 +102,16 @@ class Chain:
         )
 
     @_cached
-    def training(self, run: Run, step: int) -> Training:
-        """The training of a step; for `joint` the one of all classes at once."""
+    def training(self, run: Run, step: int) -> Training | Received:
+        """The training of a step; for `joint` the one of all classes at once.
+
+        Of a step that was packed elsewhere it is what the archive holds.
+        """
         planned = self._method(run)
+        if packed := self._datasets.packed(run.dataset):
+            check_packed(packed, planned)
+            if step <= packed.step:
+                return received_network(packed, step)
         if planned.method.joint and run.method != planned.method.base:
             return self.training(self._joint_run(run), 0)
         if step == 0:
@@ -117,9 +138,12 @@ class Chain:
         )
 
     @_cached
-    def bank(self, run: Run, step: int) -> Bank:
+    def bank(self, run: Run, step: int) -> Bank | ReceivedBank:
         """The bank after a step."""
         planned = self._method(run)
+        packed = self._datasets.packed(run.dataset)
+        if packed and step <= packed.step:
+            return received_bank(packed, step, planned)
         if planned.method.joint and run.method != planned.method.base:
             raise ConfigError(
                 f"Expected a method that has a bank, but got '{run.method}', which "
@@ -171,13 +195,20 @@ class Chain:
         """The test after a step."""
         planned = self._method(run)
         fused, groups = planned.test_reads_bank, self._groups(run, step)
-        offset = self._datasets.kind(run.dataset).label_offset
+        kind = self._datasets.kind(run.dataset)
+        values = {str(label): value for label, value in kind.mask_values().items()}
+        more = {
+            "label_offset": kind.label_offset,
+            "values": values,
+            "long_side": self._datasets.long_side(run.dataset),
+            "leave_out_absent": self._datasets.packed(run.dataset) is not None,
+        }
         return Test(
             settings={
                 "decision": planned.decision if fused else None,
                 "settings": self._config["evaluation"],
                 "groups": self._group_lists(run, step),
-                **({"label_offset": offset} if offset else {}),
+                **{key: value for key, value in more.items() if value},
             },
             network=self.training(run, step),
             parts=tuple(self._datasets.parts(run.dataset, groups)),
@@ -198,6 +229,11 @@ class Chain:
                 f"'{run.method}'{suggestion(run.method, self._methods)}."
             )
         return self._methods[run.method]
+
+    def _is_received(self, run: Run, step: int) -> bool:
+        """Whether a step was packed elsewhere, so that nothing makes it here."""
+        packed = self._datasets.packed(run.dataset)
+        return packed is not None and step <= packed.step
 
     def _check_step(self, run: Run, step: int) -> None:
         """Refuse a step that the task does not have.

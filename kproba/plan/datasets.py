@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from kproba.data.tasks import (
 from kproba.extensions import find_origins
 from kproba.plan.dataset_state import recorded_state, state_of_files
 from kproba.plan.errors import ConfigError, suggestion
+from kproba.predict.packed import PackedStep, read_packed
 
 Config = dict[str, Any]
 # Keys of a dataset that say how its masks are found and read.
@@ -45,15 +47,36 @@ class Datasets:
         self._counts: dict[str, int] = {}  # classes up to and with a part
         self._added: dict[str, tuple[int, ...]] = {}  # raw labels of an addition
         self._groups: dict[tuple[str, str], Groups] = {}
+        self._packed: dict[str, PackedStep] = {}
         planned = {experiment["dataset"] for experiment in config["experiments"]}
         for name in config["datasets"]:
             if name in planned:
+                if config["datasets"][name]["kind"] == "packed":
+                    self._packed[name] = _read_packed(name, config["datasets"][name])
                 self._names[name] = self._read_names(name)
 
     def kind(self, part: str) -> DatasetKind:
         """The kind of a dataset or addition, as its settings want it."""
         settings = self._parts[part]
         return KINDS[settings["kind"]].with_settings(settings)
+
+    def packed(self, dataset: str) -> PackedStep | None:
+        """The step that a dataset goes on from; None if it begins with step 0."""
+        return self._packed.get(dataset)
+
+    def packed_file(self, dataset: str) -> str:
+        """The archive of a packed step, or the predictor.json of its folder.
+
+        Raises:
+            ConfigError: The dataset does not go on from one.
+        """
+        packed = self.packed(dataset)
+        if packed is None:
+            raise ConfigError(
+                f"Expected a dataset of the kind 'packed', but '{dataset}' is none."
+            )
+        path = packed.path
+        return str(path / "predictor.json" if path.is_dir() else path)
 
     # Classes
 
@@ -77,6 +100,10 @@ class Datasets:
         """Names of the raw labels 1, 2, .. that a dataset or addition may show."""
         return self._names[self.dataset_of(part)][: self._counts[part]]
 
+    def labels_of_part(self, part: str) -> list[int]:
+        """Raw labels of the classes that a part should show: new ones, or all."""
+        return list(self._added.get(part, range(1, self._counts[part] + 1)))
+
     def dataset_of(self, part: str) -> str:
         """The dataset that a part belongs to."""
         datasets = self._config["datasets"]
@@ -93,10 +120,16 @@ class Datasets:
             ConfigError: The classes cannot be divided so; the message starts with
                 `where`.
         """
-        groups = self._parse(where, dataset, task)
+        packed = self.packed(dataset)
+        if packed is not None:
+            groups = _groups_of_packed(where, packed, task)
+        else:
+            groups = self._parse(where, dataset, task)
         additions = _part_names(self._config["datasets"], dataset)[1:]
         groups += tuple(self._added[part] for part in additions)
         self._groups[dataset, task] = groups
+        if packed is not None:
+            return
         for one_step in (groups[0], all_classes(groups), all_classes(groups[:1])):
             self._groups[dataset, canonical_task(one_step)] = (tuple(one_step),)
 
@@ -148,9 +181,9 @@ class Datasets:
         """A dataset and those of its additions whose classes `groups` hold."""
         seen = {label for group in groups for label in group}
         parts = _part_names(self._config["datasets"], dataset)
-        return [
-            part for part in parts if part == dataset or seen >= set(self._added[part])
-        ]
+        # A packed step may have no pictures of its own.
+        own = parts[:1] if self._parts[dataset].get("path", True) else []
+        return own + [part for part in parts[1:] if seen >= set(self._added[part])]
 
     def indices(self, dataset: str, groups: Groups) -> list[str]:
         """index.csv of every part that is available at the last step of `groups`."""
@@ -173,6 +206,11 @@ class Datasets:
             return artifacts.fill(artifacts.UNPACKED, {"dataset": part})
         folder: str = self._parts[part]["path"]
         return folder
+
+    def long_side(self, part: str) -> int | None:
+        """Longer side of pictures that are longer; None for their own size."""
+        side: int | None = self._parts[part].get("long_side")
+        return side
 
     def made_folders(self, part: str) -> list[str]:
         """The folder of a dataset if a rule makes it, else nothing."""
@@ -204,7 +242,8 @@ class Datasets:
     def planned_parts(self) -> list[str]:
         """The datasets of the experiments and their additions."""
         datasets = self._config["datasets"]
-        return [part for name in self._names for part in _part_names(datasets, name)]
+        parts = [part for name in self._names for part in _part_names(datasets, name)]
+        return [part for part in parts if self._parts[part].get("path", True)]
 
     def check_folders(self) -> None:
         """Refuse datasets that are not where the configuration says.
@@ -288,7 +327,7 @@ class Datasets:
             settings = self._parts[part]
             path = settings.get("path")
             try:
-                names = self.kind(part).class_names(
+                names = self._packed_names(part) or self.kind(part).class_names(
                     Path(path) if path else None, settings.get("classes")
                 )
             except (ValueError, OSError) as error:
@@ -305,6 +344,14 @@ class Datasets:
                 self._added[part] = tuple(range(len(known) + 1, len(names) + 1))
             known, self._counts[part] = names, len(names)
         return known
+
+    def _packed_names(self, part: str) -> list[str]:
+        """Names of the classes of a packed step by label; none of other parts."""
+        packed = self.packed(part)
+        if packed is None:
+            return []
+        by_label = dict(zip(packed.labels, packed.names, strict=True))
+        return [by_label[label] for label in sorted(by_label) if label]
 
     def _parse(self, where: str, dataset: str, task: str) -> Groups:
         count = self.class_count(dataset)
@@ -327,6 +374,41 @@ class Datasets:
             raise ConfigError(f"{where}.task: {error}{hint}") from error
 
 
+def _read_packed(dataset: str, settings: Config) -> PackedStep:
+    """The step that a dataset goes on from, with labels 1..N.
+
+    Raises:
+        ConfigError: It cannot be read, or there is nothing new.
+    """
+    where = f"datasets.{dataset}"
+    if not settings["additions"]:
+        raise ConfigError(
+            f"{where}.additions: expected at least one folder of pictures with a new "
+            f"class, but got none. Name one: a packed step is there to go on from."
+        )
+    try:
+        packed = read_packed(Path(settings["path"]).expanduser())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where}.path: {error}") from error
+    count = len(packed.labels)
+    if sorted(packed.labels) == list(range(count)):
+        return packed
+    # Of a task that had not come to all classes: count those that are known.
+    numbers = iter(range(1, count))
+    groups = tuple(tuple(next(numbers) for _ in group) for group in packed.groups)
+    return replace(packed, groups=groups)
+
+
+def _groups_of_packed(where: str, packed: PackedStep, task: str) -> Groups:
+    if task != packed.task:
+        raise ConfigError(
+            f"{where}.task: expected '{packed.task}', the task of the step in "
+            f"{packed.path}, but got '{task}'. Write '{packed.task}'; the additions "
+            f"are its next steps."
+        )
+    return packed.groups
+
+
 def all_classes(groups: Groups) -> tuple[int, ...]:
     """Raw labels of all groups, in the dataset's order."""
     return tuple(sorted(label for group in groups for label in group))
@@ -343,7 +425,9 @@ def _with_additions(datasets: Config) -> Config:
     parts = {}
     for name, settings in datasets.items():
         parts[name] = dict(settings)
-        if "path" in settings:
+        if settings["kind"] == "packed":  # its pictures, if there are any
+            parts[name]["path"] = settings["validation"] or ""
+        elif "path" in settings:
             parts[name]["path"] = str(Path(settings["path"]).expanduser())
         additions = _part_names(datasets, name)[1:]
         for part, entry in zip(additions, settings.get("additions", []), strict=True):

@@ -71,9 +71,9 @@ class Training(Job):
 
     settings: Settings
     split: Split
-    previous: "Training | None" = None
+    previous: "Training | Received | None" = None
     labels: "Labels | None" = None
-    bank: "Bank | None" = None
+    bank: "Bank | ReceivedBank | None" = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,14 +91,16 @@ class Bank(Job):
     """
 
     settings: Settings
-    model: Training
+    model: "Training | Received"
     split: Split
     labels: "Labels | None" = None
-    previous: "Bank | None" = None
-    features: Training | None = None
+    previous: "Bank | ReceivedBank | None" = None
+    features: "Training | Received | None" = None
     untrained: bool = False
 
-    def feature_network(self, network: Training) -> Training | None:
+    def feature_network(
+        self, network: "Training | Received"
+    ) -> "Training | Received | None":
         """The training whose network the bank reads beside another one.
 
         Args:
@@ -107,6 +109,36 @@ class Bank(Job):
         Returns:
             None if the bank reads the features of `network` itself.
         """
+        return None if self.model == network else self.model
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Received(Job):
+    """A network of a step that was packed elsewhere, in place of its training.
+
+    Attributes:
+        sha256: Digest of what the step's archive holds.
+        network: "step", the step's own, or "step0".
+    """
+
+    sha256: str
+    network: str
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ReceivedBank(Job):
+    """The bank of a step that was packed elsewhere.
+
+    Attributes:
+        sha256: Digest of what the step's archive holds.
+        model: The network that the bank belongs to.
+    """
+
+    sha256: str
+    model: Received
+
+    def feature_network(self, network: "Training | Received") -> Received | None:
+        """As `Bank.feature_network`."""
         return None if self.model == network else self.model
 
 
@@ -122,9 +154,9 @@ class Labels(Job):
     """
 
     settings: Settings
-    network: Training
+    network: Training | Received
     split: Split
-    bank: Bank | None = None
+    bank: Bank | ReceivedBank | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -78,6 +78,12 @@ class PlannedMethod:
         method = self.method
         return method.use_pseudo_labels and not method.joint and setting != "sequential"
 
+    @property
+    def reads_bank(self) -> bool:
+        """Whether training, labels or test of a later step read a bank."""
+        labels = self.method.use_pseudo_labels and self.labels_read_bank
+        return self.test_reads_bank or self.method.bank_teaches or labels
+
     def last_bank_matters(self, setting: str) -> bool:
         """Whether a next step would start from the bank of the last one."""
         labels = self.uses_labels(setting) and self.labels_read_bank

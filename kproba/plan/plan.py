@@ -18,12 +18,18 @@ from kproba.network.backbones import BACKBONES
 from kproba.plan.chain import Chain, Run
 from kproba.plan.datasets import Datasets
 from kproba.plan.errors import ConfigError, suggestion
-from kproba.plan.jobs import Bank, Job, Test, Training
+from kproba.plan.jobs import Bank, Job, Received, ReceivedBank, Test, Training
 from kproba.plan.methods import PlannedMethod, plan_methods
+from kproba.plan.received import can_go_on
 from kproba.plan.results import StepResult
 from kproba.runtime.compute import Compute
 
 Config = dict[str, Any]
+# Where the files of a step are that was packed elsewhere.
+_RECEIVED = {
+    artifacts.MODEL: artifacts.RECEIVED_MODEL,
+    artifacts.BANK: artifacts.RECEIVED_BANK,
+}
 # A rule's input: no file, one, or several.
 Files = str | list[str]
 
@@ -90,7 +96,8 @@ class Plan:
         count = len(self.datasets.groups(run.dataset, run.task))
         if self.method(run.method).method.joint:
             return range(count - 1, count)
-        return range(count)
+        packed = self.datasets.packed(run.dataset)
+        return range(packed.step + 1 if packed else 0, count)
 
     def experiments(self) -> list[Run]:
         """One run of each dataset, task and setting, whatever its method and seed."""
@@ -140,7 +147,13 @@ class Plan:
 
     def path(self, job: Job | None, run: Run, pattern: str) -> Files:
         """Path of an artifact of a job; nothing without a job."""
-        return [] if job is None else self.owner(job, run).path(pattern)
+        if job is None:
+            return []
+        if isinstance(job, Received | ReceivedBank):
+            network = getattr(job, "network", "")
+            values = {"dataset": run.dataset, "network": network}
+            return artifacts.fill(_RECEIVED[pattern], values)
+        return self.owner(job, run).path(pattern)
 
     def _add_owners(self, run: Run) -> None:
         """Let the methods own what no one owns yet of the task and setting of a run."""
@@ -150,6 +163,9 @@ class Plan:
             if count > 1 and name in self._bases:
                 continue  # a training of one step
             place = replace(run, method=name)
+            packed = self.datasets.packed(run.dataset)
+            if packed and not can_go_on(packed, self.methods[name]):
+                continue
             for step in range(count):
                 for job in self.chain.jobs(place, step):
                     owners.setdefault(job, Place(place, step))
@@ -181,6 +197,7 @@ class Plan:
             "folder": self.datasets.folder(part),
             "names": self.datasets.part_names(part),
             "crop_size": self.config["augmentation"]["crop_size"],
+            "classes": self.datasets.labels_of_part(part),
             "tasks": self._tasks_of_part(part),
         }
 
@@ -266,7 +283,10 @@ class Plan:
         }
 
     def _bank_inputs(
-        self, bank: Bank | None, network: Training | None, run: Run
+        self,
+        bank: Bank | ReceivedBank | None,
+        network: Training | Received | None,
+        run: Run,
     ) -> dict[str, Files]:
         """A bank that decides with a network, and the network of its features."""
         features = None

@@ -63,7 +63,7 @@ def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
         except ExtensionError as error:
             raise ConfigError(f"extensions: {error}") from error
     schema = load_schema(schema_path)
-    config = _typed(config, schema, schema)
+    config = dict(_typed(config, schema, schema))
     _refuse(_renamed(config) + _counted_twice(config))
     _refuse(_errors(config, schema) + _not_finite(config))
     filled = _with_defaults(config, schema, schema)

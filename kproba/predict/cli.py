@@ -3,6 +3,7 @@
 kproba predict STEP photos/ --out predictions
 kproba info STEP
 kproba export STEP model.onnx
+kproba pack STEP --out step.zip
 kproba tensorboard results/digits/6-2-overlap
 
 Each command imports what it needs, because importing torch takes seconds: `--help`,
@@ -10,8 +11,10 @@ Each command imports what it needs, because importing torch takes seconds: `--he
 """
 
 import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kproba import __version__
@@ -37,9 +40,13 @@ def run_predict(options: argparse.Namespace) -> int:
 
 def run_info(options: argparse.Namespace) -> int:
     """Print facts about a step; returns the exit status."""
-    from kproba.predict.info import describe_step
+    from kproba.predict.info import describe
 
-    print("\n".join(describe_step(options.step)))
+    lines = describe(options.step)
+    text = "\n".join(lines) + "\n"
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    # Names that the terminal's encoding lacks must not end the command.
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     return 0
 
 
@@ -48,6 +55,14 @@ def run_export(options: argparse.Namespace) -> int:
     from kproba.predict.export import export_step
 
     export_step(options.step, options.file)
+    return 0
+
+
+def run_pack(options: argparse.Namespace) -> int:
+    """Write a step to one archive; returns the exit status."""
+    from kproba.predict.pack import pack_step
+
+    pack_step(options.step, options.out)
     return 0
 
 
@@ -86,6 +101,16 @@ def build_parser() -> argparse.ArgumentParser:
         "file", type=Path, help="name ending in .onnx, or in .pt for TorchScript"
     )
     command = add_command(
+        "pack", run_pack, "Write a step to one archive, to predict or go on elsewhere."
+    )
+    _add_step(command)
+    command.add_argument(
+        "--out",
+        type=Path,
+        help="the archive, FILE.zip (a name made from that of the step); one that "
+        "kproba pack wrote is replaced, nothing else",
+    )
+    command = add_command(
         "tensorboard", run_tensorboard, "Show the training curves of all steps."
     )
     command.add_argument(
@@ -104,7 +129,7 @@ def _add_step(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "step",
         help="folder of a tested step, such as results/digits/6-2-overlap/"
-        "kproba/seed0/step2, or its predictor.json",
+        "kproba/seed0/step2, its predictor.json, or an archive by kproba pack",
     )
 
 
@@ -115,7 +140,11 @@ def _add_predict_arguments(command: argparse.ArgumentParser) -> None:
         help="images, folders, or - for a list on standard input",
     )
     command.add_argument(
-        "--out", type=Path, default=Path("predictions"), help="folder (%(default)s)"
+        "--out",
+        type=Path,
+        default=Path("predictions"),
+        help="folder (%(default)s); of the files in it, only those that an earlier "
+        "prediction wrote are replaced",
     )
     command.add_argument(
         "--no-overlays", action="store_true", help="write masks and areas only"
@@ -133,7 +162,9 @@ def _add_predict_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--long-side",
         type=int,
-        help="scale images so that their longer side has this many pixels",
+        help="scale images so that their longer side has this many pixels; 0: keep "
+        "their size (default: keep it, or, if the model was trained with `long_side` "
+        "of the dataset, scale longer images down to that)",
     )
     command.add_argument(
         "--tile",
@@ -149,11 +180,29 @@ def _add_predict_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
+@contextlib.contextmanager
+def silent_when_unread() -> Iterator[None]:
+    """A block whose output may be read in part only, as by `| head`, without an error.
+
+    Python would otherwise report it when it flushes standard output at its end.
+    """
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; exit with status 1 and a message if it fails."""
-    options = build_parser().parse_args(argv)
-    log_to_stderr(first=True)
-    with exit_on_error():
+    with exit_on_error(), silent_when_unread():
+        options = build_parser().parse_args(argv)
+        log_to_stderr(first=True)
         status = options.run(options)
     sys.exit(status)
 

@@ -7,9 +7,13 @@ classes. It turns any number of images of any size into probabilities. `.onnx` r
 ONNX Runtime and similar programs, `.pt` is TorchScript.
 """
 
+import io
 import json
 import logging
+import os
+import stat
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +22,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from kproba.predict.segmenter import Segmenter, load
-from kproba.runtime.files import atomic_path
+from kproba.predict.segmenter import ModelError, Segmenter, load
+from kproba.runtime.files import FullDiskError, atomic_path
 
 log = logging.getLogger("kproba")
 
@@ -62,14 +66,16 @@ def export_step(step: str | Path, path: Path) -> None:
     """Write the model file of a step and log its size and its error.
 
     Args:
-        step: Folder of a tested step, or its predictor.json.
+        step: Folder of a tested step, its predictor.json, or a packed archive.
         path: As for `export`.
 
     Raises:
         ValueError: As `export`.
+        OSError: As `export`.
         RuntimeError: As `export`.
         FileNotFoundError: The step has not been tested.
     """
+    check_target(path)  # before the model is loaded
     difference = export(load(step), path)
     log.info(
         "%s written, %.1f MiB; its probabilities differ from PyTorch's by %.1g at most",
@@ -84,16 +90,57 @@ def export(segmenter: Segmenter, path: str | Path) -> float:
 
     Args:
         segmenter: A segmenter on the CPU.
-        path: Name of the file, ending in .onnx or .pt.
+        path: Name of the file, ending in .onnx or .pt. A model file there is replaced,
+            once the new one is checked.
 
     Returns:
         The largest difference between a probability of the file and of `segmenter`.
 
     Raises:
-        ValueError: The name has another ending, or the file gives other probabilities.
+        ValueError: The name has another ending, there is something else than a model
+            file, or the new file gives other probabilities.
+        ModelError: The model gives probabilities that are not numbers.
+        OSError: The file cannot be written.
         RuntimeError: The packages for .onnx are missing.
     """
     path = Path(path)
+    check_target(path)
+    model = Deployed(segmenter).eval()
+    about = {
+        "classes": json.dumps([entry.name for entry in segmenter.classes]),
+        "labels": json.dumps([entry.label for entry in segmenter.classes]),
+    }
+    with torch.no_grad(), warnings.catch_warnings():
+        # Tracing warns of values that depend on shapes; those are checked below.
+        warnings.simplefilter("ignore")
+        # The first call solves equations whose result is kept: without it, tracing
+        # would record the solution as part of the model.
+        if not torch.isfinite(model(_noise(SIZES[0]))).all():
+            raise ModelError(
+                f"Expected probabilities from {segmenter.name}, but it gives NaN or "
+                f"infinity. The model is damaged, or its training diverged: copy it "
+                f"again, or train the step again."
+            )
+        traced = torch.jit.trace(model, _noise(SIZES[0]), check_trace=False)
+        # In memory, so that only the last line below meets the disk.
+        if path.suffix == ".pt":
+            content = _torchscript(traced, about)
+        else:
+            content = _onnx(traced, about)
+        difference = _largest_difference(model, content, path)
+    _write(path, content)
+    return difference
+
+
+def check_target(path: Path) -> None:
+    """Check that a model file can be written, before anything is computed.
+
+    Raises:
+        ValueError: The name has another ending, or there is something else than a model
+            file.
+        OSError: The folder cannot be written to.
+        RuntimeError: The packages for .onnx are missing.
+    """
     if path.suffix not in (".onnx", ".pt"):
         raise ValueError(
             f"Expected a file name ending in .onnx or .pt, but got {path}. Change its "
@@ -101,23 +148,53 @@ def export(segmenter: Segmenter, path: str | Path) -> float:
         )
     if path.suffix == ".onnx":
         _check_onnx_is_installed()
-    model = Deployed(segmenter).eval()
-    about = {
-        "classes": json.dumps([entry.name for entry in segmenter.classes]),
-        "labels": json.dumps([entry.label for entry in segmenter.classes]),
-    }
-    with atomic_path(path) as temporary, torch.no_grad(), warnings.catch_warnings():
-        # Tracing warns of values that depend on shapes; those are checked below.
-        warnings.simplefilter("ignore")
-        # The first call solves equations whose result is kept: without it, tracing
-        # would record the solution as part of the model.
-        model(_noise(SIZES[0]))
-        traced = torch.jit.trace(model, _noise(SIZES[0]), check_trace=False)
-        if path.suffix == ".pt":
-            _write_torchscript(traced, temporary, about)
-        else:
-            _write_onnx(traced, temporary, about)
-        return _largest_difference(model, temporary, path)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(
+                f"Expected the name of a model file, but {path} is a folder or a "
+                f"device. Name a file."
+            )
+        if path.suffix == ".pt" and not _is_torchscript(path):
+            raise ValueError(
+                f"Expected to replace only model files, but {path} is something else. "
+                f"Name another file."
+            )
+    except FileNotFoundError:
+        pass  # the usual case, and a link that leads nowhere, which is replaced
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        reason = "is no folder" if not above.is_dir() else "must not be written to"
+        raise OSError(
+            f"Expected to write {path}, but {above} {reason}. Name another file."
+        )
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is a model in TorchScript, and not a state of a training."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write the file, whole or not at all."""
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+    except FullDiskError:
+        raise
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> OSError:
+    reason = error.strerror or str(error)
+    return OSError(f"Expected to write {path}, but: {reason}. Name another file.")
 
 
 def _check_onnx_is_installed() -> None:
@@ -139,43 +216,48 @@ def _noise(shape: tuple[int, int, int]) -> torch.Tensor:
     return torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
 
 
-def _write_torchscript(traced: Any, path: Path, about: dict[str, str]) -> None:
-    torch.jit.save(traced, str(path), _extra_files=about)
+def _torchscript(traced: Any, about: dict[str, str]) -> bytes:
+    file = io.BytesIO()
+    torch.jit.save(traced, file, _extra_files=about)
+    return file.getvalue()
 
 
-def _write_onnx(traced: Any, path: Path, about: dict[str, str]) -> None:
+def _onnx(traced: Any, about: dict[str, str]) -> bytes:
     import onnx
 
+    file = io.BytesIO()
     axes = {0: "batch", 2: "height", 3: "width"}
     # With dynamo=True, torch.export takes minutes for models of any image size.
     torch.onnx.export(
         traced,
         (_noise(SIZES[0]),),
-        str(path),
+        file,  # type: ignore[arg-type]  # a file is right for this exporter
         dynamo=False,
         opset_version=OPSET,
         input_names=[INPUT],
         output_names=[OUTPUT],
         dynamic_axes={INPUT: axes, OUTPUT: axes},
     )
-    written = onnx.load(path)
+    written = onnx.load_from_string(file.getvalue())
     for key, value in about.items():
         entry = written.metadata_props.add()
         entry.key, entry.value = key, value
     onnx.checker.check_model(written)
-    onnx.save(written, path)
+    content: bytes = written.SerializeToString()
+    return content
 
 
-def _largest_difference(model: Deployed, written: Path, path: Path) -> float:
-    """Largest difference of probabilities; `path` is the final name of `written`."""
-    run = _load_exported(written, path.suffix)
-    largest = 0.0
+def _largest_difference(model: Deployed, content: bytes, path: Path) -> float:
+    """Largest difference of probabilities; `path` is the name that `content` gets."""
+    run = _load_exported(content, path.suffix)
+    differences = []
     for shape in SIZES:
         images = _noise(shape)
-        differences = np.abs(run(images.numpy()) - model(images).numpy())
+        difference = np.abs(run(images.numpy()) - model(images).numpy())
         # In a few pixels where classes are equally likely, rounding matters more.
-        largest = max(largest, float(np.quantile(differences, 0.999)))
-    if largest > TOLERANCE:
+        differences.append(np.quantile(difference, 0.999))
+    largest = float(np.max(differences))  # NaN if one of them is
+    if not largest <= TOLERANCE:
         raise ValueError(
             f"Expected {path} to give the probabilities of PyTorch, but they differ by "
             f"{largest:.2g}. Try another version of torch or of onnxruntime."
@@ -183,16 +265,16 @@ def _largest_difference(model: Deployed, written: Path, path: Path) -> float:
     return largest
 
 
-def _load_exported(path: Path, suffix: str) -> Callable[[np.ndarray], np.ndarray]:
+def _load_exported(content: bytes, suffix: str) -> Callable[[np.ndarray], np.ndarray]:
     """A function that runs a model file: images in, probabilities out."""
     if suffix == ".pt":
-        loaded = torch.jit.load(str(path))
+        loaded = torch.jit.load(io.BytesIO(content))
         return lambda images: loaded(torch.from_numpy(images)).numpy()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(
-        path.read_bytes(), options, providers=["CPUExecutionProvider"]
+        content, options, providers=["CPUExecutionProvider"]
     )
     return lambda images: session.run(None, {INPUT: images})[0]

@@ -1,52 +1,150 @@
-"""Facts about a tested step: its run, classes, files, bank, results and provenance."""
+"""Facts about a tested step: its run, classes, files, bank, results and provenance.
 
-from collections.abc import Mapping
+Of a folder above steps, such as that of a run, one line per step. Nothing here imports
+torch or pandas: `kproba info` answers at once.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from kproba.bank.description import (
     FILES,
+    PREDICTOR,
     StepDescription,
     find_description,
     read_description,
 )
+from kproba.bank.record import read_bank_record
 from kproba.network.architecture import Architecture
 from kproba.network.heads import HEADS
-from kproba.runtime.files import read_json
+from kproba.network.record import read_model_record
+from kproba.predict.steps import opened_step
+from kproba.runtime import records
+
+EVALUATION = "evaluation.json"  # beside predictor.json
+
+# Means of `kproba.results.measures`, which is slow to import: column and title.
+MEANS = {"old": "old", "new": "new", "all": "all"}
+
+# What is read of evaluation.json.
+RESULT = records.record(
+    {
+        "images": records.integer(),
+        "protocol": records.record({"policy": records.text()}, others=True),
+    },
+    {name: records.maybe(records.number()) for name in MEANS},
+    others=True,
+)
+
+MOST_DEPTH = 6  # folders from results/ down to a step
 
 
-def describe_step(step: str | Path) -> list[str]:
+def describe(path: str | Path) -> list[str]:
+    """Lines of text about a step, or about all steps below a folder.
+
+    Args:
+        path: Folder of a tested step, its predictor.json, an archive that `kproba pack`
+            wrote, or a folder above steps, such as that of a run.
+
+    Raises:
+        FileNotFoundError: There is no tested step, or a file of it is missing.
+        ValueError: A file is damaged.
+    """
+    folder = Path(path)
+    if os.path.isdir(folder) and not os.path.isfile(folder / PREDICTOR):  # noqa: PTH112, PTH113
+        steps = sorted(_tested_steps(folder), key=_in_order)
+        if steps:
+            return list_steps(folder, steps)
+    with opened_step(path) as step:
+        return describe_step(step, archive=None if step == folder else folder)
+
+
+def _tested_steps(folder: Path) -> Iterator[Path]:
+    """Folders of tested steps below a folder."""
+    for here, folders, files in os.walk(folder):
+        depth = len(Path(here).relative_to(folder).parts)
+        if PREDICTOR in files:
+            yield Path(here)
+        if depth >= MOST_DEPTH:
+            folders.clear()
+
+
+def _in_order(step: Path) -> tuple[str, int, str]:
+    """Sorts step10 behind step9."""
+    digits = "".join(letter for letter in step.name if letter.isdecimal())
+    return str(step.parent), int(digits[:9] or 0), step.name
+
+
+def list_steps(folder: Path, steps: list[Path]) -> list[str]:
+    """A line per step: its folder, classes, what predicts, and its mean IoU.
+
+    Args:
+        folder: The folder above them.
+        steps: Their folders.
+    """
+    lines = []
+    for step in steps:
+        name = step.relative_to(folder).as_posix()
+        try:
+            description = read_description(step)
+            result = _read_result(step)
+            parts = [
+                f"{len(description.classes) - 1} classes and background",
+                _describe_predictor(description),
+                _describe_means(result) if result else "not evaluated",
+            ]
+        except (OSError, ValueError) as error:
+            parts = [f"cannot be read: {error}"]
+        lines.append(f"{name}: {'; '.join(parts)}")
+    return lines
+
+
+def describe_step(step: str | Path, archive: Path | None = None) -> list[str]:
     """Lines of text about a step.
 
     Args:
         step: Folder of a tested step, or its predictor.json.
+        archive: The packed archive that the step comes from, if any.
 
     Raises:
         FileNotFoundError: predictor.json or a file that it names is missing.
+        ValueError: A file is damaged.
     """
     description = read_description(step)
-    model = read_json(description.network.with_suffix(".json"))
+    model = read_model_record(description.network)
     lines = [
         _describe_run(description.about),
         "",
         *_describe_classes(description),
         "",
-        *_describe_files(description),
-        _describe_network(model["architecture"]),
+        *_describe_files(description, archive),
+        _describe_network(model.architecture),
     ]
+    if description.long_side is not None:
+        lines.append(f"images: scaled down to {description.long_side} pixels a side")
     if description.bank is not None:
-        lines += _describe_bank(read_json(description.bank.with_suffix(".json")))
-    result = find_description(step).parent / "evaluation.json"
-    if result.is_file():
-        lines += ["", _describe_result(read_json(result))]
-    versions = model["provenance"]
+        lines += _describe_bank(description)
+    result = _read_result(find_description(step).parent)
+    if result:
+        lines += ["", _describe_result(result)]
     lines += ["", "made by:"]
     lines += [
         f"  {name:<12} {version}"
-        for name, version in versions.items()
+        for name, version in model.provenance.items()
         if version is not None
     ]
     return lines
+
+
+def _read_result(folder: Path) -> Mapping[str, Any] | None:
+    """The content of the evaluation.json of a step; None if there is none."""
+    path = folder / EVALUATION
+    if not path.exists():
+        return None
+    result: Mapping[str, Any] = records.read_record(path, RESULT)
+    return result
 
 
 def _describe_run(about: Mapping[str, Any]) -> str:
@@ -68,23 +166,25 @@ def _describe_classes(description: StepDescription) -> list[str]:
     return [*lines, "  (in brackets: the values in masks)"]
 
 
-def _describe_files(description: StepDescription) -> list[str]:
-    predictor = "network"
+def _describe_predictor(description: StepDescription) -> str:
     if description.bank is not None and description.decision is not None:
-        predictor = f"network and bank ({description.decision['rule']})"
-    lines = [f"predicts by: {predictor}"]
+        return f"network and bank ({description.decision['rule']})"
+    return "network"
+
+
+def _describe_files(description: StepDescription, archive: Path | None) -> list[str]:
+    lines = [f"predicts by: {_describe_predictor(description)}"]
     for key in FILES:
         path = getattr(description, key)
         if path is not None:
-            size = path.stat().st_size / 2**20
+            size = records.regular_file(path) / 2**20
             name = key.replace("_", " ")
-            lines.append(f"  {name:<15} {path.resolve()}  ({size:.1f} MiB)")
+            shown = f"{archive}: {path.name}" if archive else path.resolve()
+            lines.append(f"  {name:<15} {shown}  ({size:.1f} MiB)")
     return lines
 
 
-def _describe_network(content: Mapping[str, Any]) -> str:
-    """A line about the architecture that model.json holds, in any version."""
-    architecture = Architecture.from_dict(content)
+def _describe_network(architecture: Architecture) -> str:
     name = architecture.head  # an extension's entry may not be loaded
     head = HEADS[name].description if name in HEADS else f"the head {name}"
     return (
@@ -93,30 +193,38 @@ def _describe_network(content: Mapping[str, Any]) -> str:
     )
 
 
-def _describe_bank(bank: Mapping[str, Any]) -> list[str]:
-    settings = bank["settings"]
+def _describe_bank(description: StepDescription) -> list[str]:
+    assert description.bank is not None
+    bank = read_bank_record(description.bank)
+    settings = bank.settings
     kind = (
         "linear (LDA)"
-        if settings["map"] == "identity"
-        else f"{settings['maps']} maps of {settings['dimension']} Fourier features"
+        if settings.map == "identity"
+        else f"{settings.maps} maps of {settings.dimension} Fourier features"
     )
-    cells = zip(bank["classes"], bank["cells_per_class"], strict=True)
-    return [
-        f"bank: {kind} on {settings['feature']}, ridge {settings['ridge']}, "
-        f"temperature {bank['temperature']:.2f}",
-        f"  cells: {', '.join(f'{name} {count}' for name, count in cells)}",
+    lines = [
+        f"bank: {kind} on {settings.feature}, ridge {settings.ridge}, "
+        f"temperature {bank.temperature:.2f}"
     ]
+    counts = bank.content.get("cells_per_class", [])
+    names = [entry.name for entry in description.classes]
+    if len(counts) == len(names):
+        cells = (f"{name} {count}" for name, count in zip(names, counts, strict=True))
+        lines.append(f"  cells: {', '.join(cells)}")
+    return lines
+
+
+def _describe_means(result: Mapping[str, Any]) -> str:
+    means = [
+        f"{title} {result[name]:.1f}"
+        for name, title in MEANS.items()
+        if result.get(name) is not None
+    ]
+    return f"mIoU: {', '.join(means)} percent" if means else "mIoU: unknown"
 
 
 def _describe_result(result: Mapping[str, Any]) -> str:
-    from kproba.results import measures  # imports pandas, which mistakes need not
-
-    means = [
-        f"{measure.title} {result[measure.name]:.1f}"
-        for measure in measures.step_means()
-        if result.get(measure.name) is not None
-    ]
     return (
-        f"mIoU: {', '.join(means)} percent on {result['images']} images "
+        f"{_describe_means(result)} on {result['images']} images "
         f"(policy {result['protocol']['policy']})"
     )

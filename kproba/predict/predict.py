@@ -1,39 +1,31 @@
 """Segments image files: masks, overlays and a table of areas in one folder."""
 
-import csv
 import logging
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import torch
 from PIL import Image
 
-from kproba.data.drawing import class_colours, overlay
-from kproba.data.label_images import write_label_image
-from kproba.data.loaders import batches_of_one_size
-from kproba.predict.segmenter import Segmentation, Segmenter, load, read_picture
-from kproba.predict.tiles import TILE
-from kproba.runtime.files import atomic_path
+from kproba.bank.description import find_description
+from kproba.data.files import IMAGE_SUFFIXES
+from kproba.data.pictures import UnreadableError, read_picture
+from kproba.predict.inputs import Inputs, find_inputs, read_size
+from kproba.predict.outputs import KINDS, OutputFolder, WriteError
+from kproba.predict.steps import ARCHIVE, check_path
+from kproba.predict.tiles import TILE, check_sizes
+from kproba.runtime.logs import is_full_gpu, is_full_memory
 from kproba.runtime.progress import Stage
+
+if TYPE_CHECKING:
+    from kproba.predict.segmentation import Segmentation
+    from kproba.predict.segmenter import Segmenter
 
 log = logging.getLogger("kproba")
 
-# File name endings of the images that are segmented in folders.
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-
-
-AREA_COLUMNS = ("file", "width", "height", "how", "class", "label", "pixels", "percent")
-
-
-FILES_SKIPPED = 3  # exit status: some files could not be read, the others are done
-
-
-# What Pillow raises for files that are not images, are damaged, or absurdly large.
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+FILES_SKIPPED = 3  # exit status: some files could not be used, the others are done
 
 
 @dataclass(frozen=True)
@@ -58,6 +50,27 @@ class PredictSettings:
     tile: int = TILE
     batch_size: int = 4
 
+    def check(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: One is too small.
+        """
+        check_sizes(self.long_side, self.tile)
+        if self.batch_size < 1:
+            raise ValueError(
+                f"Expected a --batch-size of at least 1, but got {self.batch_size}. "
+                f"Raise it, or leave it out."
+            )
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of results that are written."""
+        wanted = (True, self.overlays, self.confidence, self.probabilities)
+        return [
+            kind for kind, is_wanted in zip(KINDS, wanted, strict=True) if is_wanted
+        ]
+
 
 class ImageFile(NamedTuple):
     """An image file, the name of its results without ending, and its size in pixels."""
@@ -68,14 +81,6 @@ class ImageFile(NamedTuple):
     height: int
 
 
-# A file that cannot be read, and why.
-Skipped = tuple[Path, str]
-
-
-# Writes one result of an image: its name, the image, its segmentation.
-Writer = Callable[[str, Image.Image, Segmentation], None]
-
-
 def segment_files(
     step: str | Path,
     files: Sequence[str],
@@ -83,173 +88,271 @@ def segment_files(
     *,
     device: str = "auto",
 ) -> int:
-    """Segment image files; skip those that cannot be read, and log their names.
+    """Segment image files; skip those that cannot be used, and log their names.
 
     Args:
-        step: Folder of a tested step, or its predictor.json.
-        files: As for `find_files`.
+        step: Folder of a tested step, its predictor.json, or a packed archive.
+        files: As for `kproba.predict.inputs.find_inputs`.
         settings: What to write, and where.
         device: As for `choose_device`.
 
     Returns:
-        The exit status: 0, or 3 if some files could not be read.
+        The exit status: 0, or 3 if some files could not be used.
 
     Raises:
-        ValueError: There are no images, or no such device.
+        ValueError: There are no images, none can be used, there is no such device, a
+            number is too small, or a file of the user's would be replaced.
+        OSError: The output folder cannot be written, or the disk is full.
         FileNotFoundError: The step has not been tested.
     """
-    paths = list(find_files(files))
-    if not paths:
+    settings.check()
+    check_step(step)
+    out = OutputFolder(settings.out, settings.kinds)
+    inputs = find_inputs(files, out.leave_out)
+    if not inputs.files and not inputs.skipped:
         raise ValueError(
             f"Expected images, but found none in {', '.join(files)}. In folders, files "
-            f"with these endings are images: {', '.join(sorted(SUFFIXES))}."
+            f"with these endings are images: {', '.join(IMAGE_SUFFIXES)}."
         )
-    segmenter = load(step, device=choose_device(device))
-    writers = list(_make_writers(segmenter, settings))
-    images, skipped = read_sizes(paths)
-    with (
-        atomic_path(settings.out / "areas.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        table = csv.writer(file)
-        table.writerow(AREA_COLUMNS)
-        sizes = [(image.width, image.height) for image in images]
-        batches = batches_of_one_size(sizes, settings.batch_size)
-        for batch in Stage(batches, "predicting", len(images), size=len):
-            opened = list(_open([images[number] for number in batch], skipped))
-            segmentations = segmenter.predict_batch(
-                [picture for _, picture in opened],
-                long_side=settings.long_side,
-                tile=settings.tile,
-            )
-            for (image, picture), segmentation in zip(
-                opened, segmentations, strict=True
-            ):
-                for write in writers:
-                    write(image.name, picture, segmentation)
-                table.writerows(_area_rows(image, picture, segmentation))
-    for path, reason in skipped:
-        log.error("skipped %s: %s", path, reason)
-    done = len(paths) - len(skipped)
-    log.info("segmented %d of %d images, in %s", done, len(paths), settings.out)
-    return FILES_SKIPPED if skipped else 0
+    if not inputs.files:
+        raise _nothing_readable(inputs)
+    named = out.prepare(inputs.files)
+    try:
+        images = list(_with_sizes(named, inputs))
+        if not images:
+            raise _nothing_readable(inputs)
+        run = _Prediction(_load(step, device), settings, out, inputs)
+        run.segment(images)
+    finally:
+        out.remove_if_unused()
+    return run.status(len(images))
 
 
-def find_files(arguments: Iterable[str]) -> Iterator[tuple[Path, str]]:
-    """Paths of images, each with a unique name for its results.
+def check_step(step: str | Path) -> None:
+    """Check that there is a step, before the seconds that loading it takes.
 
-    Args:
-        arguments: Files, folders (searched with their subfolders), or "-" for a list on
-            standard input, one path per line.
+    Raises:
+        FileNotFoundError: The step has not been tested, or there is no such archive.
+        OSError: Its folder must not be read.
     """
-    taken: set[str] = set()
-    for path, name in _named_paths(arguments):
-        unique, number = name, 1
-        while unique in taken:
-            number += 1
-            unique = f"{name}-{number}"
-        taken.add(unique)
-        yield path, unique
+    check_path(step)
+    if Path(step).suffix.lower() != ARCHIVE:
+        find_description(step)
 
 
-def _named_paths(arguments: Iterable[str]) -> Iterator[tuple[Path, str]]:
-    """Paths of images with their names, which may repeat."""
-    for argument in arguments:
-        if argument == "-":
-            lines = (line.rstrip("\r\n") for line in sys.stdin)
-            yield from _named_paths(line for line in lines if line)
-        elif Path(argument).is_dir():
-            for path in sorted(Path(argument).rglob("*")):
-                if path.suffix.lower() in SUFFIXES and path.is_file():
-                    name = path.relative_to(argument).with_suffix("")
-                    yield path, name.as_posix()
-        else:
-            yield Path(argument), Path(argument).stem
+def _load(step: str | Path, device: str) -> "Segmenter":
+    from kproba.predict.segmenter import load  # slow: mistakes are answered before
+
+    return load(step, device=choose_device(device))
 
 
-def read_sizes(
-    paths: Sequence[tuple[Path, str]],
-) -> tuple[list[ImageFile], list[Skipped]]:
-    """Sizes of images from their headers, and the files that are not images."""
-    images, skipped = [], []
-    for path, name in paths:
-        try:
-            with Image.open(path) as image:
-                images.append(ImageFile(path, name, *image.size))
-        except UNREADABLE as error:
-            skipped.append((path, _reason(error)))
-    return images, skipped
+def _nothing_readable(inputs: Inputs) -> ValueError:
+    """The error of a run in which no file could be used; their names are logged."""
+    _log_skipped(inputs)
+    return ValueError(
+        f"Expected at least one image that can be used, but none of "
+        f"{len(inputs.skipped)} is: they are named above. Name other files."
+    )
 
 
-def _open(
-    images: Iterable[ImageFile], skipped: list[Skipped]
-) -> Iterator[tuple[ImageFile, Image.Image]]:
-    """Decoded images; those that cannot be decoded are added to `skipped`."""
-    for image in images:
-        try:
-            yield image, read_picture(image.path)
-        except UNREADABLE as error:
-            skipped.append((image.path, _reason(error)))
+def _log_skipped(inputs: Inputs) -> None:
+    for path, reason in inputs.skipped:
+        log.error("skipped %s: %s", path, reason)
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+def _with_sizes(named: Sequence[Any], inputs: Inputs) -> Iterator[ImageFile]:
+    """Images with the sizes in their headers; others are skipped."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, of images that are used anyway
+        for path, name in named:
+            try:
+                yield ImageFile(path, name, *read_size(path))
+            except UnreadableError as error:
+                inputs.skip(path, str(error))
 
 
-def _make_writers(segmenter: Segmenter, settings: PredictSettings) -> Iterator[Writer]:
-    """Functions that write the results of one image, as the settings say."""
-    names = [entry.name for entry in segmenter.classes]
-    labels = [entry.label for entry in segmenter.classes]
-    palette = class_colours(len(names))
-    palette_of_labels = palette.copy()
-    palette_of_labels[labels] = palette[: len(labels)]
+class _Prediction:
+    """One run of `kproba predict`: what is done, and the rows of areas.csv."""
 
-    def make_path(kind: str, name: str, ending: str) -> Path:
-        path = settings.out / kind / f"{name}{ending}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+    def __init__(
+        self,
+        segmenter: "Segmenter",
+        settings: PredictSettings,
+        out: OutputFolder,
+        inputs: Inputs,
+    ):
+        from kproba.predict.writers import make_writers
 
-    def write_mask(name: str, image: Image.Image, result: Segmentation) -> None:
-        path = make_path("masks", name, ".png")
-        write_label_image(path, result.labels, palette_of_labels.ravel().tolist())
-
-    def write_overlay(name: str, image: Image.Image, result: Segmentation) -> None:
-        picture = overlay(image, result.indices, names)
-        picture.save(make_path("overlays", name, ".jpg"), quality=92)
-
-    def write_confidence(name: str, image: Image.Image, result: Segmentation) -> None:
-        grey = Image.fromarray((255 * result.confidence).round().astype(np.uint8))
-        grey.save(make_path("confidence", name, ".png"))
-
-    def write_probabilities(
-        name: str, image: Image.Image, result: Segmentation
-    ) -> None:
-        np.savez_compressed(
-            make_path("probabilities", name, ".npz"),
-            probabilities=result.probabilities.astype(np.float16),
-            classes=np.array(names),
-            labels=np.array(labels),
+        self.segmenter, self.settings = segmenter, settings
+        self.out, self.inputs = out, inputs
+        self.rows: list[list[Any]] = []
+        self.done = 0
+        self.last_error: Exception | None = None
+        self.writers = make_writers(
+            segmenter.classes,
+            overlays=settings.overlays,
+            confidence=settings.confidence,
+            probabilities=settings.probabilities,
         )
 
-    yield write_mask
-    if settings.overlays:
-        yield write_overlay
-    if settings.confidence:
-        yield write_confidence
-    if settings.probabilities:
-        yield write_probabilities
+    def segment(self, images: Sequence[ImageFile]) -> None:
+        """Segment all images. What is done when an error comes is kept.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, with what was done.
+            FullDiskError: The disk is full.
+            ModelError: The model gives scores that are not numbers.
+        """
+        try:
+            batches = self._batches(images)
+            for batch in Stage(batches, "predicting", len(images), size=len):
+                self._segment_batch(batch)
+        except BaseException as error:
+            done = f"{self.done} of {len(images)} images are segmented"
+            _log_skipped(self.inputs)
+            try:
+                self.out.write_areas(self.rows)
+            except OSError as second:
+                log.error("%s", second)
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(f"{done}, in {self.out.folder}.") from None
+            log.error("%s, in %s", done, self.out.folder)
+            raise
+        self.out.write_areas(self.rows)
+
+    def status(self, images: int) -> int:
+        """Report what was done; returns the exit status.
+
+        Raises:
+            ValueError: Nothing was done.
+        """
+        if not self.done and self.last_error is not None:
+            _log_skipped(self.inputs)
+            raise self.last_error
+        if not self.done:
+            raise _nothing_readable(self.inputs)
+        _log_skipped(self.inputs)
+        total = self.done + len(self.inputs.skipped)
+        log.info("segmented %d of %d images, in %s", self.done, total, self.out.folder)
+        return FILES_SKIPPED if self.inputs.skipped else 0
+
+    def _batches(self, images: Sequence[ImageFile]) -> list[list[ImageFile]]:
+        """Images of one size together; those that need tiles alone."""
+        from kproba.data.loaders import batches_of_one_size
+
+        small: list[ImageFile] = []
+        large: list[ImageFile] = []
+        for image in images:
+            size = self.segmenter.used_size(
+                image.width, image.height, self.settings.long_side
+            )
+            (small if max(size) <= self.settings.tile else large).append(image)
+        sizes = [(image.width, image.height) for image in small]
+        batches = [
+            [small[number] for number in batch]
+            for batch in batches_of_one_size(sizes, self.settings.batch_size)
+        ]
+        return [*batches, *([image] for image in large)]
+
+    def _segment_batch(self, batch: Sequence[ImageFile]) -> None:
+        opened = list(self._open(batch))
+        if not opened:
+            return
+        try:
+            results = self._predict([picture for _, picture in opened])
+        except (MemoryError, RuntimeError, ValueError) as error:
+            if isinstance(error, _model_error()):
+                raise
+            if len(opened) > 1:  # alone, most fit
+                del opened
+                for image in batch:
+                    self._segment_batch([image])
+                return
+            self._skip_segmented(opened[0][0], error)
+            return
+        for (image, picture), result in zip(opened, results, strict=True):
+            self._write(image, picture, result)
+
+    def _predict(self, pictures: list[Image.Image]) -> list["Segmentation"]:
+        return self.segmenter.predict_batch(
+            pictures, long_side=self.settings.long_side, tile=self.settings.tile
+        )
+
+    def _skip_segmented(self, image: ImageFile, error: Exception) -> None:
+        """Skip an image whose segmentation failed."""
+        log.debug("while segmenting %s", image.path, exc_info=error)
+        text = (str(error) or type(error).__name__).splitlines()[0]
+        if is_full_gpu(error) or is_full_memory(error):
+            text = (
+                f"does not fit into memory at {image.width}x{image.height} pixels; "
+                f"lower --tile, or use --long-side"
+            )
+        self.last_error = error
+        self.inputs.skip(image.path, text)
+
+    def _open(
+        self, batch: Sequence[ImageFile]
+    ) -> Iterator[tuple[ImageFile, Image.Image]]:
+        """Decoded images; those that cannot be used are skipped."""
+        for image in batch:
+            size = (image.width, image.height)
+            in_parts = not self.segmenter.keeps_probabilities(
+                *size, self.settings.long_side
+            )
+            if in_parts and self.settings.probabilities:
+                self.inputs.skip(
+                    image.path,
+                    f"the probabilities of {size[0]}x{size[1]} pixels and "
+                    f"{len(self.segmenter.classes)} classes do not fit into memory; "
+                    f"leave out --probabilities, or cut the image",
+                )
+                continue
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of Pillow
+                    yield image, read_picture(image.path)
+            except UnreadableError as error:
+                self.inputs.skip(image.path, str(error))
+
+    def _write(
+        self, image: ImageFile, picture: Image.Image, result: "Segmentation"
+    ) -> None:
+        """Write the results of an image; one that cannot be written is named."""
+        if result.network_probabilities is None:
+            log.info(
+                "%s is too large for memory as a whole: %s", image.path, result.how
+            )
+        failed = []
+        for kind, make in self.writers.items():
+            try:
+                self.out.write(kind, image.name, make(picture, result))
+            except (WriteError, MemoryError) as error:
+                failed.append(str(error) or "does not fit into memory")
+                if kind == "masks":
+                    break  # the table tells of masks
+            if kind == "masks":
+                self.rows += _area_rows(image, picture, result)
+        if failed:
+            self.inputs.skip(image.path, "; ".join(failed))
+        else:
+            self.done += 1
+
+
+def _model_error() -> type[Exception]:
+    from kproba.predict.segmenter import ModelError
+
+    return ModelError
 
 
 def _area_rows(
-    image: ImageFile, picture: Image.Image, segmentation: Segmentation
+    image: ImageFile, picture: Image.Image, segmentation: "Segmentation"
 ) -> list[list[Any]]:
     """Rows of areas.csv: one per class with at least one pixel."""
     pixels, total = segmentation.pixels(), segmentation.indices.size
     return [
         [
             image.path,
+            image.name,
             picture.width,
             picture.height,
             segmentation.how,
@@ -270,14 +373,32 @@ def choose_device(name: str) -> str:
         name: "cpu", "cuda", "cuda:1", .., or "auto" for the first GPU if there is one.
 
     Raises:
-        ValueError: There is no GPU, but `name` asks for one.
+        ValueError: There is no such device.
     """
+    import torch
+
     available = torch.cuda.is_available()
     if name == "auto":
         return "cuda" if available else "cpu"
-    if name.startswith("cuda") and not available:
+    kind, _, number = name.partition(":")
+    if name != "cpu" and (
+        kind != "cuda"
+        or (number and not (number.isascii() and number.isdigit()))
+        or name.endswith(":")
+    ):
+        raise ValueError(
+            f"Expected auto, cpu, cuda, or cuda: and a number for --device, but got "
+            f"{name!r}. Name one of these."
+        )
+    if kind == "cuda" and not available:
         raise ValueError(
             f"Expected a GPU for --device {name}, but found none. Use --device cpu, or "
             f"check the driver and CUDA_VISIBLE_DEVICES."
+        )
+    if number and int(number) >= torch.cuda.device_count():
+        raise ValueError(
+            f"Expected one of {torch.cuda.device_count()} GPUs, counted from 0, for "
+            f"--device, but got {name}. Lower the number, or check "
+            f"CUDA_VISIBLE_DEVICES."
         )
     return name

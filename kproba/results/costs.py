@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from kproba.plan.results import StepResult
-from kproba.runtime.files import read_json
+from kproba.results.record import read_usage_record
+from kproba.runtime.tables import read_table
 
 # Kinds of jobs that make a step: the keys of `StepResult.times`.
 TRAINING = "training"
@@ -22,7 +23,7 @@ def read_seconds(result: StepResult) -> dict[str, float]:
     Snakemake knows the last attempt of a training; usage.json knows all of them.
     """
     seconds = {
-        kind: float(pd.read_csv(path, sep="\t")["s"].sum())
+        kind: _read_times(path, "s")
         for kind, path in result.times.items()
         if Path(path).is_file()
     }
@@ -34,7 +35,7 @@ def read_seconds(result: StepResult) -> dict[str, float]:
 
 def read_usage(result: StepResult) -> dict[str, Any]:
     """Content of a training's usage.json; empty where the file is missing."""
-    return read_json(result.usage) if Path(result.usage).is_file() else {}
+    return read_usage_record(result.usage) if Path(result.usage).is_file() else {}
 
 
 def read_costs(result: StepResult) -> dict[str, float]:
@@ -51,12 +52,22 @@ def read_costs(result: StepResult) -> dict[str, float]:
     }
 
 
+def _read_times(path: str | Path, column: str) -> float:
+    """A number of Snakemake's measurements of a job; NaN if it measured none.
+
+    Of a job that was repeated, seconds add up and the largest memory counts.
+    """
+    cells = read_table(path, {column: str}, separator="\t")[column]
+    values = pd.to_numeric(cells, errors="coerce")
+    return float(values.sum() if column == "s" else values.max())
+
+
 def _process_memory(result: StepResult) -> float:
     """Memory of the largest process of the training in MiB, as Snakemake measured."""
     path = Path(result.times.get(TRAINING, ""))
     if not path.is_file():
         return math.nan
-    return float(pd.read_csv(path, sep="\t", na_values="-")["max_rss"].max())
+    return _read_times(path, "max_rss")
 
 
 def _file_size(path: str | None) -> float:

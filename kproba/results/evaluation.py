@@ -54,11 +54,22 @@ class EvaluationSettings:
             stays out of MiB's means.
         crop: None: whole images. Else shorter side resized to this many pixels, then
             the centre square, labels too.
+        leave_out_absent: Whether classes that no tested image shows are left out of
+            the means. They are where the pictures of old classes are not here.
     """
 
     policy: Policy
     ignore_background: bool
     crop: int | None
+    leave_out_absent: bool = False
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What evaluation.json records of them."""
+        content = asdict(self)
+        if not self.leave_out_absent:
+            del content["leave_out_absent"]
+        return {**content, "checkpoint": "last"}
 
 
 def select_rows(index: pd.DataFrame, groups: Groups, policy: Policy) -> pd.DataFrame:
@@ -103,7 +114,11 @@ def confusion_matrix(
 
 
 def means(
-    confusion: np.ndarray, step_of_class: Sequence[int], policy: Policy
+    confusion: np.ndarray,
+    step_of_class: Sequence[int],
+    policy: Policy,
+    *,
+    leave_out_absent: bool = False,
 ) -> dict[str, float]:
     """Every measure of one step in percent, by name; NaN where it is not defined.
 
@@ -112,8 +127,11 @@ def means(
         step_of_class: Per output index the step that introduced it, background 0.
         policy: `mib` leaves background and classes without ground truth out; the
             others count a class that is nowhere (no truth, no prediction) as 0.
+        leave_out_absent: See `EvaluationSettings`.
     """
-    scores = ClassScores.from_confusion(confusion, step_of_class, policy)
+    scores = ClassScores.from_confusion(
+        confusion, step_of_class, policy, leave_out_absent=leave_out_absent
+    )
     return {m.name: m.compute(scores) for m in measures.step_measures()}
 
 
@@ -166,7 +184,11 @@ def evaluate(
     return total.cpu().numpy()[:, list(channel_order)]
 
 
-def channel_order(model_labels: Sequence[int], seen: Sequence[int]) -> list[int]:
+def channel_order(
+    model_labels: Sequence[int],
+    seen: Sequence[int],
+    source: str | Path = "the model",
+) -> list[int]:
     """Channels of a model in the output order of a task.
 
     A model trained on all classes at once may have them in another order.
@@ -174,14 +196,16 @@ def channel_order(model_labels: Sequence[int], seen: Sequence[int]) -> list[int]
     Args:
         model_labels: Raw label of every channel of the model, 0 first.
         seen: Raw labels of S_t in output order, without background.
+        source: The model, for the message.
 
     Raises:
         ValueError: The model does not have exactly these classes.
     """
     if set(model_labels) != {0, *seen}:
         raise ValueError(
-            f"Expected a model of the raw labels {sorted({0, *seen})}, but it has "
-            f"{sorted(model_labels)}. Rebuild the model for this task."
+            f"Expected a model of the raw labels {sorted({0, *seen})}, but {source} "
+            f"has {sorted(model_labels)}: it is of another step or task. Delete it and "
+            f"run Snakemake again."
         )
     return [list(model_labels).index(label) for label in (0, *seen)]
 
@@ -218,9 +242,19 @@ def write_results(
         evaluation,
         {
             **about,
-            **means(confusion, step_of_class, settings.policy),
-            "protocol": {**asdict(settings), "checkpoint": "last"},
+            **means(
+                confusion,
+                step_of_class,
+                settings.policy,
+                leave_out_absent=settings.leave_out_absent,
+            ),
+            "protocol": settings.protocol,
             "images": images,
+            "without_pixels": [
+                name
+                for name, pixels in zip(names, confusion.sum(1), strict=True)
+                if not pixels
+            ],
             "classes": [
                 {
                     "index": index,

@@ -1,14 +1,15 @@
 """One experiment as the page shows it: a dataset, a task and a setting."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kproba.data.label_images import read_label_image
 from kproba.data.labels import LabelMap
+from kproba.data.sources import Source
+from kproba.data.splits import Folders
 from kproba.data.tasks import Groups
 from kproba.results.tables import EXPERIMENT
 
@@ -23,6 +24,7 @@ class Experiment:
         groups: Raw labels of the classes of all steps.
         names: Class names in output order, "background" first.
         indices: Index of the dataset and of its additions.
+        folders: Where the pictures of the dataset and its additions are.
         figures: Paths of figures by name.
     """
 
@@ -34,6 +36,7 @@ class Experiment:
     names: Sequence[str]
     indices: Sequence[str]
     figures: Mapping[str, str]
+    folders: Mapping[str, Folders] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -54,8 +57,8 @@ def read_truth(image: Mapping[Any, Any], groups: Groups) -> np.ndarray:
     """Ground truth (H, W) uint8 in output indices after the last step of `groups`.
 
     Args:
-        image: Row of an index or a split: `mask`, in raw labels, and `label_offset`.
+        image: Row of an index or a split, as `read_index` returned it.
         groups: Raw labels per step. Classes of later steps become 255, ignored.
     """
-    labels = read_label_image(image["mask"], int(image["label_offset"]))
+    labels = Source.from_row(image).read_labels()
     return LabelMap(groups).evaluation_table()[labels]

@@ -7,23 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.font_manager
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from PIL import Image
+from matplotlib.ticker import LogFormatterSciNotation
 
 from kproba.data.drawing import class_colours
+from kproba.data.fonts import drawn_name, font_families
 from kproba.data.label_images import read_label_image
-from kproba.data.splits import read_indices
+from kproba.data.sources import Source
+from kproba.data.splits import Folders, read_indices
 from kproba.data.tasks import Groups
 from kproba.plan.results import StepResult
 from kproba.results import measures
 from kproba.results.experiment import read_truth
 from kproba.results.tables import keep_first_seed, read_evaluation, read_summary
 from kproba.runtime.files import atomic_path
+from kproba.runtime.tables import read_table
 
 matplotlib.use("Agg")
 
@@ -42,6 +46,7 @@ def draw_figures(
     outputs: Mapping[str, str | Path],
     *,
     groups: Groups,
+    folders: Mapping[str, Folders] | None = None,
 ) -> None:
     """Draw the figures of one experiment.
 
@@ -55,15 +60,39 @@ def draw_figures(
             `pseudo_labels`: IoU of every step's pseudo labels, per class and method;
             `examples`: the same validation images through steps and methods.
         groups: Raw labels of the classes, per step of the task.
+        folders: Where the pictures of each dataset and addition are.
     """
     evaluations = [{**read_evaluation(result), **result.run} for result in results]
-    index = pd.concat(read_indices(indices))
-    with plt.rc_context({"font.size": 9, "figure.dpi": 110}):
+    index = pd.concat(read_indices(indices, folders))
+    settings: Any = {"font.size": 9, "figure.dpi": 110, **_as_written(evaluations)}
+    with plt.rc_context(settings):
         _save(_draw_miou(evaluations), outputs["miou"])
         _save(_draw_training(results), outputs["training"])
         _save(_draw_classes(evaluations), outputs["classes"])
         _save(_draw_examples(results, index, groups), outputs["examples"])
-        _save(_draw_quality(results), outputs["pseudo_labels"])
+        _save(_draw_quality(results, evaluations), outputs["pseudo_labels"])
+
+
+def _as_written(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings of matplotlib with which all names are drawn as they are written.
+
+    Text between two dollars would be read as a formula, and letters that the default
+    font lacks would be boxes.
+    """
+    names = {str(entry["name"]) for one in evaluations for entry in one["classes"]}
+    names |= {str(one["method"]) for one in evaluations}
+    families = list(matplotlib.rcParams["font.family"])
+    for path in font_families(sorted(names)):
+        matplotlib.font_manager.fontManager.addfont(path)
+        families.append(matplotlib.font_manager.FontProperties(fname=path).get_name())
+    return {"text.parse_math": False, "font.family": list(dict.fromkeys(families))}
+
+
+class _PlainLog(LogFormatterSciNotation):
+    """Labels of a logarithmic axis as plain numbers: formulas are not drawn."""
+
+    def __call__(self, value: float, position: int | None = None) -> str:
+        return f"{value:g}" if super().__call__(value, position) else ""
 
 
 def _save(figure: Figure, path: str | Path) -> None:
@@ -167,13 +196,15 @@ def _draw_training(results: Sequence[StepResult]) -> Figure:
     )
     for axis, step in zip(axes[0], steps, strict=True):
         for number, (path, method) in enumerate(trainings[step].items()):
-            curve = pd.read_csv(path)
+            curve = read_table(path, {"iteration": int, "loss": float})
             style = ["-", "--", ":"][number // len(COLOURS) % 3]
             colour = COLOURS[number % len(COLOURS)]
             axis.plot(
                 curve["iteration"], curve["loss"], style, color=colour, label=method
             )
         axis.set(title=f"step {step}", xlabel="iteration", yscale="log")
+        axis.yaxis.set_major_formatter(_PlainLog())
+        axis.yaxis.set_minor_formatter(_PlainLog(labelOnlyBase=False))
         axis.grid(alpha=0.3)
         if len(trainings[step]) <= MOST_CURVES:
             axis.legend(loc="best", fontsize=7)
@@ -192,7 +223,9 @@ def _draw_classes(evaluations: Sequence[Mapping[str, Any]]) -> Figure:
     return _heat_maps(table, names)
 
 
-def _draw_quality(results: Sequence[StepResult]) -> Figure:
+def _draw_quality(
+    results: Sequence[StepResult], evaluations: Sequence[Mapping[str, Any]]
+) -> Figure:
     tables = [
         read_summary(result.quality).assign(method=result.method, step=result.step)
         for result in results
@@ -204,7 +237,13 @@ def _draw_quality(results: Sequence[StepResult]) -> Figure:
         figure.text(0.5, 0.5, "no pseudo labels here", ha="center")
         return figure
     table = table[table["index"] > 0]
-    names = dict(sorted(zip(table["index"], table["class"], strict=True)))
+    shown = set(table["index"])
+    widest = max(evaluations, key=lambda evaluation: len(evaluation["classes"]))
+    names = {
+        entry["index"]: entry["name"]
+        for entry in widest["classes"]
+        if entry["index"] in shown
+    }
     return _heat_maps(table, names)
 
 
@@ -217,7 +256,7 @@ def _heat_maps(table: pd.DataFrame, classes: Mapping[int, str]) -> Figure:
     """
     methods = list(dict.fromkeys(table["method"]))
     steps = sorted(set(table["step"]))
-    names = list(classes.values())
+    names = [drawn_name(name, f"class {index}") for index, name in classes.items()]
     means = table.astype({"iou": float}).groupby(["method", "index", "step"])["iou"]
     iou = means.apply(lambda values: values.mean(skipna=False))
     across = min(4, len(methods))
@@ -270,8 +309,8 @@ def _draw_examples(
     for axis in axes.ravel():
         axis.axis("off")
     for line, name in zip(axes, names, strict=False):
-        with Image.open(images[name]["image"]) as photograph:
-            line[0].imshow(photograph.convert("RGB"))
+        photograph = Source.from_row(images[name]).read_image()
+        line[0].imshow(photograph.permute(1, 2, 0).numpy())
         line[1].imshow(palette[read_truth(images[name], groups)])
         for axis, column in zip(line[2:], columns, strict=True):
             path = column.folder / f"{name}.png"
@@ -293,9 +332,10 @@ def _name_colours(
         Patch(
             facecolor=tuple(colour / 255),
             edgecolor="grey",
-            label=f"{entry['name']} (step {entry['step']})",
+            label=f"{drawn_name(entry['name'], f'class {index}')} "
+            f"(step {entry['step']})",
         )
-        for entry, colour in zip(classes, palette, strict=False)
+        for index, (entry, colour) in enumerate(zip(classes, palette, strict=False))
     ]
     if len(handles) <= MOST_NAMED:
         figure.legend(

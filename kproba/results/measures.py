@@ -50,14 +50,22 @@ class ClassScores:
 
     @classmethod
     def from_confusion(
-        cls, confusion: np.ndarray, step_of_class: Sequence[int], policy: str
+        cls,
+        confusion: np.ndarray,
+        step_of_class: Sequence[int],
+        policy: str,
+        *,
+        leave_out_absent: bool = False,
     ) -> "ClassScores":
         """Scores from pixel counts (C, C), true classes in rows.
 
         The policy `mib` leaves out the background and classes without ground truth.
+        `leave_out_absent` leaves out such classes under the other policies too.
         """
         iou = class_iou(confusion)
         counted = np.ones(len(iou), bool)
+        if leave_out_absent:
+            counted = confusion.sum(1) > 0
         if policy == "mib":
             counted = confusion.sum(1) > 0
             counted[0] = False

@@ -17,7 +17,7 @@ from kproba.plan.results import StepResult
 from kproba.results import page_pictures, page_tables
 from kproba.results.experiment import Experiment
 from kproba.results.figures import MOST_CURVES
-from kproba.results.tables import keep_first_seed, read_summary
+from kproba.results.tables import keep_first_seed, read_evaluation, read_summary
 from kproba.runtime.files import atomic_path
 
 
@@ -69,12 +69,21 @@ def _section(
     foreground = quality[quality["index"] > 0]
     pictured = keep_first_seed(results)
     last = summary[summary["step"] == summary["step"].max()]
+    ended = [
+        read_evaluation(r) for r in results if r.step == max(r.step for r in results)
+    ]
+    absent = list(
+        dict.fromkeys(name for e in ended for name in e.get("without_pixels", []))
+    )
+    left_out = [e["protocol"].get("leave_out_absent", False) for e in ended]
     return {
         "title": experiment.title,
         "id": "-".join(experiment.key).replace(" ", "-"),
         "seeds": seeds,
         "facts": page_tables.list_facts(experiment, results, seeds),
         "last": page_tables.final_table(last),
+        "absent": absent,
+        "left_out": any(left_out),
         "steps": page_tables.step_table(summary),
         "by_seed": page_tables.seed_table(last) if len(seeds) > 1 else None,
         "published": page_tables.published_table(experiment, results, last),

@@ -2,17 +2,19 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 
 from kproba.data.drawing import class_colours
 from kproba.data.label_images import read_label_image
 from kproba.data.labels import UNSURE
+from kproba.data.sources import Source
 from kproba.data.splits import evenly_spaced, read_index, read_indices
 from kproba.plan.results import StepResult
 from kproba.results.cells import Picture
@@ -33,9 +35,9 @@ def embed(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _draw_photograph(path: str | Path, title: str, alt: str) -> Picture:
-    with Image.open(path) as image:
-        small = image.convert("RGB")
+def _draw_photograph(row: Mapping[Any, Any], title: str, alt: str) -> Picture:
+    """The picture of a row of an index or a split."""
+    small = to_pil_image(Source.from_row(row).read_image())
     small.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
@@ -100,7 +102,7 @@ def draw_examples(
         Per image its `name`, `image`, `truth` and `lines`: by method a picture per
         step, or None.
     """
-    index = pd.concat(read_indices(experiment.indices))
+    index = pd.concat(read_indices(experiment.indices, experiment.folders))
     images = {image["id"]: image for image in index.to_dict("records")}
     names = {path.stem for r in results for path in Path(r.examples).glob("*.png")}
     examples = []
@@ -117,9 +119,7 @@ def draw_examples(
         examples.append(
             {
                 "name": name,
-                "image": _draw_photograph(
-                    images[name]["image"], "image", f"image {name}"
-                ),
+                "image": _draw_photograph(images[name], "image", f"image {name}"),
                 "truth": _draw_mask(truth, experiment.names, "ground truth"),
                 "lines": lines,
             }
@@ -150,12 +150,12 @@ def draw_labels(
         [split] = {str(result.split) for result in labelled}
         groups = experiment.groups[: step + 1]
         lines = []
-        chosen = evenly_spaced(read_index(split), LABEL_PICTURES)
+        chosen = evenly_spaced(read_index(split, experiment.folders), LABEL_PICTURES)
         for image in chosen.to_dict("records"):
             alt = f"training image {image['id']}"
             truth = read_truth(image, groups)
             line = [
-                _draw_photograph(image["image"], "image", alt),
+                _draw_photograph(image, "image", alt),
                 _draw_mask(truth, experiment.names, "truth, hidden from the step"),
             ]
             for folder, method in folders.items():

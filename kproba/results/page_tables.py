@@ -13,8 +13,31 @@ from kproba.results import measures
 from kproba.results.cells import Cell, Table, heat_cell, integer_cell, number_cell
 from kproba.results.costs import read_costs, read_usage
 from kproba.results.experiment import Experiment
-from kproba.results.tables import EXPERIMENT, QUALITY
-from kproba.runtime.files import read_json
+from kproba.results.record import read_evaluation_record
+from kproba.results.tables import EXPERIMENT, QUALITY, read_confusion
+from kproba.runtime import records
+
+# What the page reads of model.json and evaluation.json.
+_MODEL = records.record(
+    {
+        "architecture": records.record({"backbone": records.text()}, others=True),
+        "provenance": records.record(
+            dict.fromkeys(("kproba", "commit", "torch"), records.maybe(records.text())),
+            others=True,
+        ),
+    },
+    others=True,
+)
+_TEST = records.record(
+    {
+        "prediction": records.text(),
+        "protocol": records.record(
+            {"crop": records.maybe(records.integer(1)), "checkpoint": records.text()},
+            others=True,
+        ),
+    },
+    others=True,
+)
 
 MOST_CLASSES = 25  # in a matrix of confusions
 MOST_CONFUSIONS = 12  # in the list of them
@@ -24,7 +47,7 @@ def list_facts(
     experiment: Experiment, results: Sequence[StepResult], seeds: Sequence[int]
 ) -> list[tuple[str, str]]:
     """What was run, as names and values."""
-    evaluations = [read_json(result.evaluation) for result in results]
+    evaluations = [_read_test(result) for result in results]
     last = max(range(len(results)), key=lambda place: results[place].step)
     models = _read_models(results)
     protocol = evaluations[-1]["protocol"]
@@ -60,7 +83,14 @@ def list_facts(
 def _read_models(results: Sequence[StepResult]) -> list[dict[str, Any]]:
     """Content of every model.json that was not removed."""
     paths = [Path(result.model).with_suffix(".json") for result in results]
-    return [read_json(path) for path in paths if path.is_file()]
+    return [records.read_record(path, _MODEL) for path in paths if path.is_file()]
+
+
+def _read_test(result: StepResult) -> dict[str, Any]:
+    """Content of a step's evaluation.json."""
+    content = read_evaluation_record(result.evaluation)
+    records.check_content(content, _TEST, result.evaluation)
+    return content
 
 
 def _join(values: Iterable[object]) -> str:
@@ -160,7 +190,7 @@ def published_table(
 
 def _list_choices(results: Sequence[StepResult]) -> dict[str, str]:
     """The choices of a method of this run that published tables state of theirs."""
-    protocol = read_json(results[-1].evaluation)["protocol"]
+    protocol = _read_test(results[-1])["protocol"]
     policy, crop = protocol["policy"], protocol["crop"]
     size = "whole images" if crop is None else f"crop of {crop}"
     models = _read_models(results)
@@ -204,7 +234,7 @@ def confusion_tables(
     counts: dict[str, np.ndarray] = {}
     for result in results:
         if result.step == last:
-            table = pd.read_csv(result.confusion, index_col=0).to_numpy()
+            table = read_confusion(result.confusion, len(experiment.names))
             counts[result.method] = counts.get(result.method, 0) + table
     steps = [0, *(s for s, group in enumerate(experiment.groups) for _ in group)]
     tables = {}

@@ -10,12 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from kproba.plan.results import StepResult
 from kproba.results import measures
 from kproba.results.measures import ClassScores, CostMeasure, class_forgetting
-from kproba.runtime.files import atomic_path, read_json
+from kproba.results.record import read_evaluation_record
+from kproba.runtime.files import atomic_path
+from kproba.runtime.logs import exit_on_error
+from kproba.runtime.records import REMAKE, ArtifactError
+from kproba.runtime.tables import read_counts, read_table
 
 EXPERIMENT = ["dataset", "task", "setting"]
 NAMES = [*EXPERIMENT, "method", "class", "folder"]  # columns of text
@@ -31,15 +36,42 @@ def read_evaluation(result: StepResult) -> dict[str, Any]:
 
     What was not measured yet when the step was tested is computed from its counts.
     """
-    content: dict[str, Any] = read_json(result.evaluation)
+    wanted = [m.name for m in measures.step_measures()]
+    content = read_evaluation_record(result.evaluation, wanted)
     missing = [m for m in measures.step_measures() if m.name not in content]
     if missing:
-        counts = pd.read_csv(result.confusion, index_col=0).to_numpy()
+        counts = read_confusion(result.confusion, len(content["classes"]))
         steps = [entry["step"] for entry in content["classes"]]
         policy = content["protocol"]["policy"]
-        scores = ClassScores.from_confusion(counts, steps, policy)
+        left_out = content["protocol"].get("leave_out_absent", False)
+        scores = ClassScores.from_confusion(
+            counts, steps, policy, leave_out_absent=left_out
+        )
         content |= {measure.name: measure.compute(scores) for measure in missing}
     return content
+
+
+def read_confusion(path: str | Path, classes: int) -> np.ndarray:
+    """Read a confusion.csv.
+
+    Args:
+        path: The file.
+        classes: C, background included.
+
+    Returns:
+        (C, C) int64 pixels, true classes in rows.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ArtifactError: It is damaged, or has other classes. It is a ValueError.
+    """
+    counts = read_counts(path).to_numpy()
+    if len(counts) != classes:
+        raise ArtifactError(
+            f"Expected {classes} classes in {path}, as in evaluation.json beside it, "
+            f"but it has {len(counts)}. {REMAKE}"
+        )
+    return counts
 
 
 def summarise(
@@ -49,8 +81,8 @@ def summarise(
 
     Args:
         results: All steps of all runs.
-        summary: Output: per step its names, all measures (percent, seconds) and the
-            folder of its test.
+        summary: Output: per step its names, all measures (percent, seconds), the
+            folder of its test, and the classes that no tested image shows.
         classes: Output: IoU and forgetting in percent per step and class.
     """
     numbers, per_class = [], []
@@ -64,7 +96,9 @@ def summarise(
         so_far = [earlier for step, earlier in steps if step < result.step]
         so_far.append(evaluation)
         values = {m.name: m.value(result, so_far) for m in measures.all_measures()}
-        numbers.append({**result.run, **values, "folder": result.folder})
+        absent = "; ".join(evaluation.get("without_pixels", []))
+        more = {"folder": result.folder, "without_pixels": absent}
+        numbers.append({**result.run, **values, **more})
         forgotten = class_forgetting(so_far)
         for tested in evaluation["classes"]:
             per_class.append(
@@ -105,14 +139,31 @@ def collect_quality(results: Sequence[StepResult], path: str | Path) -> None:
     tables = [pd.DataFrame(columns=QUALITY_COLUMNS)]
     for result in results:
         if result.quality:
-            table = pd.read_csv(result.quality, keep_default_na=False, dtype=str)
+            table = read_table(result.quality, {"index": int})
+            names = [entry["name"] for entry in read_evaluation(result)["classes"]]
+            if not table["index"].between(0, len(names) - 1).all():
+                raise ArtifactError(
+                    f"Expected an `index` from 0 to {len(names) - 1} in "
+                    f"{result.quality}, but got others: it is of another step. {REMAKE}"
+                )
+            table["class"] = [names[index] for index in table["index"]]
             tables.append(pd.DataFrame([result.run] * len(table)).join(table))
     with atomic_path(path) as temporary:
         pd.concat(tables).to_csv(temporary, index=False)
 
 
-def read_summary(path: str | Path) -> pd.DataFrame:
-    """Read summary.csv, classes.csv or pseudo_labels.csv; names stay text."""
+def read_summary(path: str | Path, needed: Sequence[str] = ()) -> pd.DataFrame:
+    """Read summary.csv, classes.csv or pseudo_labels.csv; names stay text.
+
+    Args:
+        path: The file.
+        needed: Columns that it must have.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ArtifactError: It is no table, or lacks a column. It is a ValueError.
+    """
+    read_table(path, dict.fromkeys(needed, str))
     columns = [*(m.name for m in measures.all_measures()), *QUALITY, "of_background"]
     return pd.read_csv(
         path,
@@ -196,7 +247,10 @@ def main() -> int:
         print(usage, file=sys.stderr)
         return 2
     table = markdown_table if flags else short_table
-    print(table(read_summary(path)))
+    with exit_on_error():
+        needed = [*EXPERIMENT, "method", "seed", "step"]
+        needed += [measure.name for measure in measures.all_measures()]
+        print(table(read_summary(path, needed)))
     return 0
 
 

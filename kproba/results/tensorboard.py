@@ -1,10 +1,15 @@
 """All curves of an experiment in TensorBoard, in order."""
 
+import contextlib
+import hashlib
 import logging
 import os
+import signal
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 from kproba.bank.description import PREDICTOR
 from kproba.runtime.files import read_json
@@ -15,6 +20,11 @@ from kproba.runtime.run_file import (
     has_names,
     read_run,
 )
+
+log = logging.getLogger("kproba")
+
+MOST_PORT = 2**16 - 1
+LONGEST_NAME = 240  # bytes of a part of a run's name, which is a name in a file system
 
 EVENTS = "tensorboard"  # name of the folder of event files in that of a step
 
@@ -47,20 +57,30 @@ def find_curves(folder: str | Path) -> dict[str, Path]:
 
     Raises:
         ValueError: There are none.
+        OSError: The folder does not exist, is a file, or must not be read.
     """
-    folder = Path(folder).resolve()
+    given, folder = folder, Path(os.path.realpath(folder))
+    try:
+        os.listdir(folder)  # noqa: PTH208  # the error is what matters
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(
+            f"Expected a folder of trained steps, but got {given}: {reason}. Name "
+            f"results/ or a folder below it."
+        ) from error
     events, tests = _find_files(folder)
     users: list[tuple[TrainedStep, Path]] = []
     for path in events:
-        step = read_run(path)
+        step = _read_run(path)
         if step is not None:
             users.append((step, path))
     for path in tests:
-        content = read_json(path)
-        network = (path.parent / content["network"]).resolve()
-        if has_names(content["about"]) and (network.parent / EVENTS).is_dir():
-            step = TrainedStep.from_names(content["about"])
-            users.append((step, network.parent / EVENTS))
+        with _skip_damaged(path):
+            content = read_json(path)
+            network = (path.parent / content["network"]).resolve()
+            if has_names(content["about"]) and (network.parent / EVENTS).is_dir():
+                step = TrainedStep.from_names(content["about"])
+                users.append((step, network.parent / EVENTS))
     listing = _Listing()
     for user, path in users:
         listing.add(user, path, user)
@@ -76,6 +96,25 @@ def find_curves(folder: str | Path) -> dict[str, Path]:
             f"but found none. Name results/ or an experiment below it."
         )
     return dict(sorted(listing.folders.items()))
+
+
+@contextlib.contextmanager
+def _skip_damaged(path: Path) -> Iterator[None]:
+    """A block that reads a file; one that is damaged is named, and the others shown."""
+    try:
+        yield
+    except (
+        *(OSError, ValueError, RuntimeError),
+        *(KeyError, TypeError, AttributeError),
+    ) as error:
+        log.warning("left out %s, which cannot be read: %s", path, error)
+
+
+def _read_run(events: Path) -> TrainedStep | None:
+    """As `read_run`, but None for a damaged file."""
+    with _skip_damaged(events):
+        return read_run(events)
+    return None
 
 
 def _find_files(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -94,10 +133,14 @@ def _find_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def _earlier_steps(events: Path) -> Iterator[tuple[TrainedStep, Path]]:
     """The steps that a training continued, the latest first, as far as they exist."""
-    step = read_run(events)
+    seen = {events}
+    step = _read_run(events)
     while step is not None and step.previous is not None:
         events = step.previous.resolve()
-        step = read_run(events)
+        if events in seen:  # links in a circle
+            return
+        seen.add(events)
+        step = _read_run(events)
         if step is not None:
             yield step, events
 
@@ -107,24 +150,102 @@ def show_curves(folder: str | Path, *, port: int, host: str) -> int:
 
     Args:
         folder: As for `find_curves`.
-        port: Port to serve.
+        port: Port to serve; 0: any free one.
         host: Address to serve.
 
     Returns:
         TensorBoard's exit status.
+
+    Raises:
+        ValueError: The port is no port, the host is empty, or there are no steps.
+        OSError: The port or the folder cannot be used.
+        KeyboardInterrupt: Ctrl-C.
     """
+    check_address(host, port)
+    curves = find_curves(folder)
     # Slow to import, and training does not need them.
     from tensorboard import default, program  # type: ignore[import-untyped]
 
     for talkative in ("tensorboard", "werkzeug"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
-    with tempfile.TemporaryDirectory(prefix="kproba-curves-") as links:
-        for name, events in find_curves(folder).items():
-            link = Path(links, name)
+    with (
+        tempfile.TemporaryDirectory(prefix="kproba-curves-") as links,
+        _ctrl_c_is_kept(),
+    ):
+        for name, events in curves.items():
+            link = Path(links, *_parts_of_link(name))
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(events)
         board = program.TensorBoard(default.get_plugins())
         words = ["tensorboard", "--logdir", links, "--port", str(port), "--host", host]
         # All pictures; TensorBoard would keep ten of a training.
         board.configure([*words, "--samples_per_plugin", "images=100"])
-        return int(board.main())
+        status = int(board.main())
+    return 1 if status else 0  # it returns -1 for errors
+
+
+def check_address(host: str, port: int) -> None:
+    """Check that TensorBoard can serve an address.
+
+    Raises:
+        ValueError: The port is no port, or the host is empty.
+        OSError: The port is in use or must not be used, or there is no such host.
+    """
+    if not 0 <= port <= MOST_PORT:
+        raise ValueError(
+            f"Expected a --port from 0 to {MOST_PORT}, but got {port}. Name another."
+        )
+    if not host.strip():
+        raise ValueError(
+            "Expected a name or an address for --host, but it is empty. Leave it out, "
+            "or name one, such as localhost or 0.0.0.0."
+        )
+    try:
+        # The family that TensorBoard takes.
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(found[0][4])
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(
+            f"Expected an address that TensorBoard can serve, but {host}, port {port}, "
+            f"cannot be used: {reason}. Name another --port or --host."
+        ) from error
+
+
+def _parts_of_link(name: str) -> list[str]:
+    """The folders and the file of the link that gives a run its name in TensorBoard.
+
+    Names come from files, so they must not lead out of the folder of links.
+    """
+    parts = []
+    printable = name.replace("\0", "?").encode(errors="replace").decode()
+    for part in printable.split("/"):
+        safe = "_" if part in ("", ".", "..") else part
+        raw = safe.encode()
+        if len(raw) > LONGEST_NAME:
+            digest = hashlib.sha256(raw).hexdigest()[:8]
+            safe = f"{raw[: LONGEST_NAME - 10].decode(errors='ignore')}~{digest}"
+        parts.append(safe)
+    return parts
+
+
+@contextlib.contextmanager
+def _ctrl_c_is_kept() -> Iterator[None]:
+    """A block after which Ctrl-C is raised, though TensorBoard passes it over."""
+    pressed = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if pressed:
+        raise KeyboardInterrupt

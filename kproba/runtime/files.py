@@ -11,8 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kproba.runtime.records import read_json
+
 if TYPE_CHECKING:
     from kproba.runtime.distributed import Process
+
+
+__all__ = [
+    "FullDiskError",
+    "atomic_directory",
+    "atomic_path",
+    "read_json",
+    "write_json",
+]
 
 
 @contextmanager
@@ -25,11 +36,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     Raises:
         FullDiskError: The disk is full; the message names the file.
-        OSError: The folder cannot be written.
+        OSError: The file cannot be written; the message says why.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
+    _check_writable(path, temporary)
     try:
         with _report_full_disk(path):
             yield temporary
@@ -77,6 +88,28 @@ def atomic_directory(
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _check_writable(path: Path, temporary: Path) -> None:
+    """Make the folder of a file and check that a file can be written there.
+
+    A link that stands in the place of the temporary file is removed, not followed.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _full_disk(path) from error
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(
+            f"Expected to write {path}, but that cannot be done: {reason}. Choose "
+            f"another place, or correct the permissions."
+        ) from error
+
+
 def _umask() -> int:
     """The permissions that the system withholds from new files."""
     mask = os.umask(0o077)
@@ -97,11 +130,15 @@ def _report_full_disk(path: Path) -> Iterator[None]:
             full = full or shutil.disk_usage(path.parent).free < 2**20
         if not full or isinstance(error, FullDiskError):
             raise
-        raise FullDiskError(
-            errno.ENOSPC,
-            f"The disk is full: {path} could not be written. Its previous content, if "
-            f"any, is kept. Free some space or raise the quota, and run again",
-        ) from error
+        raise _full_disk(path) from error
+
+
+def _full_disk(path: Path) -> "FullDiskError":
+    return FullDiskError(
+        errno.ENOSPC,
+        f"The disk is full: {path} could not be written. Its previous content, if "
+        f"any, is kept. Free some space or raise the quota, and run again",
+    )
 
 
 class FullDiskError(OSError):
@@ -116,15 +153,19 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: A value is infinite.
+        OSError: The file cannot be written.
     """
-    text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text = json.dumps(
+            _plain(content), indent=2, ensure_ascii=False, allow_nan=False
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"Expected finite numbers to write to {path}, but got an infinite one, "
+            f"which JSON does not have. It comes from what was computed before."
+        ) from error
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def read_json(path: str | Path) -> Any:
-    """Read a JSON artifact."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def _plain(value: Any) -> Any:

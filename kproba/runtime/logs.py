@@ -30,7 +30,10 @@ def log_to(path: str | Path, *, terminal: bool = False) -> Iterator[None]:
         path: The log file, replaced.
         terminal: Show log lines on the terminal as well.
     """
-    with Path(path).open("w", buffering=1, encoding="utf-8") as file:
+    # Names of files need not be UTF-8: their odd bytes are written as escapes.
+    with Path(path).open(
+        "w", buffering=1, encoding="utf-8", errors="backslashreplace"
+    ) as file:
         streams = [file, sys.__stderr__] if terminal else [file]
         logging.basicConfig(
             level=logging.INFO,
@@ -107,30 +110,66 @@ FULL_GPU = (
 )
 
 
+FULL_MEMORY = (
+    "Expected this job to fit into the memory of this machine, but it did not. Lower "
+    "compute.batch_size or compute.workers, or set `long_side` of the dataset, which "
+    "shrinks large pictures everywhere and changes results. In kproba predict, lower "
+    "--batch-size, --tile or --long-side. The system reports:"
+)
+
+
+INTERRUPTED = 130  # exit status of a command that Ctrl-C ended, as shells have it
+
+
 @contextlib.contextmanager
 def exit_on_error() -> Iterator[None]:
     """On an error in the block, write it to standard error and exit with status 1.
 
     An error that this package raises on purpose is written as its message alone, and a
-    full GPU with its remedy; all others come with a traceback. If there are several
-    processes, the line before says which of them failed: the first failure makes the
-    others fail, too.
+    full GPU or a full memory with its remedy; all others come with a traceback. If
+    there are several processes, the line before says which of them failed: the first
+    failure makes the others fail, too. Ctrl-C is one line, and exit status 130.
     """
     try:
         yield
+    except KeyboardInterrupt as interrupt:
+        done = f" {interrupt}" if str(interrupt) else ""
+        sys.stderr.write(f"Interrupted.{done}\n")
+        raise SystemExit(INTERRUPTED) from None
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's: not imported here
-            text = f"Error: {FULL_GPU}\n{error}"
-        elif _is_on_purpose(error):
-            text = f"Error: {error}"
-        else:
-            text = traceback.format_exc().rstrip()
+        text = describe_error(error)
         if "WORLD_SIZE" in os.environ:
             rank, count = os.environ["RANK"], os.environ["WORLD_SIZE"]
             text = f"Process {rank} of {count} failed:\n{text}"
         # One call, so that lines of several processes do not mix.
         sys.stderr.write(f"{text}\n")
         raise SystemExit(1) from None
+
+
+def describe_error(error: Exception) -> str:
+    """What `exit_on_error` writes about an error."""
+    if is_full_gpu(error):
+        return f"Error: {FULL_GPU}\n{error}"
+    if is_full_memory(error):
+        return f"Error: {FULL_MEMORY}\n{str(error) or type(error).__name__}"
+    if _is_on_purpose(error):
+        return f"Error: {error}"
+    return "".join(traceback.format_exception(error)).rstrip()
+
+
+def is_full_gpu(error: BaseException) -> bool:
+    """Whether an error says that a GPU has no memory left."""
+    return type(error).__name__ == "OutOfMemoryError"  # PyTorch's: not imported here
+
+
+def is_full_memory(error: BaseException) -> bool:
+    """Whether an error says that the machine has no memory left."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        text in str(error)
+        for text in ("can't allocate memory", "DefaultCPUAllocator", "bad_alloc")
+    )
 
 
 def _is_on_purpose(error: Exception) -> bool:

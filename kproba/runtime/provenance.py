@@ -10,13 +10,37 @@ from typing import Any
 from kproba.runtime.package import PACKAGE
 
 
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of the content of a file, in hexadecimal.
+
+    Raises:
+        OSError: It cannot be read; the message names it.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"Expected the file {path}, but it does not exist. Make it again, or "
+            f"correct the path."
+        ) from None
+    except OSError as error:
+        raise OSError(
+            f"Expected to read {path}, but: {error.strerror}. Check its permissions "
+            f"and its disk."
+        ) from error
+
+
 def fingerprint(*parts: Any) -> str:
-    """SHA-256 over JSON-able values and the content of files given as `Path`."""
+    """SHA-256 over JSON-able values and the content of files given as `Path`.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
-            with part.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(file_digest(part)))
         else:
             text = json.dumps(part, sort_keys=True)
             digest.update(hashlib.sha256(text.encode()).digest())

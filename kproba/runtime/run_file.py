@@ -9,11 +9,24 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kproba.runtime.files import read_json, write_json
+from kproba.runtime import records
+from kproba.runtime.files import write_json
 
 RUN_FILE = "run.json"
 NAMES = ("dataset", "task", "setting", "method", "seed", "step")
 SETTINGS = "settings.json"  # beside the folder, of a training by kproba 0.1.0
+
+REMEDY = "Delete it; the curves of this training are then left out."
+_NUMBER = records.either(records.integer(), records.text(20))
+RUN = records.record(
+    {
+        **dict.fromkeys(("dataset", "task", "setting", "method"), records.text()),
+        **dict.fromkeys(("seed", "step"), _NUMBER),
+        "previous": records.maybe(records.text(4096)),
+    },
+    others=True,
+)
+SOMETHING = records.mapping_of(records.anything)
 
 
 @dataclass(frozen=True)
@@ -93,11 +106,11 @@ def read_run(folder: Path) -> TrainedStep | None:
     """
     written, settings = folder / RUN_FILE, folder.parent / SETTINGS
     if written.is_file():
-        content = read_json(written)
+        content = records.read_record(written, RUN, remedy=REMEDY)
         link = content["previous"]
         return TrainedStep.from_names(content, None if link is None else folder / link)
     if folder.is_dir() and settings.is_file():
-        content = read_json(settings)
+        content = records.read_record(settings, SOMETHING, remedy=REMEDY)
         names = content.get("run", content)
         return TrainedStep.from_names(names) if has_names(names) else None
     return None

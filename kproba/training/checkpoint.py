@@ -1,6 +1,7 @@
 """The state of an unfinished run: saved whole or not at all, resumed exactly."""
 
 import logging
+import shutil
 import signal
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 
 from kproba.runtime.distributed import Process
 from kproba.runtime.files import FullDiskError, atomic_path
+from kproba.training.saved_state import DamagedStateError, check_state, read_state
 
 log = logging.getLogger("kproba")
 
@@ -137,10 +139,18 @@ class Checkpoint:
     def load(self, process: Process) -> Progress:
         """Restore the saved state of exactly this run, if there is one.
 
+        A file that is damaged or something else is put aside, and the step starts from
+        its beginning.
+
         Raises:
             RuntimeError: The processes do not see the same file.
+            OSError: The file must not be read.
         """
-        restored = self._read(process)
+        restored, fault = None, ""
+        try:
+            restored = self._read(process)
+        except DamagedStateError as error:
+            fault = str(error)
         progress = restored or Progress()
         found = process.gather(progress.iteration)
         if len(set(found)) > 1:
@@ -149,17 +159,40 @@ class Checkpoint:
                 f"they stand after {found} iterations: the file system shows them "
                 f"different files. Run the same command again."
             )
+        if fault and process.first:
+            self._put_aside(fault)
         if restored:
             log.info("resumed after %d iterations", progress.iteration)
         return progress
 
+    def _put_aside(self, fault: str) -> None:
+        """Give a file that cannot be used another name, or a folder."""
+        aside = self.path.with_name(f"{self.path.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.unlink(missing_ok=True)
+        self.path.replace(aside)
+        log.warning(
+            "Expected the state of this training in %s, but it %s. The step starts "
+            "from its beginning; the file is kept as %s and may be deleted",
+            self.path,
+            fault,
+            aside.name,
+        )
+
     def _read(self, process: Process) -> Progress | None:
-        if not self.path.is_file():
+        """Restore the saved state; nothing changes if it cannot be used.
+
+        Raises:
+            DamagedStateError: The file is damaged or something else.
+            OSError: It must not be read.
+        """
+        if not self.path.exists() and not self.path.is_symlink():
             return None
-        state = torch.load(self.path, map_location=process.device, weights_only=True)
-        if state["mark"] != self.mark:
+        state = read_state(self.path, process.device)
+        if state.get("mark") != self.mark:
             log.warning("%s: state of other settings or inputs, not used", self.path)
             return None
+        check_state(state, self.network, self.optimizer, self.scaler)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

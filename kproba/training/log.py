@@ -55,14 +55,14 @@ def log_header(
     optimisation = settings.optimisation
     per_process = optimisation.batch_size // (process.world_size * compute.accumulation)
     log.info(
-        "%s %s-%s, %s, seed %d, step %d: %s",
+        "%s %s-%s, %s, seed %d, step %d: labels %s",
         settings.run.dataset,
         settings.run.task,
         settings.run.setting,
         settings.run.method,
         settings.run.seed,
         settings.step,
-        ", ".join(settings.class_names[settings.label_map.first_new :]),
+        ", ".join(map(str, settings.groups[-1])),
     )
     log.info(
         "on %s: %s, %s, torch %s, %d thread(s) and %d loader worker(s) per process",
@@ -77,7 +77,9 @@ def log_header(
         "%d images, %g epochs, %d iterations of %d = %d process(es) x %d "
         "micro-batch(es) x %d images",
         stream.images,
-        optimisation.epochs,
+        stream.iterations * optimisation.batch_size / stream.images
+        if optimisation.iterations
+        else optimisation.epochs,
         stream.iterations,
         optimisation.batch_size,
         process.world_size,
@@ -113,13 +115,14 @@ def log_progress(
     speed: float,
 ) -> None:
     """Log one line: position, every term, learning rate, images/s, time left."""
+    place = f"iteration {progress.iteration}/{iterations}"
+    if optimisation.iterations is None:
+        done = optimisation.epochs * progress.iteration / iterations
+        place = f"epoch {done:.1f}/{optimisation.epochs:g}, {place}"
     left = (iterations - progress.iteration) * optimisation.batch_size / speed
     log.info(
-        "epoch %.1f/%g, iteration %d/%d: %s, lr %.2e, %.1f images/s, %s left",
-        optimisation.epochs * progress.iteration / iterations,
-        optimisation.epochs,
-        progress.iteration,
-        iterations,
+        "%s: %s, lr %.2e, %.1f images/s, %s left",
+        place,
         " ".join(f"{name} {value:.4g}" for name, value in terms.items()),
         rates.get("lr_branch", max(rates.values())),
         speed,

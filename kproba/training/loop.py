@@ -18,6 +18,7 @@ from kproba.data.loaders import Batch, TrainingImages, TrainingStream, training_
 from kproba.data.splits import read_index
 from kproba.network.files import save_model
 from kproba.network.network import SegmentationNetwork
+from kproba.results.evaluation import step_of_class
 from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
 from kproba.runtime.files import atomic_path, write_json
@@ -73,7 +74,7 @@ def train(
         FloatingPointError: A loss is not finite; the message names the images.
     """
     stop = stop or StopFlag()
-    split = read_index(files.split)
+    split = read_index(files.split, files.folders)
     networks = build_networks(settings, files, process)
     student = networks.student
     learner, checkpoint, progress = _start(settings, files, compute, process, networks)
@@ -174,6 +175,7 @@ def training_batches(
     stream = TrainingStream(
         len(split),
         epochs=settings.optimisation.epochs,
+        iterations=settings.optimisation.iterations,
         batch_size=settings.optimisation.batch_size,
         seed=settings.seed,
         rank=process.rank,
@@ -209,11 +211,12 @@ def write_outputs(
 def describe_model(settings: StepSettings) -> dict[str, Any]:
     """Content of model.json besides the architecture."""
     labels = (0, *settings.label_map.seen)
-    classes = zip(labels, settings.class_names, strict=True)
+    steps = step_of_class(settings.groups)
+    classes = zip(labels, steps, strict=True)
     return {
         "classes": [
-            {"index": index, "label": label, "name": name}
-            for index, (label, name) in enumerate(classes)
+            {"index": index, "label": label, "step": step}
+            for index, (label, step) in enumerate(classes)
         ],
         "settings": settings.to_dict(),
         "provenance": provenance(),

@@ -6,7 +6,6 @@ not the training, and the validation images choose no checkpoint.
 
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from PIL import Image
 from kproba.data.drawing import overlay
 from kproba.data.labels import IGNORE, LabelMap
 from kproba.data.loaders import whole_image_loader
-from kproba.data.splits import evenly_spaced, read_indices
+from kproba.data.splits import evenly_spaced
 from kproba.data.tasks import Groups
 from kproba.network.network import SegmentationNetwork
 from kproba.results import measures
@@ -43,25 +42,25 @@ class Monitor:
     tested without its bank; the results are for watching, those of the test differ.
 
     Args:
-        indices: Index of the dataset and of the additions that have come so far.
+        indices: Index of the dataset and of each addition that has come so far.
         groups: Raw labels of the classes of the steps 0..t.
-        names: Names of S_t in output order.
         images: Number of images.
         times: How often during the training, the last time at its end.
     """
 
     def __init__(
         self,
-        indices: Sequence[str | Path],
+        indices: Sequence[pd.DataFrame],
         groups: Groups,
-        names: Sequence[str],
         *,
         images: int,
         times: int,
     ):
-        index = pd.concat(read_indices(indices), ignore_index=True)
+        index = pd.concat(indices, ignore_index=True)
         self.rows = evenly_spaced(select_rows(index, groups, "plop"), images)
-        self.steps, self.names, self.times = step_of_class(groups), names, times
+        self.steps, self.times = step_of_class(groups), times
+        # The names are not known here: they may change without another training.
+        self.names = ["background", *(f"label {label}" for g in groups for label in g)]
         self.table = LabelMap(groups).evaluation_table()
         self.failed = False  # after the first failure validation stops
 

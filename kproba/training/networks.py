@@ -16,8 +16,10 @@ from kproba.methods.terms import STAGES, TERMS
 from kproba.network.batch_norm import synchronise
 from kproba.network.files import load_model
 from kproba.network.network import SegmentationNetwork, add_branch
+from kproba.network.record import read_model_record
 from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
+from kproba.runtime.records import REMAKE, ArtifactError
 from kproba.training.settings import Files, StepSettings
 
 
@@ -50,6 +52,7 @@ def build_networks(settings: StepSettings, files: Files, process: Process) -> Ne
         student.set_training_mode(batch_norm=True)
         return Networks(student)
     previous = load_model(files.previous, device="cpu")
+    _check_previous(previous, settings, files.previous)
     student = add_branch(
         previous,
         len(settings.groups[-1]),
@@ -67,6 +70,29 @@ def build_networks(settings: StepSettings, files: Files, process: Process) -> Ne
         return Networks(student)
     teacher = _on_device(previous, device)
     return Networks(student, teacher, _bank_teacher(settings, files, teacher, device))
+
+
+def _check_previous(
+    previous: SegmentationNetwork, settings: StepSettings, path: Path
+) -> None:
+    """Refuse a model of another step, task or head.
+
+    Raises:
+        ArtifactError: It is not the model of the step before.
+    """
+    seen = settings.label_map.seen[: settings.label_map.first_new - 1]
+    record = read_model_record(path)
+    per_step = [len(group) for group in settings.groups[:-1]]
+    fits = previous.classes_per_step == per_step
+    if fits and "classes" in record.content:
+        fits = record.labels == [0, *seen]
+    if not fits or previous.architecture.head != settings.method.head:
+        raise ArtifactError(
+            f"Expected {path} to be the model of the step before, of the head "
+            f"{settings.method.head} with the labels {list(seen)}, but it is of the "
+            f"head {previous.architecture.head} with {previous.classes_per_step} "
+            f"classes per step. {REMAKE}"
+        )
 
 
 def _on_device(network: SegmentationNetwork, device: str) -> SegmentationNetwork:

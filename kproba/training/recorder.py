@@ -4,6 +4,7 @@ import logging
 import time
 from dataclasses import dataclass
 
+from kproba.data.splits import read_indices
 from kproba.network.network import SegmentationNetwork
 from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
@@ -119,9 +120,8 @@ def start_monitor(
     if not files.validation or not compute.val_times or not compute.val_images:
         return None
     return Monitor(
-        files.validation,
+        read_indices(files.validation, files.folders),
         settings.groups,
-        settings.class_names,
         images=compute.val_images,
         times=compute.val_times,
     )

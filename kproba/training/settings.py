@@ -1,16 +1,87 @@
 """The settings of a step and the files of its training."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from kproba import artifacts
-from kproba.bank.decision import Decision
+from kproba.bank.decision import DECISION, Decision, convert_decision
 from kproba.data.augmentation import Augmentation
 from kproba.data.labels import LabelMap
+from kproba.data.splits import Folders
+from kproba.extensions import load_recorded
 from kproba.methods.method import Method
-from kproba.network.architecture import Architecture
+from kproba.methods.terms import TERMS
+from kproba.network.architecture import ARCHITECTURE, Architecture
+from kproba.network.backbones import BACKBONES
+from kproba.network.heads import HEADS
+from kproba.network.record import EXTENSIONS, MOST_CLASSES
+from kproba.runtime import records
+
+REWRITE = "Let Snakemake write the file again."
+
+_RATE = records.number(0, 1e6)
+OPTIMISATION = records.record(
+    {
+        "epochs": records.number(most=1e6, above=0),
+        "batch_size": records.integer(1, 2**20),
+        "optimizer": records.choice("sgd", "adamw"),
+        "learning_rate": records.record(
+            dict.fromkeys(("backbone", "aspp", "branch", "old_branches"), _RATE)
+        ),
+        "momentum": records.number(0, 1),
+        "weight_decay": _RATE,
+        "power": _RATE,
+        "floor": _RATE,
+        "gradient_clip": records.maybe(records.number(above=0)),
+        "precision": records.choice("auto", "float32", "bfloat16", "float16"),
+    },
+    {"iterations": records.maybe(records.integer(1, 10**9))},
+)
+AUGMENTATION = records.record(
+    {
+        "crop_size": records.integer(1, 2**16),
+        "scale": records.list_of(records.number(most=1e3, above=0), least=2, most=2),
+        "horizontal_flip": records.number(0, 1),
+    },
+    dict.fromkeys(("brightness", "contrast", "saturation"), records.number(0, 1)),
+)
+METHOD = records.record(
+    {
+        "head": records.text(100),
+        "cross_entropy": records.text(100),
+        "trains": records.choice("all", "heads", "newest"),
+        "start_from_background": records.flag,
+        "losses": records.mapping_of(records.number(0), most=1000),
+    }
+)
+SETTINGS = records.record(
+    {
+        "run": records.record(
+            {
+                **dict.fromkeys(
+                    ("dataset", "task", "setting", "method"), records.text()
+                ),
+                "seed": records.integer(),
+                "step": records.integer(0, 10_000),
+            }
+        ),
+        "seed": records.integer(),
+        "groups": records.list_of(
+            records.list_of(records.integer(1, MOST_CLASSES), least=1, distinct=True),
+            least=1,
+            most=MOST_CLASSES,
+        ),
+        "sequential": records.flag,
+        "architecture": records.maybe(ARCHITECTURE),
+        "weights": records.maybe(records.text(4096)),
+        "augmentation": AUGMENTATION,
+        "optimisation": OPTIMISATION,
+        "method": METHOD,
+    },
+    {"decision": records.maybe(DECISION), "extensions": EXTENSIONS},
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +116,7 @@ class Optimisation:
         gradient_clip: Largest norm of the gradient, None for no clipping.
         precision: "auto": bfloat16 on a GPU that supports it, else float16 with loss
             scaling; float32 on the CPU. Or one of "float32", "bfloat16", "float16".
+        iterations: Iterations of the step, in place of `epochs`; None: by epochs.
     """
 
     epochs: float
@@ -57,6 +129,7 @@ class Optimisation:
     floor: float
     gradient_clip: float | None
     precision: Literal["auto", "float32", "bfloat16", "float16"]
+    iterations: int | None = None
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Optimisation":
@@ -89,7 +162,6 @@ class StepSettings:
         run: Names of the run that owns the artifacts.
         seed: Seed of weights, order, augmentation and dropout.
         groups: Raw labels of the classes of the steps 0..t.
-        class_names: Names of S_t in output order, "background" first.
         sequential: Old classes keep their true labels (setting "sequential").
         architecture, weights: The network; None from step 1 on, where both come
             with the previous model.
@@ -104,7 +176,6 @@ class StepSettings:
     run: RunStep
     seed: int
     groups: tuple[tuple[int, ...], ...]
-    class_names: list[str]
     sequential: bool
     architecture: Architecture | None
     weights: str | None
@@ -115,26 +186,34 @@ class StepSettings:
     extensions: tuple[dict[str, str], ...] = ()
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "StepSettings":
+    def from_dict(
+        cls, content: Any, source: str | Path = "settings.json"
+    ) -> "StepSettings":
         """From the content of settings.json.
 
+        Args:
+            content: Plain values; `class_names`, of version 0.1, are left out.
+            source: Where they come from, for messages.
+
         Raises:
-            ValueError: A key is missing or unknown, as in a file of another version.
+            ArtifactError: A key is missing or unknown, as in a file of another version,
+                or a value has a wrong type or is out of bounds. It is a ValueError.
         """
+        if not isinstance(content, Mapping):
+            content = {}
+        content = {key: value for key, value in content.items() if key != "class_names"}
         known = {field.name for field in fields(cls)}
         needed = known - {"decision", "extensions"}
         if not needed <= content.keys() <= known:
-            raise ValueError(
-                f"Expected the keys {', '.join(sorted(needed))} in settings.json, but "
-                f"got {', '.join(content)}. Let Snakemake write the file again."
+            got = ", ".join(str(key) for key in content)[:500] or "none"
+            raise records.ArtifactError(
+                f"Expected the keys {', '.join(sorted(needed))} in {source}, but "
+                f"got {got}. {REWRITE}"
             )
-        try:
-            return cls(**_parsed(content))
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"Expected the settings of this version in settings.json, but got "
-                f"others ({error}). Let Snakemake write the file again."
-            ) from error
+        if content.get("decision") is not None:
+            content["decision"] = convert_decision(content["decision"])
+        records.check_content(content, SETTINGS, source, remedy=REWRITE)
+        return cls(**_parsed(content))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for model.json and the mark of a saved state."""
@@ -161,7 +240,6 @@ def _parsed(content: Mapping[str, Any]) -> dict[str, Any]:
         "run": RunStep(**content["run"]),
         "seed": content["seed"],
         "groups": tuple(tuple(group) for group in content["groups"]),
-        "class_names": content["class_names"],
         "sequential": content["sequential"],
         "architecture": architecture and Architecture.from_dict(architecture),
         "weights": content["weights"],
@@ -171,6 +249,40 @@ def _parsed(content: Mapping[str, Any]) -> dict[str, Any]:
         "decision": decision and Decision.from_dict(decision),
         "extensions": tuple(content.get("extensions", ())),
     }
+
+
+def read_settings(path: str | Path) -> StepSettings:
+    """Read a settings.json, and load the files of extensions that it names.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ArtifactError: It is damaged, or of another version. It is a ValueError.
+        ExtensionError: A file of extensions is missing or has changed.
+    """
+    content = records.read_json(path, remedy=REWRITE)
+    settings = StepSettings.from_dict(content, path)
+    load_recorded(settings.extensions)
+    _check_names(settings, Path(path))
+    return settings
+
+
+def _check_names(settings: StepSettings, path: Path) -> None:
+    """Refuse names that no table has, once the extensions are loaded."""
+    architecture, method = settings.architecture, settings.method
+    named: list[tuple[str, str, Mapping[str, object]]]
+    named = [("head", method.head, HEADS)]
+    named += [
+        ("loss term", term, TERMS) for term in (method.cross_entropy, *method.losses)
+    ]
+    if architecture is not None:
+        named += [("backbone", architecture.backbone, BACKBONES)]
+        named += [("head", architecture.head, HEADS)]
+    for what, name, table in named:
+        if name not in table:
+            raise records.ArtifactError(
+                f"Expected a {what} of {', '.join(table)} in {path}, but got "
+                f"{records.quote(name)}. {REWRITE}"
+            )
 
 
 OUTPUTS = ("model", "metrics", "usage", "tensorboard")
@@ -190,6 +302,7 @@ class Files:
         feature_network: Model whose features the bank reads, if not `previous`.
         validation: Index of the dataset and of its additions, of which some validation
             images are tested now and then; empty for none.
+        folders: Where the pictures of each dataset and addition are.
     """
 
     split: Path
@@ -203,6 +316,7 @@ class Files:
     bank: Path | None = None
     feature_network: Path | None = None
     validation: tuple[Path, ...] = ()
+    folders: Mapping[str, Folders] = field(default_factory=dict)
 
     @property
     def state(self) -> Path:
@@ -211,7 +325,7 @@ class Files:
 
     def inputs(self) -> list[Path]:
         """The files whose content determines the result: all but these two kinds."""
-        others = (*OUTPUTS, "validation")
+        others = (*OUTPUTS, "validation", "folders")
         names = [field.name for field in fields(self) if field.name not in others]
         files: list[Path] = []
         for path in (getattr(self, name) for name in names):

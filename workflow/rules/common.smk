@@ -202,6 +202,15 @@ def checksum(wildcards):
     return find_archive(wildcards).checksum
 
 
+def packed_step(wildcards):
+    """The archive of a packed step, or the predictor.json of its folder."""
+    return plan.datasets.packed_file(wildcards.dataset)
+
+
+def packed_digest(wildcards):
+    return plan.datasets.packed(wildcards.dataset).digest
+
+
 def indices_of_step(wildcards):
     """Index of the dataset and of the additions that are available at a step."""
     return plan.datasets.indices(wildcards.dataset, groups_so_far(wildcards))

@@ -78,6 +78,48 @@ rule prepare_dataset:
         "../scripts/prepare_dataset.py"
 
 
+rule receive_model:
+    """Take a network from a step that was packed elsewhere."""
+    input:
+        step=packed_step,
+    output:
+        model=artifacts.RECEIVED_MODEL,
+        description=artifacts.RECEIVED_DESCRIPTION,
+    log:
+        artifacts.log_path(artifacts.RECEIVED_MODEL, "received"),
+    wildcard_constraints:
+        network="step|step0",
+    localrule: True
+    conda:
+        "../../envs/kproba.yaml"
+    params:
+        sha256=packed_digest,
+    message:
+        "Taking the network ({wildcards.network}) of {wildcards.dataset} from {input}"
+    script:
+        "../scripts/receive.py"
+
+
+rule receive_bank:
+    """Take the prototype bank from a step that was packed elsewhere."""
+    input:
+        step=packed_step,
+    output:
+        model=artifacts.RECEIVED_BANK,
+        description=artifacts.RECEIVED_BANK_DESCRIPTION,
+    log:
+        artifacts.log_path(artifacts.RECEIVED_BANK, "received"),
+    localrule: True
+    conda:
+        "../../envs/kproba.yaml"
+    params:
+        sha256=packed_digest,
+    message:
+        "Taking the prototype bank of {wildcards.dataset} from {input}"
+    script:
+        "../scripts/receive.py"
+
+
 rule make_split:
     input:
         indices=indices_of_step,

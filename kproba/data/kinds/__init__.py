@@ -6,6 +6,7 @@
 - `voc`: JPEGImages/ and SegmentationClassAug/, with the field's lists of 10,582 and
   1,449 ids.
 - `ade20k`: images/{training,validation}/ and annotations/{training,validation}/.
+- `packed`: a step that `kproba pack` wrote, whose pictures are not here.
 
 Nothing here imports torch: the rules ask for class names at every Snakemake call.
 """
@@ -14,8 +15,9 @@ from kproba.data.kinds.ade20k import ADE20K
 from kproba.data.kinds.digits import DIGITS
 from kproba.data.kinds.folder import FOLDER
 from kproba.data.kinds.kind import DatasetKind
+from kproba.data.kinds.packed import PACKED
 from kproba.data.kinds.voc import VOC
 
 KINDS: dict[str, DatasetKind] = {
-    kind.name: kind for kind in (DIGITS, FOLDER, VOC, ADE20K)
+    kind.name: kind for kind in (DIGITS, FOLDER, VOC, ADE20K, PACKED)
 }

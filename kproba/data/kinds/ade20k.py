@@ -4,10 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kproba.data.download import Archive
+from kproba.data.files import is_folder
 from kproba.data.kinds.class_names import LISTS, read_class_names
 from kproba.data.kinds.kind import DatasetKind, missing_dataset
 from kproba.data.kinds.pairs import Pair, Problem, pair_subsets
-from kproba.data.kinds.settings import ON_ERROR, archive_settings, path_setting
+from kproba.data.kinds.settings import (
+    LONG_SIDE,
+    ON_ERROR,
+    archive_settings,
+    path_setting,
+)
 
 TITLE = "ADE20K (ADEChallengeData2016)"
 LAYOUT = "images/{training,validation}/ and annotations/{training,validation}/"
@@ -37,7 +43,7 @@ def find_pairs(folder: Path, val_share: float) -> tuple[list[Pair], list[Problem
 
 def _find_root(folder: Path) -> Path | None:
     for root in (folder, folder / "ADEChallengeData2016"):
-        if all(path.is_dir() for path in _folders_below(root)):
+        if all(map(is_folder, _folders_below(root))):
             return root
     return None
 
@@ -78,5 +84,6 @@ ADE20K = DatasetKind(
         ),
         **archive_settings(ARCHIVES),
         "on_error": ON_ERROR,
+        "long_side": LONG_SIDE,
     },
 )

@@ -1,11 +1,15 @@
 """Class names of a dataset, from a list in the package, a file or the configuration."""
 
-from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from kproba.data.kinds.pairs import is_usable, printable
+from kproba.data.pictures import UnreadableError, read_file
+
 MOST_CLASSES = 253  # labels are bytes: 0 background, 254 unsure, 255 ignored
+MOST_TEXT = 2**24  # bytes of a file of names or ids
+BACKGROUND = "background"
 
 
 LISTS = Path(str(files("kproba") / "lists"))
@@ -16,19 +20,46 @@ def read_list(name: str) -> list[str]:
     return (LISTS / f"{name}.txt").read_text().split()
 
 
-def read_class_names(path: Path) -> list[str]:
-    """Read names from a file with one name per line, that of the background first.
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8, without blanks around them.
 
     Raises:
-        ValueError: The file is not UTF-8, or a line is empty.
+        ValueError: It cannot be read, is not UTF-8, or is larger than `MOST_TEXT`.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = b"" if _is_empty(path) else read_file(path)
+    except UnreadableError as error:
+        raise ValueError(
+            f"Expected a text file {path}, but: {error}. Replace it."
+        ) from error
+    if len(content) > MOST_TEXT:
+        raise ValueError(
+            f"Expected at most {MOST_TEXT // 2**20} MiB in {path}, but it has "
+            f"{len(content) // 2**20} MiB. Replace it by a list."
+        )
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"Expected UTF-8 in {path}, but got {error}. Save it as UTF-8."
         ) from error
-    names = [line.strip() for line in text.rstrip().splitlines()]
+    return [line.strip() for line in text.rstrip().splitlines()]
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.is_file() and not path.stat().st_size
+    except OSError:
+        return False
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Read names from a file with one name per line, that of the background first.
+
+    Raises:
+        ValueError: The file cannot be read, is not UTF-8, or a line is empty.
+    """
+    names = read_lines(path)
     if "" in names:
         raise ValueError(
             f"Expected a name in every line of {path}, because the line number is "
@@ -37,27 +68,57 @@ def read_class_names(path: Path) -> list[str]:
     return names
 
 
-def check_class_names(names: Sequence[str], where: str) -> list[str]:
+def check_class_names(
+    names: Sequence[str], where: str, entry: str = "line"
+) -> list[str]:
     """Check names that start with "background"; returns those of the classes 1..N.
 
     Args:
         names: All names.
         where: Where the names come from, for messages.
+        entry: What one name is there, such as "line".
 
     Raises:
-        ValueError: The background is not the first, a name repeats, or there are too
-            many names or none.
+        ValueError: The background is not the first, a name repeats or cannot be
+            printed, or there are too many names or none.
     """
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if names[:1] != ["background"] or twice or len(names) < 2:
+    first = (
+        f"{entry} 1 of {where} is '{printable(names[0])}'" if names else "it is empty"
+    )
+    if names[:1] != [BACKGROUND]:
         raise ValueError(
-            f"Expected {where} to start with 'background' and to name each class once, "
-            f"but it starts with {list(names[:1])}, repeats {twice} and names "
-            f"{len(names)}. Correct the names."
+            f"Expected {where} to start with 'background', because 0 is the background "
+            f"in masks, but {first}; the first {entry} must be 'background'. Add it."
         )
-    if len(names) - 1 > MOST_CLASSES:
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise ValueError(
+                f"Expected {where} to name each class once, but {entry} {number + 1} "
+                f"repeats '{name}' of {entry} {names.index(name) + 1}. Correct it."
+            )
+    if len(names) < 2:
+        raise ValueError(
+            f"Expected {where} to name a class after 'background', but there is none. "
+            f"Add the names of the classes, in the order of their numbers in the masks."
+        )
+    return check_names(names[1:], where)
+
+
+def check_names(names: Sequence[str], where: str) -> list[str]:
+    """Check the names of classes, without the background; returns them.
+
+    Raises:
+        ValueError: A name cannot be printed, or there are too many.
+    """
+    unusable = [name for name in names if not is_usable(name) or not name.strip()]
+    if unusable:
+        raise ValueError(
+            f"Expected printable names in {where}, but got '{printable(unusable[0])}'. "
+            f"Rename the class."
+        )
+    if len(names) > MOST_CLASSES:
         raise ValueError(
             f"Expected at most {MOST_CLASSES} classes, because masks hold bytes, but "
-            f"{where} names {len(names) - 1}. Merge or remove some."
+            f"{where} names {len(names)}. Merge or remove some."
         )
-    return list(names[1:])
+    return list(names)

@@ -5,21 +5,36 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from kproba.data.download import Archive
+from kproba.data.files import IMAGE_SUFFIXES, find_files, is_folder
 from kproba.data.kinds.pairs import (
-    IMAGE_SUFFIXES,
     MissingDatasetError,
     Pair,
     Problem,
+    printable,
 )
+from kproba.data.masks import MaskForm
 
 Orders = Mapping[str, tuple[int, ...]]
+COUNTED = (*IMAGE_SUFFIXES, ".txt")  # endings of the files that an index depends on
 
 
 def _no_orders() -> Orders:
     return {}
+
+
+def _class_numbers(folder: Path) -> MaskForm:
+    return MaskForm()
+
+
+def _no_values() -> Mapping[int, int]:
+    return {}
+
+
+def _nothing(folder: Path) -> list[Any]:
+    return []
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,15 @@ class DatasetKind:
         published_labels: `labels_sha256` of the integrity report of the complete
             dataset, where the masks in use are always the same.
         drawn: Whether a rule of the workflow makes the images.
+        validation_only: Whether all images are for the test.
+        mask_form: Gets the folder. Returns what the masks store.
+        mask_values: Returns the value in the masks of each raw label, the background
+            included; empty if the values are the labels.
+        find_more: Gets the folder. Returns files outside of `find_folders` that the
+            index depends on.
+        find_unread: Gets the folder. Returns warnings about pictures that are not read.
+        configure: Gets this kind and the settings of a dataset in the configuration.
+            Returns the kind as these settings want it. None if they change nothing.
     """
 
     name: str
@@ -65,28 +89,72 @@ class DatasetKind:
     published_images: Mapping[str, int] | None = None
     published_labels: str | None = None
     drawn: bool = False
+    validation_only: bool = False
+    mask_form: Callable[[Path], MaskForm] = _class_numbers
+    mask_values: Callable[[], Mapping[int, int]] = _no_values
+    find_more: Callable[[Path], list[Path]] = _nothing
+    find_unread: Callable[[Path], list[Problem]] = _nothing
+    configure: Optional["Callable[[DatasetKind, Mapping[str, Any]], DatasetKind]"] = (
+        None
+    )
+
+    def with_settings(self, settings: Mapping[str, Any]) -> "DatasetKind":
+        """This kind as the settings of a dataset want it.
+
+        Args:
+            settings: Keys of the dataset in the configuration; those that are missing
+                have their defaults.
+        """
+        return self if self.configure is None else self.configure(self, settings)
 
     def is_there(self, folder: str | Path) -> bool:
         """Whether a folder has the layout of this kind."""
         return bool(self.find_folders(Path(folder)))
 
+    def list_files(self, folder: str | Path) -> dict[str, Path]:
+        """The images, masks and lists of a dataset by their path in the folder.
+
+        Folders that cannot be read are among them. It never raises an error of the
+        system.
+        """
+        folder = Path(folder)
+        files: dict[str, Path] = {}
+        try:
+            for part in self.find_folders(folder):
+                found = find_files(part, COUNTED)
+                for path in (*found.files, *(path for path, _ in found.unreadable)):
+                    files[relative_name(path, folder)] = path
+            for path in self.find_more(folder):
+                files[relative_name(path, folder)] = path
+        except OSError:  # a function of an extension; the index then says why
+            return files
+        return files
+
     def digest_files(self, folder: str | Path) -> str:
         """A digest of names, sizes and times of a dataset's files; "" without any.
 
         It changes if an image, mask or list is added, removed or edited, and the index
-        is then made anew. Other files do not change it. No file is read.
+        is then made anew. Other files do not change it, and neither does the place of
+        the folder. No file is read, and no error of the system is raised.
         """
-        folders = self.find_folders(Path(folder))
         digest = hashlib.sha256()
-        for part in folders:
-            for entry in sorted(os.scandir(part), key=lambda entry: entry.name):
-                hidden = entry.name.startswith(".")
-                suffix = Path(entry.name).suffix.lower()
-                if suffix in (*IMAGE_SUFFIXES, ".txt") and not hidden:
-                    status = entry.stat()
-                    line = f"{part}/{entry.name} {status.st_size} {status.st_mtime_ns}"
-                    digest.update(os.fsencode(line + "\n"))
-        return digest.hexdigest() if folders else ""
+        files = self.list_files(folder)
+        for name, path in sorted(files.items()):
+            try:
+                status = os.stat(path)  # noqa: PTH116  # for thousands of files
+                state = f"{status.st_size} {status.st_mtime_ns}"
+            except (OSError, ValueError) as error:
+                state = f"unreadable {type(error).__name__}"
+            digest.update(os.fsencode(f"{name} {state}\n"))
+        return digest.hexdigest() if files else ""
+
+
+def relative_name(path: Path, folder: Path) -> str:
+    """The POSIX path of a file in a folder; the whole path if it is elsewhere."""
+    try:
+        return path.relative_to(folder).as_posix()
+    except ValueError:
+        return path.absolute().as_posix()
 
 
 def missing_dataset(
@@ -104,11 +172,10 @@ def missing_dataset(
     """
     where = folder.absolute()
     lines = [f"Expected {title} in {where} with {layout}."]
-    if not where.is_dir():
+    if not is_folder(where):
         lines.append("There is no such folder.")
     else:
-        entries = sorted(path.name for path in where.iterdir())[:8]
-        lines.append(f"Found there: {', '.join(entries) or 'nothing'}.")
+        lines.append(f"Found there: {_list_entries(where)}.")
     for archive in archives.values():
         lines.append(f"Fetch {archive.name} from {archive.mirrors[0]}")
     if archives:
@@ -119,3 +186,12 @@ def missing_dataset(
     else:
         lines.append("Name the folder of the dataset as its `path`.")
     return MissingDatasetError("\n".join(lines))
+
+
+def _list_entries(folder: Path) -> str:
+    """The first entries of a folder, for a message."""
+    try:
+        entries = sorted(printable(path.name) for path in folder.iterdir())[:8]
+    except OSError as error:
+        return f"nothing that can be read ({error.strerror})"
+    return ", ".join(entries) or "nothing"

@@ -1,13 +1,41 @@
 """Pairs of an image and its mask, and the problems that they can have."""
 
+import hashlib
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+from kproba.data.files import IMAGE_SUFFIXES, find_files, is_folder
+from kproba.data.masks import MASK_SUFFIXES
+
 SUBSETS = ("train", "val")
 VAL_SHARE = 0.2  # share held out if a folder dataset has no validation images
+LONGEST_ID = 200  # bytes in UTF-8: ids become file names, with more around them
+
+# Endings of pictures that are not read; they are named where a picture is missing.
+OTHER_SUFFIXES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".npy")
+
+# Unicode categories that no file name here may have: control characters (also line
+# breaks), bytes that are no UTF-8, and separators of lines and paragraphs.
+UNUSABLE = ("Cc", "Cs", "Zl", "Zp")
+
+
+def printable(text: str) -> str:
+    """A text whose characters that cannot be printed are written as escapes."""
+    return "".join(
+        character
+        if unicodedata.category(character) not in UNUSABLE
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def is_usable(name: str) -> bool:
+    """Whether a name is UTF-8 without line breaks and control characters."""
+    return not any(unicodedata.category(character) in UNUSABLE for character in name)
 
 
 @dataclass(frozen=True)
@@ -15,7 +43,8 @@ class Pair:
     """An image and its mask.
 
     Attributes:
-        id: Name of the image without folder and ending.
+        id: Name of the image without folder and ending. It is unique in a dataset, and
+            becomes a file name.
         subset: "train" or "val".
         image: Image file.
         mask: Mask file.
@@ -33,13 +62,17 @@ class Problem:
 
     Attributes:
         kind: Short name of the problem, such as "missing mask".
-        path: The file.
+        path: The file. What cannot be printed is written as an escape.
         text: The problem in words.
     """
 
     kind: str
     path: str
     text: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", printable(self.path))
+        object.__setattr__(self, "text", printable(self.text))
 
     def __str__(self) -> str:
         return f"{self.path}: {self.text}"
@@ -50,60 +83,145 @@ class MissingDatasetError(FileNotFoundError):
 
 
 def pair_subsets(
-    train: tuple[Path, Path], val: tuple[Path, Path]
+    train: tuple[Path, Path], val: tuple[Path, Path], mask_suffix: str = ""
 ) -> tuple[list[Pair], list[Problem]]:
     """Pair the images and masks of two subsets, and drop images that are in both.
 
     Args:
         train: Folders of the training images and masks.
         val: Folders of the validation images and masks.
+        mask_suffix: As for `pair_by_name`.
     """
-    pairs, problems = pair_by_name(*train, "train")
-    more_pairs, more_problems = pair_by_name(*val, "val")
+    pairs, problems = pair_by_name(*train, "train", mask_suffix)
+    more_pairs, more_problems = pair_by_name(*val, "val", mask_suffix)
     return remove_overlap(pairs + more_pairs, problems + more_problems)
 
 
 def pair_by_name(
-    images: Path, masks: Path, subset: str
+    images: Path, masks: Path, subset: str, mask_suffix: str = ""
 ) -> tuple[list[Pair], list[Problem]]:
-    """Pair images and masks with the same name before the ending."""
-    image_files = files_by_name(images, IMAGE_SUFFIXES)
-    mask_files = files_by_name(masks, (".png",))
-    pairs: list[Pair] = []
+    """Pair images and masks with the same path in their folder, but for the ending.
+
+    Names are compared in their composed Unicode form (NFC), because some systems write
+    "é" as two characters. An image in a subfolder has the id that `make_ids` describes.
+
+    Args:
+        images: Folder of the images; its subfolders are read too.
+        masks: Folder of the masks, likewise.
+        subset: "train" or "val".
+        mask_suffix: What masks have between the name of their image and the ending,
+            such as "_mask". Masks without it are left out.
+    """
     problems: list[Problem] = []
-    for name in sorted(image_files | mask_files):
+    image_files = _files_by_name(images, IMAGE_SUFFIXES, problems)
+    mask_files = _files_by_name(masks, MASK_SUFFIXES, problems, mask_suffix)
+    names = sorted(image_files | mask_files)
+    suffix = _common_suffix(image_files, mask_files)
+    if suffix and not mask_suffix:
+        text = (
+            f"every mask has the name of its image and '{suffix}': set `mask_suffix: "
+            f"{suffix}` of the dataset (kind folder), or rename the masks"
+        )
+        return [], [*problems, Problem("other mask names", str(masks), text)]
+    ids = make_ids(names)
+    pairs: list[Pair] = []
+    for name in names:
         image, mask = image_files.get(name, []), mask_files.get(name, [])
         for what, paths in (("image", image), ("mask", mask)):
-            text = f"another {what} has the id '{name}'"
+            text = f"another {what} has the id '{ids[name]}'"
             if len(paths) > 1:
                 problems += [Problem("duplicate id", str(path), text) for path in paths]
         if not mask:
-            text = f"no mask {masks / name}.png"
+            text = f"no mask {masks / (name + mask_suffix)}.png"
+            text += _near_miss(masks, name + mask_suffix)
             problems += [Problem("missing mask", str(path), text) for path in image]
         if not image:
-            text = f"no image {images / name} with an ending of {IMAGE_SUFFIXES}"
+            text = f"no image {images / name} with an ending of {_listed()}"
+            text += _near_miss(images, name)
             problems += [Problem("missing image", str(path), text) for path in mask]
         if len(image) == len(mask) == 1:
-            pairs.append(Pair(name, subset, image[0], mask[0]))
+            pairs.append(Pair(ids[name], subset, image[0], mask[0]))
     return pairs, problems
 
 
-def files_by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
-    """Files of a folder by their name without ending.
+def make_ids(names: Iterable[str]) -> dict[str, str]:
+    """The id of each image by its path in its folder, without ending.
 
-    Raises:
-        ValueError: A name is not printable UTF-8.
+    That is the path itself, with "__" for every "/". If another image has this id, "~"
+    and eight hexadecimal digits of the SHA-256 of the path follow in that of a
+    subfolder. Ids of more than `LONGEST_ID` bytes are cut, with the same digits.
+    """
+    plain = {name: name.replace("/", "__") for name in names}
+    counts = Counter(plain.values())
+    ids = {}
+    for name, text in plain.items():
+        encoded = text.encode()
+        digits = hashlib.sha256(name.encode()).hexdigest()[:8]
+        if len(encoded) > LONGEST_ID:
+            ids[name] = f"{encoded[: LONGEST_ID - 9].decode(errors='ignore')}~{digits}"
+        elif counts[text] > 1 and "/" in name:
+            ids[name] = f"{text}~{digits}"
+        else:
+            ids[name] = text
+    return ids
+
+
+def _files_by_name(
+    folder: Path, suffixes: Sequence[str], problems: list[Problem], ending: str = ""
+) -> dict[str, list[Path]]:
+    """Files of a folder by their path without ending, "train0" or "site_a/train0".
+
+    Args:
+        folder: Where to look.
+        suffixes: Endings of the files.
+        problems: Gets what cannot be read, and names that cannot be used.
+        ending: What names end with before the suffix; it is taken off.
     """
     files: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
-            if not path.name.isprintable():
-                raise ValueError(
-                    f"Expected names of printable UTF-8 in {folder}, but got "
-                    f"{os.fsencode(path.name)!r}. Rename the file."
-                )
-            files.setdefault(path.stem, []).append(path)
+    ending = unicodedata.normalize("NFC", ending)
+    found = find_files(folder, suffixes)
+    for path, reason in found.unreadable:
+        problems.append(Problem("unreadable folder", str(path), reason))
+    for path in found.files:
+        relative = path.relative_to(folder)
+        name = unicodedata.normalize("NFC", relative.with_suffix("").as_posix())
+        if not is_usable(str(relative)):
+            text = "the name is no printable UTF-8; rename the file"
+            problems.append(Problem("unusable name", str(path), text))
+        elif name.endswith(ending):
+            files.setdefault(name[: len(name) - len(ending)], []).append(path)
     return files
+
+
+def _common_suffix(
+    images: Mapping[str, Sequence[Path]], masks: Mapping[str, Sequence[Path]]
+) -> str:
+    """What follows the names of all images in the names of all masks; "" if nothing."""
+    if not images or len(images) != len(masks) or images.keys() & masks.keys():
+        return ""
+    first = min(images)
+    for name in masks:
+        suffix = name[len(first) :]
+        if name.startswith(first) and {image + suffix for image in images} == set(
+            masks
+        ):
+            return suffix
+    return ""
+
+
+def _near_miss(folder: Path, name: str) -> str:
+    """What is there of that name, but not read."""
+    for suffix in (*OTHER_SUFFIXES, *IMAGE_SUFFIXES):
+        for path in (folder / f"{name}{suffix}", folder / f"{name}{suffix.upper()}"):
+            if is_folder(path):
+                return f"; {path.name} is a folder"
+            if os.path.lexists(path):
+                return f"; {path.name} is there, but is not read: save it as PNG"
+    return ""
+
+
+def _listed() -> str:
+    return ", ".join(IMAGE_SUFFIXES)
 
 
 def remove_overlap(

@@ -20,6 +20,47 @@ SHARE: dict[str, Any] = {
     "exclusiveMaximum": 1,
     "default": VAL_SHARE,
 }
+LONG_SIDE: dict[str, Any] = {
+    "description": (
+        "Longer side in pixels of all pictures that are longer, everywhere: in "
+        "training, bank and test. Null uses every picture at its own size."
+    ),
+    "type": ["integer", "null"],
+    "minimum": 32,
+    "default": None,
+}
+LABELS: dict[str, Any] = {
+    "description": (
+        "Class by value in the masks, {10: cat, 20: dog}, in the place of `classes`. "
+        "0 is the background if no class has it, 255 is ignored."
+    ),
+    "type": ["object", "null"],
+    "minProperties": 1,
+    "propertyNames": {"pattern": "^[0-9]{1,4}$"},
+    "additionalProperties": {
+        "description": 'Name of the class, or "background".',
+        "type": "string",
+        "minLength": 1,
+    },
+    "default": None,
+}
+LABELMAP: dict[str, Any] = {
+    "description": (
+        'File with lines "name:red,green,blue::" for masks with colours, in the folder '
+        "of the dataset; null for labelmap.txt, if it is there."
+    ),
+    "type": ["string", "null"],
+    "minLength": 1,
+    "default": None,
+}
+MASK_SUFFIX: dict[str, Any] = {
+    "description": (
+        'What the names of masks have after that of their image, such as "_mask".'
+    ),
+    "type": "string",
+    "pattern": "^[^/\\x00-\\x1f]*\\Z",
+    "default": "",
+}
 
 
 def path_setting(description: str, default: str | None = None) -> dict[str, Any]:

@@ -1,22 +1,41 @@
 """Pascal VOC 2012 with the masks of SBD, and the lists of 10,582 and 1,449 ids."""
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kproba.data.download import Archive
-from kproba.data.kinds.class_names import LISTS, read_class_names, read_list
+from kproba.data.files import is_folder
+from kproba.data.kinds.class_names import (
+    LISTS,
+    read_class_names,
+    read_lines,
+    read_list,
+)
 from kproba.data.kinds.kind import DatasetKind, missing_dataset
 from kproba.data.kinds.pairs import (
+    LONGEST_ID,
     MissingDatasetError,
     Pair,
     Problem,
+    is_usable,
+    printable,
     remove_overlap,
 )
-from kproba.data.kinds.settings import ON_ERROR, archive_settings, path_setting
+from kproba.data.kinds.settings import (
+    LONG_SIDE,
+    ON_ERROR,
+    archive_settings,
+    path_setting,
+)
 
 TITLE = "Pascal VOC 2012"
-LAYOUT = "JPEGImages/ and SegmentationClassAug/"
+AUGMENTED, PLAIN = "SegmentationClassAug", "SegmentationClass"  # masks: SBD's, VOC's
+LAYOUT = f"JPEGImages/ and {AUGMENTED}/"
 # There is no published checksum of the masks. Their labels are compared with those of
 # the copies in common use instead (`DatasetKind.published_labels`).
 ARCHIVES = {
@@ -39,26 +58,33 @@ ARCHIVES = {
 }
 
 
-def find_pairs(folder: Path, val_share: float) -> tuple[list[Pair], list[Problem]]:
+def find_pairs(
+    folder: Path, val_share: float, masks: str = AUGMENTED
+) -> tuple[list[Pair], list[Problem]]:
     """Pairs of the usual lists of ids, or of those in the folder.
 
+    Args:
+        folder: The dataset.
+        val_share: Not used.
+        masks: Folder of the masks. With `PLAIN` the lists are VOC's own.
+
     Raises:
-        MissingDatasetError: A folder is not there.
+        MissingDatasetError: A folder or a list is not there.
         ValueError: A list cannot be read.
     """
-    root, masks = _find_root_and_masks(folder)
-    if root is None or masks is None:
-        raise missing_dataset(folder, TITLE, LAYOUT, ARCHIVES)
+    root, above_masks = _find_root_and_masks(folder, masks)
+    if root is None or above_masks is None:
+        raise _missing(folder, root, above_masks, masks)
     pairs: list[Pair] = []
     problems: list[Problem] = []
-    for subset, ids in read_voc_ids(root).items():
+    for subset, ids in read_voc_ids(root, masks).items():
         for name, count in Counter(ids).items():
             if count > 1:
                 text = f"{count} times in the list of {subset}"
                 problems.append(Problem("duplicate id", name, text))
             image = root / "JPEGImages" / f"{name}.jpg"
-            mask = masks / "SegmentationClassAug" / f"{name}.png"
-            absent = [path for path in (image, mask) if not path.is_file()]
+            mask = above_masks / masks / f"{name}.png"
+            absent = [path for path in (image, mask) if not os.path.lexists(path)]
             for path in absent:
                 what = "image" if path == image else "mask"
                 text = f"in the list of {subset}, but missing"
@@ -68,64 +94,118 @@ def find_pairs(folder: Path, val_share: float) -> tuple[list[Pair], list[Problem
     return remove_overlap(pairs, problems)
 
 
+def _missing(
+    folder: Path, root: Path | None, above_masks: Path | None, masks: str
+) -> MissingDatasetError:
+    """The error for a dataset of which a part or all is not there."""
+    if root is None and above_masks is None:
+        return missing_dataset(folder, TITLE, f"JPEGImages/ and {masks}/", ARCHIVES)
+    if root is None:
+        return missing_dataset(
+            folder, f"the images of {TITLE}", "JPEGImages/", {"": ARCHIVES["images"]}
+        )
+    if masks == PLAIN:
+        return missing_dataset(
+            root, f"the masks of {TITLE}", f"{PLAIN}/", {"": ARCHIVES["images"]}
+        )
+    error = missing_dataset(
+        root, f"the masks of {TITLE}", f"{masks}/", {"": ARCHIVES["masks"]}
+    )
+    if is_folder(root / PLAIN):
+        error = MissingDatasetError(
+            f"{error}\n{PLAIN}/ is there: `masks: {PLAIN}` of the dataset uses it, "
+            f"with VOC's own lists of 1,464 and 1,449 images."
+        )
+    return error
+
+
 def _read_ids(path: Path) -> list[str]:
     """Ids of a file with one id per line."""
-    ids = path.read_text(encoding="utf-8-sig").split()
+    ids = " ".join(read_lines(path)).split()
     wrong = [name for name in ids if "/" in name]
     if wrong:
         raise ValueError(
             f"Expected one id per line in {path}, such as 2007_000032, but got a path, "
             f"'{wrong[0]}'. Write ids without folder and ending."
         )
+    unusable = [name for name in ids if not is_usable(name) or len(name) > LONGEST_ID]
+    if unusable:
+        raise ValueError(
+            f"Expected one id per line in {path}, such as 2007_000032, but got "
+            f"'{printable(unusable[0][:80])}'. Replace the list."
+        )
     return ids
 
 
-def _find_root_and_masks(folder: Path) -> tuple[Path | None, Path | None]:
-    """The folders that hold JPEGImages and SegmentationClassAug."""
+def _find_root_and_masks(
+    folder: Path, masks: str = AUGMENTED
+) -> tuple[Path | None, Path | None]:
+    """The folders that hold JPEGImages and the folder of the masks."""
     nested = [folder, folder / "VOC2012", folder / "VOCdevkit" / "VOC2012"]
     root = _first(nested, "JPEGImages")
-    masks = _first([*([root] if root else []), *nested], "SegmentationClassAug")
-    return root, masks
+    return root, _first([*([root] if root else []), *nested], masks)
 
 
-def read_voc_ids(root: Path) -> dict[str, list[str]]:
+def read_voc_ids(root: Path, masks: str = AUGMENTED) -> dict[str, list[str]]:
     """Ids of the training and validation images, by subset.
 
     If the folder has a train_aug.txt, both lists are read from the folder. If not, as
     in the archives that VOC publishes, they are the usual lists of 10,582 and 1,449
-    ids, which come with the package.
+    ids, which come with the package. With the masks `PLAIN` they are the train.txt and
+    val.txt of the folder.
 
     Raises:
-        MissingDatasetError: There is a train_aug.txt, but no val.txt.
+        MissingDatasetError: A list is missing.
         ValueError: A list cannot be read.
     """
     lists = root / "ImageSets" / "Segmentation"
-    if (lists / "train_aug.txt").is_file():
-        files = {"train": lists / "train_aug.txt", "val": lists / "val.txt"}
-        missing = [str(path) for path in files.values() if not path.is_file()]
-        if missing:
-            raise MissingDatasetError(
-                f"Expected the validation ids in {missing[0]}, because {lists} has a "
-                f"train_aug.txt. Write it, or remove train_aug.txt to use the usual "
-                f"lists."
-            )
-        return {subset: _read_ids(path) for subset, path in files.items()}
-    return {"train": read_list("voc_train_aug"), "val": read_list("voc_val")}
+    train = lists / ("train.txt" if masks == PLAIN else "train_aug.txt")
+    files = {"train": train, "val": lists / "val.txt"}
+    if masks == AUGMENTED and not os.path.lexists(train):
+        return {"train": read_list("voc_train_aug"), "val": read_list("voc_val")}
+    missing = [str(path) for path in files.values() if not os.path.lexists(path)]
+    if missing and masks == PLAIN:
+        raise MissingDatasetError(
+            f"Expected VOC's own lists of ids for `masks: {PLAIN}`, but {missing[0]} "
+            f"is missing. Copy it from VOC's archive."
+        )
+    if missing:
+        raise MissingDatasetError(
+            f"Expected the validation ids in {missing[0]}, because {lists} has a "
+            f"train_aug.txt. Write it, or remove train_aug.txt to use the usual lists."
+        )
+    return {subset: _read_ids(path) for subset, path in files.items()}
 
 
 def _first(folders: Sequence[Path], child: str) -> Path | None:
     """The first of several folders that has a certain subfolder."""
-    return next((path for path in folders if (path / child).is_dir()), None)
+    return next((path for path in folders if is_folder(path / child)), None)
 
 
-def find_folders(folder: Path) -> list[Path]:
+def find_folders(folder: Path, masks: str = AUGMENTED) -> list[Path]:
     """The folders with the dataset's files and lists; empty if one is missing."""
-    root, masks = _find_root_and_masks(folder)
-    if root is None or masks is None:
+    root, above_masks = _find_root_and_masks(folder, masks)
+    if root is None or above_masks is None:
         return []
-    folders = [root / "JPEGImages", masks / "SegmentationClassAug"]
+    folders = [root / "JPEGImages", above_masks / masks]
     lists = root / "ImageSets" / "Segmentation"
-    return folders + [path for path in (lists,) if path.is_dir()]
+    return folders + [path for path in (lists,) if is_folder(path)]
+
+
+def configure(kind: DatasetKind, settings: Mapping[str, Any]) -> DatasetKind:
+    """The dataset with the masks that the configuration names."""
+    masks = settings.get("masks") or AUGMENTED
+    if masks == AUGMENTED:
+        return kind
+    return replace(
+        kind,
+        layout=f"JPEGImages/ and {masks}/",
+        find_pairs=partial(find_pairs, masks=masks),
+        find_folders=partial(find_folders, masks=masks),
+        archives={"images": ARCHIVES["images"]},
+        published_images={"train": 1464, "val": 1449},
+        published_labels=None,
+    )
 
 
 def class_names(folder: Path | None, listed: Sequence[str] | None) -> list[str]:
@@ -150,6 +230,7 @@ VOC = DatasetKind(
     find_folders=find_folders,
     class_names=class_names,
     class_orders=read_class_orders,
+    configure=configure,
     archives=ARCHIVES,
     published_images={"train": 10582, "val": 1449},
     published_labels="db11442560741fdc7515ccbe543196ddde8e6605b22f0b7f116792f53f8cf97b",
@@ -159,7 +240,16 @@ VOC = DatasetKind(
             "it.",
             "datasets/VOC2012",
         ),
+        "masks": {
+            "description": (
+                "Folder of the masks. SegmentationClassAug has those of SBD too; "
+                "SegmentationClass goes with VOC's own lists of 1,464 and 1,449 images."
+            ),
+            "enum": [AUGMENTED, PLAIN],
+            "default": AUGMENTED,
+        },
         **archive_settings(ARCHIVES),
         "on_error": ON_ERROR,
+        "long_side": LONG_SIDE,
     },
 )

@@ -1,0 +1,48 @@
+"""Steps that commands are given: a folder, a file in it, or a packed archive."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ARCHIVE = ".zip"  # ending of what `kproba pack` writes
+
+
+@contextmanager
+def opened_step(path: str | Path) -> Iterator[Path]:
+    """A step as a path for `kproba.bank.description.find_description`.
+
+    Args:
+        path: Folder of a step, a file in it, or an archive that `kproba pack` wrote,
+            which is unpacked for the time of the block.
+
+    Raises:
+        ValueError: The archive is damaged.
+        OSError: It cannot be read or unpacked.
+    """
+    check_path(path)
+    if Path(path).suffix.lower() != ARCHIVE or Path(path).is_dir():
+        yield Path(path)
+        return
+    from kproba.predict.pack import opened  # rarely needed
+
+    with opened(path) as folder:
+        yield Path(folder)
+
+
+def check_path(path: str | Path) -> None:
+    """Check that a path of a step can be looked at, if it is there.
+
+    Raises:
+        OSError: It cannot.
+    """
+    try:
+        os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
+        pass  # the readers say what they expected there
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(
+            f"Expected a tested step, but got {str(path)[:200]}: {reason}. Name the "
+            f"folder of a step."
+        ) from error
