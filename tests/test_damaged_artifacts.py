@@ -616,3 +616,62 @@ def test_names_of_older_settings_are_left_out(files: Path) -> None:
     plain = read_settings(path)
     change_json(path, _put("class_names", value=["background", "cat"]))
     assert read_settings(path) == plain
+
+
+# --- the training job ----------------------------------------------------------------
+
+JOB_DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "settings cut": ("settings.json", lambda path: path.write_text("{")),
+    "settings of another version": (
+        "settings.json",
+        lambda path: change_json(path, _put("looks", value=1)),
+    ),
+    "split cut": ("split.csv", lambda path: path.write_text("id,image\na")),
+    "split empty": ("split.csv", lambda path: path.write_text("")),
+    "model cut": ("model.safetensors", lambda path: path.write_bytes(b"1234")),
+    "no model": ("model.safetensors", Path.unlink),
+    "model NaN": (
+        "model.safetensors",
+        lambda path: save_file(
+            {k: v.float() * NAN for k, v in load_file(path).items()}, path
+        ),
+    ),
+    "no description": ("model.json", Path.unlink),
+    "a model of another step": (
+        "model.safetensors",
+        lambda path: save_step(small_network([6, 2]), path.parent),
+    ),
+    "a model of other labels": (
+        "model.safetensors",
+        lambda path: change_json(
+            path.with_suffix(".json"), _put("classes", 1, "label", value=9)
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", JOB_DAMAGES)
+def test_the_training_names_a_damaged_input(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
+) -> None:
+    from kproba.jobs.train import main
+
+    name, change = JOB_DAMAGES[damage]
+    previous = save_step(small_network([6]), tmp_path)
+    (tmp_path / "settings.json").write_text(json.dumps(step_settings(1)))
+    shutil.copy(data / "step1.csv", tmp_path / "split.csv")
+    change(tmp_path / name)
+    out = tmp_path / "out"
+    words = [f"--{key}={out / key}" for key in ("metrics", "usage", "tensorboard")]
+    words += [f"--model={out / 'model.safetensors'}", f"--previous={previous}"]
+    words += [f"--split={tmp_path / 'split.csv'}", str(tmp_path / "settings.json")]
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("Error: Expected"), message
+    assert Path(name).stem in message
+    assert not (out / "model.safetensors").exists()

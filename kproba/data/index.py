@@ -198,7 +198,8 @@ def _refuse(
     """
     stop = settings.on_error == "stop"
     subsets = Counter(record.pair.subset for record in records)
-    empty = [subset for subset in SUBSETS if not subsets[subset]]
+    needed = ("val",) if KINDS[settings.kind].validation_only else SUBSETS
+    empty = [subset for subset in needed if not subsets[subset]]
     if problems and (stop or empty):
         with atomic_path(problems_file) as temporary:
             pd.DataFrame(problems).to_csv(temporary, index=False)
@@ -294,6 +295,8 @@ def _make_report(
     count = settings.class_count
     expected = range(1, count + 1) if settings.classes is None else settings.classes
     absent = index_warnings.classes_without_images(records, expected)
+    if kind.validation_only:
+        absent["train"] = []
     warnings = [
         *(warning for record in records for warning in record.warnings),
         *kind.find_unread(Path(settings.folder)),

@@ -20,7 +20,7 @@ from kproba.bank.predictor import load_predictor
 from kproba.data.label_images import write_label_image
 from kproba.data.labels import IGNORE, LabelMap
 from kproba.data.loaders import whole_image_loader
-from kproba.data.splits import Folders, evenly_spaced, read_indices
+from kproba.data.splits import Folders, evenly_spaced, parse_classes, read_indices
 from kproba.jobs.batches import add_data, image_batches, to_groups
 from kproba.network.record import read_model_record
 from kproba.results.evaluation import (
@@ -127,7 +127,12 @@ def test_step(
         step_of_class=step_of_class(groups),
         settings=settings,
         images=len(rows),
-        about={**job["run"], "class_order": list(seen), "prediction": prediction},
+        about={
+            **job["run"],
+            "class_order": list(seen),
+            "prediction": prediction,
+            "without_training_images": _untrained(parts, job),
+        },
     )
     log.info("tested on %d images, result in %s", len(rows), files.evaluation)
     _describe(files, job, order)
@@ -136,6 +141,22 @@ def test_step(
 
 
 test_step.__test__ = False  # type: ignore[attr-defined]  # not for pytest
+
+
+def _untrained(parts: Sequence[pd.DataFrame], job: dict[str, Any]) -> list[str]:
+    """Names of the classes that no training image shows.
+
+    Not told where the images of a packed step are elsewhere.
+    """
+    if job.get("leave_out_absent", False):
+        return []
+    shown: set[int] = set()
+    for index in parts:
+        for cell in index[index["subset"] == "train"]["classes"]:
+            shown |= parse_classes(cell)
+    seen = LabelMap(to_groups(job["groups"])).seen
+    named = zip(seen, job["names"][1:], strict=True)
+    return [name for label, name in named if label not in shown]
 
 
 def _describe(files: TestFiles, job: dict[str, Any], order: Sequence[int]) -> None:

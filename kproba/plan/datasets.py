@@ -190,6 +190,11 @@ class Datasets:
         parts = self.parts(dataset, groups)
         return [artifacts.fill(artifacts.INDEX, {"dataset": part}) for part in parts]
 
+    def checks(self, dataset: str, groups: Groups) -> list[str]:
+        """integrity.json of every part that is available at the last step."""
+        parts = self.parts(dataset, groups)
+        return [artifacts.fill(artifacts.INTEGRITY, {"dataset": p}) for p in parts]
+
     def epochs(self, dataset: str, groups: Groups) -> float | None:
         """Epochs of the last step of `groups` where an addition sets its own."""
         part = self.parts(dataset, groups)[-1]

@@ -353,6 +353,7 @@ class Plan:
             "groups": groups,
             "names": self.datasets.names(run.dataset, groups),
             "indices": self.datasets.indices(run.dataset, groups),
+            "checks": self.datasets.checks(run.dataset, groups),
         }
 
     def last_banks(self) -> list[str]:

@@ -31,15 +31,20 @@ def opened_step(path: str | Path) -> Iterator[Path]:
 
 
 def check_path(path: str | Path) -> None:
-    """Check that a path of a step can be looked at, if it is there.
+    """Check that the path of a step names something.
 
     Raises:
-        OSError: It cannot.
+        FileNotFoundError: There is nothing.
+        OSError: It cannot be looked at.
     """
     try:
         os.stat(path)  # noqa: PTH116
-    except FileNotFoundError:
-        pass  # the readers say what they expected there
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"Expected a tested step, a folder with predictor.json, but {path} does "
+            f"not exist. Name results/<dataset>/<task>-<setting>/<method>/seed<n>/"
+            f"step<t>, or an archive by kproba pack."
+        ) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OSError(

@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
+from kproba.results.costs import duration
 from kproba.results.tables import mean_and_deviation
 
 HEAT = matplotlib.colormaps["cividis"]  # the same for colour-blind readers
@@ -92,3 +93,9 @@ def luminance(colour: Sequence[float]) -> float:
     srgb = np.array(colour)
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def duration_cell(values: pd.Series) -> Cell:
+    """The mean of seconds over seeds."""
+    mean = float(values.mean())
+    return Cell(duration(mean), None if math.isnan(mean) else mean)

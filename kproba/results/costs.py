@@ -75,3 +75,15 @@ def _file_size(path: str | None) -> float:
     if path is None or not Path(path).is_file():
         return math.nan
     return Path(path).stat().st_size / MIB
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: "38 s", "12.5 min", "3 h 05 min"."""
+    if math.isnan(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.1f} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"

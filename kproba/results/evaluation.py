@@ -250,7 +250,7 @@ def write_results(
             ),
             "protocol": settings.protocol,
             "images": images,
-            "without_pixels": [
+            "without_pixels": [  # of no tested image
                 name
                 for name, pixels in zip(names, confusion.sum(1), strict=True)
                 if not pixels

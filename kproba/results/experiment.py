@@ -12,6 +12,9 @@ from kproba.data.sources import Source
 from kproba.data.splits import Folders
 from kproba.data.tasks import Groups
 from kproba.results.tables import EXPERIMENT
+from kproba.runtime.files import read_json
+
+WARNINGS = 3  # of a kind that the page shows
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Experiment:
         groups: Raw labels of the classes of all steps.
         names: Class names in output order, "background" first.
         indices: Index of the dataset and of its additions.
+        checks: integrity.json of the dataset and of its additions.
         folders: Where the pictures of the dataset and its additions are.
         figures: Paths of figures by name.
     """
@@ -36,6 +40,7 @@ class Experiment:
     names: Sequence[str]
     indices: Sequence[str]
     figures: Mapping[str, str]
+    checks: Sequence[str] = ()
     folders: Mapping[str, Folders] = field(default_factory=dict)
 
     @property
@@ -47,6 +52,19 @@ class Experiment:
     def title(self) -> str:
         """Heading of its section."""
         return " ".join(self.key)
+
+    def warnings(self) -> list[str]:
+        """What the check of the dataset found unusual: a few of each kind, in words."""
+        texts = []
+        for path in self.checks:
+            entries = read_json(path).get("warnings", [])
+            kinds = dict.fromkeys(entry["kind"] for entry in entries)
+            for kind in kinds:
+                of_kind = [entry["text"] for entry in entries if entry["kind"] == kind]
+                more = len(of_kind) - WARNINGS
+                text = f"{kind}: {'; '.join(of_kind[:WARNINGS])}"
+                texts.append(text + (f"; and {more} more" if more > 0 else ""))
+        return texts
 
     def select(self, table: pd.DataFrame) -> pd.DataFrame:
         """The rows of a table of all experiments that belong to this one."""

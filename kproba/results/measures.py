@@ -149,18 +149,32 @@ class RunMeasure(Measure):
 
 @dataclass(frozen=True, kw_only=True)
 class CostMeasure(Measure):
-    """Costs of the jobs of a step; tables of whole runs show sums over increments.
+    """Costs of the jobs of a run so far, without those of step 0.
+
+    Step 0 is apart because the methods share it. A run of one step, such as `joint`,
+    costs what this step costs.
 
     Attributes:
         compute: The cost of one step.
+        is_time: Whether it is in seconds; pages then show minutes and hours.
     """
 
     compute: Callable[[StepResult], float]
+    is_time: bool = False
+
+    def of_run(self, results: Sequence[StepResult]) -> float:
+        """The cost of the steps of a run so far; NaN after step 0 alone.
+
+        Args:
+            results: The steps so far, in order.
+        """
+        later = [result for result in results if result.step > 0]
+        return sum(map(self.compute, later)) if later else math.nan
 
     def value(
         self, result: StepResult, evaluations: Sequence[Evaluation]
     ) -> float | None:
-        """From the files that the jobs left."""
+        """Of this step alone, from the files that its jobs left."""
         return self.compute(result)
 
 
@@ -245,8 +259,9 @@ _ENTRIES: tuple[Measure, ...] = (
     ),
     CostMeasure(
         name="seconds",
-        title="seconds",
-        explanation="of training, pseudo labels and bank",
+        title="time",
+        explanation="of training, pseudo labels and bank of all steps but step 0",
+        is_time=True,
         compute=lambda result: round(float(sum(read_seconds(result).values())), 1),
     ),
 )

@@ -83,6 +83,7 @@ def _section(
         "facts": page_tables.list_facts(experiment, results, seeds),
         "last": page_tables.final_table(last),
         "absent": absent,
+        "warnings": experiment.warnings(),
         "left_out": any(left_out),
         "steps": page_tables.step_table(summary),
         "by_seed": page_tables.seed_table(last) if len(seeds) > 1 else None,

@@ -10,8 +10,15 @@ import pandas as pd
 
 from kproba.plan.results import StepResult
 from kproba.results import measures
-from kproba.results.cells import Cell, Table, heat_cell, integer_cell, number_cell
-from kproba.results.costs import read_costs, read_usage
+from kproba.results.cells import (
+    Cell,
+    Table,
+    duration_cell,
+    heat_cell,
+    integer_cell,
+    number_cell,
+)
+from kproba.results.costs import KINDS, read_costs, read_usage
 from kproba.results.experiment import Experiment
 from kproba.results.record import read_evaluation_record
 from kproba.results.tables import EXPERIMENT, QUALITY, read_confusion
@@ -124,7 +131,12 @@ def step_table(summary: pd.DataFrame) -> Table:
 
 
 def _measure_cells(runs: pd.DataFrame) -> list[Cell]:
-    return [number_cell(runs[measure.name]) for measure in measures.all_measures()]
+    return [
+        duration_cell(runs[measure.name])
+        if isinstance(measure, measures.CostMeasure) and measure.is_time
+        else number_cell(runs[measure.name])
+        for measure in measures.all_measures()
+    ]
 
 
 def seed_table(last: pd.DataFrame) -> Table:
@@ -350,12 +362,17 @@ def cost_table(results: Sequence[StepResult]) -> Table:
     )
     lines = []
     for (method, step), runs in costs.groupby(["method", "step"], sort=False):
-        numbers = [number_cell(runs[column]) for column in costs.columns[2:]]
+        numbers = [
+            duration_cell(runs[column])
+            if column in KINDS
+            else number_cell(runs[column])
+            for column in costs.columns[2:]
+        ]
         lines.append([Cell(str(method)), integer_cell(step), *numbers])
     explanations = {
-        "training": "seconds of the job, start included",
-        "pseudo labels": "seconds",
-        "bank": "seconds",
+        "training": "of this step alone, start of the job included",
+        "pseudo labels": "of this step alone",
+        "bank": "of this step alone",
         "images/s": "of training",
         "memory": "MiB: of the largest process of the training, or on its GPU",
         "model": "MiB on disk",

@@ -15,6 +15,7 @@ import pandas as pd
 
 from kproba.plan.results import StepResult
 from kproba.results import measures
+from kproba.results.costs import duration
 from kproba.results.measures import ClassScores, CostMeasure, class_forgetting
 from kproba.results.record import read_evaluation_record
 from kproba.runtime.files import atomic_path
@@ -81,21 +82,28 @@ def summarise(
 
     Args:
         results: All steps of all runs.
-        summary: Output: per step its names, all measures (percent, seconds), the
+        summary: Output: per step its names, all measures (percent, and seconds of the
+            run so far, without step 0), the
             folder of its test, and the classes that no tested image shows.
         classes: Output: IoU and forgetting in percent per step and class.
     """
     numbers, per_class = [], []
     evaluations = [read_evaluation(result) for result in results]
-    steps_of_run: dict[tuple[Any, ...], list[tuple[int, dict[str, Any]]]] = {}
+    runs: dict[tuple[Any, ...], list[tuple[StepResult, dict[str, Any]]]] = {}
     for result, evaluation in zip(results, evaluations, strict=True):
-        entry = result.step, evaluation
-        steps_of_run.setdefault(_run_key(result), []).append(entry)
+        runs.setdefault(_run_key(result), []).append((result, evaluation))
     for result, evaluation in zip(results, evaluations, strict=True):
-        steps = steps_of_run[_run_key(result)]
-        so_far = [earlier for step, earlier in steps if step < result.step]
-        so_far.append(evaluation)
-        values = {m.name: m.value(result, so_far) for m in measures.all_measures()}
+        steps = [
+            entry for entry in runs[_run_key(result)] if entry[0].step <= result.step
+        ]
+        so_far = [tested for _, tested in steps]
+        made = [earlier for earlier, _ in steps]
+        values = {
+            m.name: m.of_run(made)
+            if isinstance(m, CostMeasure)
+            else m.value(result, so_far)
+            for m in measures.all_measures()
+        }
         absent = "; ".join(evaluation.get("without_pixels", []))
         more = {"folder": result.folder, "without_pixels": absent}
         numbers.append({**result.run, **values, **more})
@@ -205,10 +213,10 @@ def short_table(summary: pd.DataFrame) -> str:
 def markdown_table(summary: pd.DataFrame) -> str:
     """Each method after the last step, mean ± deviation over seeds, as Markdown.
 
-    Costs are those of all increments of a run, or of its only training.
+    Costs are those of all steps of a run but step 0.
     """
     listed = [measure for measure in measures.all_measures() if measure.in_markdown]
-    columns = ["method", "seeds", *(measure.name for measure in listed)]
+    columns = ["method", "seeds", *(measure.title for measure in listed)]
     blocks = []
     for key, experiment in summary.groupby(EXPERIMENT, sort=False):
         lines = [f"{key[0]} {key[1]} {key[2]}, after the last step:", ""]
@@ -216,13 +224,11 @@ def markdown_table(summary: pd.DataFrame) -> str:
         last = experiment["step"].max()
         for method, runs in experiment.groupby("method", sort=False):
             ended = runs[runs["step"] == last]
-            single = runs["step"].nunique() == 1  # joint
-            trained = runs if single else runs[runs["step"] > 0]
             cells = [str(method), str(ended["seed"].nunique())]
             for measure in listed:
                 if isinstance(measure, CostMeasure):
-                    cost = trained.groupby("seed")[measure.name].sum().mean()
-                    cells.append(f"{cost:.0f}")
+                    cost = ended[measure.name].mean()
+                    cells.append(duration(cost) if measure.is_time else f"{cost:.0f}")
                 else:
                     cells.append(mean_and_deviation(ended[measure.name]))
             lines.append(f"| {' | '.join(cells)} |")

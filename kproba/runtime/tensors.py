@@ -37,8 +37,14 @@ def read_shapes(path: str | Path) -> Shapes:
         raise ArtifactError(_damaged(path, error)) from error
 
 
-def load_tensors(path: str | Path) -> "dict[str, torch.Tensor]":
+def load_tensors(
+    path: str | Path, *, remedy: str = REMAKE
+) -> "dict[str, torch.Tensor]":
     """The tensors of a file, by name, on the CPU; all of their numbers are finite.
+
+    Args:
+        path: The file.
+        remedy: What the user can do if it cannot be used.
 
     Raises:
         FileNotFoundError, OSError: As `read_shapes`.
@@ -46,16 +52,16 @@ def load_tensors(path: str | Path) -> "dict[str, torch.Tensor]":
     """
     import safetensors.torch
 
-    regular_file(path)
+    regular_file(path, remedy=remedy)
     try:
         tensors: dict[str, torch.Tensor] = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ArtifactError(_damaged(path, error)) from error
+        raise ArtifactError(_damaged(path, error, remedy)) from error
     name = find_not_finite(tensors)
     if name is not None:
         raise ArtifactError(
             f"Expected finite numbers in {path}, but the tensor {name} holds NaN or "
-            f"infinity: the file was changed, or its training diverged. {REMAKE}"
+            f"infinity: the file was changed, or its training diverged. {remedy}"
         )
     return tensors
 
@@ -141,9 +147,9 @@ def _size(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else f"of shape {list(shape)}"
 
 
-def _damaged(path: str | Path, error: Exception) -> str:
+def _damaged(path: str | Path, error: Exception, remedy: str = REMAKE) -> str:
     reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return (
         f"Expected a whole file of tensors (.safetensors) in {path}, but it is "
-        f"damaged, or something else ({reason}). {REMAKE}"
+        f"damaged, or something else ({reason}). {remedy}"
     )

@@ -2,6 +2,7 @@
 
 import errno
 import stat
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,11 @@ def read_state(path: Path, device: str) -> dict[str, Any]:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise DamagedStateError("is no file")
-        # Whatever a damaged file makes of the reader, it is no state.
-        state = torch.load(path, map_location=device, weights_only=True)
+        # Whatever a damaged file makes of the reader, it is no state; what the reader
+        # warns of is of no use here.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location=device, weights_only=True)
     except (DamagedStateError, MemoryError, torch.OutOfMemoryError):
         raise
     except OSError as error:

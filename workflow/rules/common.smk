@@ -297,14 +297,12 @@ def experiment_files(*kinds):
 def report_files(wildcards):
     """What the page shows beside tables and figures."""
     kinds = ("confusion", "examples", "usage", "labels", "split")
-    indices = {
-        path
-        for run in plan.experiments()
-        for path in plan.datasets.indices(
-            run.dataset, plan.datasets.groups(run.dataset, run.task)
-        )
-    }
-    return list_files(all_results, *kinds) + sorted(indices)
+    found = set()
+    for run in plan.experiments():
+        groups = plan.datasets.groups(run.dataset, run.task)
+        found |= {*plan.datasets.indices(run.dataset, groups)}
+        found |= {*plan.datasets.checks(run.dataset, groups)}
+    return list_files(all_results, *kinds) + sorted(found)
 
 
 def summary_table(wildcards):

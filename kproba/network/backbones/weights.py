@@ -1,14 +1,19 @@
 """ImageNet weights of a backbone: from where its entry says, or from a file."""
 
+import warnings
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from kproba.network.backbones import backbone_entry
 from kproba.runtime.files import atomic_path
+from kproba.runtime.records import ArtifactError, regular_file
 from kproba.runtime.references import resolve
+from kproba.runtime.tensors import find_not_finite, load_tensors
+
+REMEDY = "Copy the file again, save it as .safetensors, or name another one."
 
 State = dict[str, torch.Tensor]
 
@@ -80,12 +85,40 @@ def _read_pretrained(name: str) -> State:
 
 
 def _read_state(path: Path) -> State:
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(
             f"Expected backbone weights in {path.resolve()} (model.weights), but there "
             f"is no such file."
         )
     if path.suffix == ".safetensors":
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return state.get("state_dict", state)
+        return load_tensors(path, remedy=REMEDY)
+    regular_file(path, remedy=REMEDY)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the reader, of no use here
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, PermissionError) as error:
+        raise OSError(f"Expected to read {path}, but: {error}. {REMEDY}") from error
+    except Exception as error:
+        # The reason that torch gives recommends to run the code in the file: left out.
+        raise ArtifactError(
+            f"Expected a file of tensors without code in {path} (model.weights), but "
+            f"it is damaged or something else ({type(error).__name__}). {REMEDY}"
+        ) from None
+    if isinstance(state, dict):
+        state = state.get("state_dict", state)
+    if not isinstance(state, dict) or not any(
+        isinstance(value, torch.Tensor) for value in state.values()
+    ):
+        raise ArtifactError(
+            f"Expected a state dict in {path} (model.weights), a dictionary of "
+            f"tensors, but it holds something else. {REMEDY}"
+        )
+    tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    name = find_not_finite(tensors)
+    if name is not None:
+        raise ArtifactError(
+            f"Expected finite numbers in {path} (model.weights), but the tensor {name} "
+            f"holds NaN or infinity. {REMEDY}"
+        )
+    return tensors
