@@ -76,7 +76,7 @@ def test_a_step_sees_the_pictures_that_have_come_by_then(tmp_path):
         "tiny", plan.datasets.joint_task("tiny", "6-2")
     )
     assert plan.datasets.parts("tiny", [all_at_once]) == parts[-1]
-    assert plan.datasets.index_settings("tiny+1")["folder"] == first
+    assert plan.index_context("tiny+1")["folder"] == first
 
 
 def test_addition_may_have_epochs_of_its_own(tmp_path):

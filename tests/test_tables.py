@@ -1,5 +1,6 @@
 """Tables of results."""
 
+import math
 import sys
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from small_experiment import (
     write_tables,
 )
 
+from kproba.results.costs import duration
 from kproba.results.measures import class_forgetting
 from kproba.results.tables import (
     keep_first_seed,
@@ -27,7 +29,7 @@ from kproba.results.tables import (
     short_table,
     summarise,
 )
-from kproba.runtime.files import write_json
+from kproba.runtime.files import read_json, write_json
 
 
 def test_summary_has_a_row_for_every_run_and_step(tables):
@@ -46,6 +48,7 @@ def test_columns_of_the_summary(tables):
     assert list(read_summary(tables[0])) == [
         *("dataset", "task", "setting", "method", "seed", "step"),
         *("old", "new", "all", "hiou", "avg", "forgetting", "seconds", "folder"),
+        "without_pixels",
     ]
 
 
@@ -55,14 +58,18 @@ def test_summary_names_the_folder_of_every_test(tables, tmp_path):
     assert folders[2] == str(tmp_path / "kproba" / "2")
 
 
-def test_seconds_are_summed_over_the_jobs_of_a_step(results, tmp_path):
+def test_seconds_are_summed_over_the_jobs_of_the_steps_after_step_0(results, tmp_path):
     bank = tmp_path / "prototypes.benchmark.tsv"
     bank.write_text("s\th:m:s\n1.5\t0:00:01\n2.5\t0:00:02\n")
     times = {**results[1].times, "bank": str(bank)}
     results[1] = replace(results[1], times=times)
-    results[2] = replace(results[2], times={})
+    results[2] = replace(results[2], times={**results[2].times, "bank": str(bank)})
     summarise(results, tmp_path / "summary.csv", tmp_path / "classes.csv")
-    assert list(read_summary(tmp_path / "summary.csv")["seconds"][:3]) == [10, 14, 0]
+    first, *later = read_summary(tmp_path / "summary.csv")["seconds"][:3]
+    assert math.isnan(first)  # step 0 is shared, and apart
+    assert later == [14, 28]
+    joint = read_summary(tmp_path / "summary.csv")["seconds"].iloc[-1]
+    assert joint == 10  # its only training
 
 
 def test_seconds_of_a_training_are_those_of_all_its_attempts(results, tmp_path):
@@ -70,7 +77,7 @@ def test_seconds_of_a_training_are_those_of_all_its_attempts(results, tmp_path):
     write_json(results[2].usage, {"seconds": 3.0})
     summarise(results, tmp_path / "summary.csv", tmp_path / "classes.csv")
     seconds = read_summary(tmp_path / "summary.csv")["seconds"]
-    assert list(seconds[:3]) == [10, 500, 10]
+    assert list(seconds[1:3]) == [500, 510]
 
 
 def test_jobs_of_a_step_are_known_by_what_they_do_not_by_file_names(results, tmp_path):
@@ -184,9 +191,9 @@ def test_markdown_has_the_last_step_with_deviations(results, tmp_path):
     mean = np.mean([28.75, 25.0])
     assert cells["kproba"][1:3] == ["2", f"33.8 ± {np.std([42.5, 25], ddof=1):.1f}"]
     assert cells["kproba"][4] == f"{mean:.1f} ± {deviation:.1f}"
-    # Seconds of both increments of seed 0, and of the one of seed 1, averaged.
-    assert cells["kproba"][-1] == "15 |"
-    assert cells["joint"][-1] == "10 |"
+    # Both increments of seed 0, and the one of seed 1, averaged.
+    assert cells["kproba"][-1] == "15 s |"
+    assert cells["joint"][-1] == "10 s |"
 
 
 def test_table_of_pseudo_labels_has_a_row_per_class(tables):
@@ -227,3 +234,27 @@ def test_forgetting_leaves_out_a_background_that_is_not_counted():
     for policy, expected in (("ssul", {0: 40, 1: 5}), ("mib", {1: 5})):
         steps = [result(policy, 90.0, 40.0), result(policy, 50.0, 35.0, 7.0)]
         assert class_forgetting(steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (math.nan, "–"),
+        (0, "0 s"),
+        (38.4, "38 s"),
+        (90, "1.5 min"),
+        (3599, "60.0 min"),
+        (3600, "1 h 00 min"),
+        (11100, "3 h 05 min"),
+    ],
+)
+def test_durations_are_in_units_that_a_person_reads(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_classes_that_no_tested_image_shows_are_in_the_summary(results, tmp_path):
+    content = read_json(results[1].evaluation)
+    write_json(results[1].evaluation, {**content, "without_pixels": ["cat", "cow"]})
+    summarise(results, tmp_path / "summary.csv", tmp_path / "classes.csv")
+    absent = read_summary(tmp_path / "summary.csv")["without_pixels"]
+    assert list(absent[:3]) == ["", "cat; cow", ""]

@@ -216,7 +216,7 @@ def markdown_table(summary: pd.DataFrame) -> str:
     Costs are those of all steps of a run but step 0.
     """
     listed = [measure for measure in measures.all_measures() if measure.in_markdown]
-    columns = ["method", "seeds", *(measure.title for measure in listed)]
+    columns = ["method", "seeds", *(measure.name for measure in listed)]
     blocks = []
     for key, experiment in summary.groupby(EXPERIMENT, sort=False):
         lines = [f"{key[0]} {key[1]} {key[2]}, after the last step:", ""]

@@ -21,7 +21,7 @@ from kproba.runtime import records
 
 REWRITE = "Let Snakemake write the file again."
 
-_RATE = records.number(0, 1e6)
+_RATE = records.number(0)
 OPTIMISATION = records.record(
     {
         "epochs": records.number(most=1e6, above=0),
@@ -220,6 +220,8 @@ class StepSettings:
         content = {**asdict(self), "method": self.method.to_dict()}
         if not self.extensions:
             del content["extensions"]
+        if self.optimisation.iterations is None:  # as settings.json has it
+            del content["optimisation"]["iterations"]
         return content
 
     @property
