@@ -3,8 +3,8 @@
 python tests/job_dump.py    # writes tests/golden/jobs.txt again; review its difference
 
 A block per job: the rule with its first output, further outputs, inputs and parameters
-by name. What `write_settings` writes is a parameter of it. Files of a job's own folder
-stand without the folder. Values that are lists or tables are listed once, at the end.
+by name. A table that reaches a job as a resource stands in place of the digest that is
+its parameter. Files of a job's own folder stand without the folder. Values that are lists or tables are listed once, at the end.
 Jobs that differ in the seed alone stand once, with "seed*" for the seed.
 """
 
@@ -50,6 +50,17 @@ SHIPPED: dict[str, list[Path]] = {
     "msrc.yaml": [ANIMALS, COMPARISON / "msrc.yaml"],
 }
 CLASSES = {"my_images": 9, "voc_animals": 9, "msrc_objects": 15}
+# Folders without which a dataset is not there.
+PUBLISHED = {
+    "VOC2012": ("JPEGImages", "SegmentationClassAug"),
+    "ADEChallengeData2016": [
+        f"{what}/{part}"
+        for what in ("images", "annotations")
+        for part in ("training", "validation")
+    ],
+}
+# Resources that say where files are or what the machine offers.
+PLACES = ("folders", "context", "compute")
 
 
 def write_class_lists(folder: Path) -> None:
@@ -60,8 +71,12 @@ def write_class_lists(folder: Path) -> None:
         if name == "my_images":
             names = [entry for step in template["tasks"]["mine"] for entry in step]
         path = folder / "datasets" / name / "classes.txt"
-        path.parent.mkdir(parents=True)
+        for part in ("images", "masks"):
+            (path.parent / part / "train").mkdir(parents=True)
         path.write_text("\n".join(["background", *names]) + "\n", encoding="utf-8")
+    for name, parts in PUBLISHED.items():
+        for part in parts:
+            (folder / "datasets" / name / part).mkdir(parents=True)
 
 
 def planned_jobs(configfiles: list[Path], folder: Path, **config: Any) -> list[Any]:
@@ -132,10 +147,13 @@ def job_blocks(jobs: list[Any], values: dict[str, str]) -> Iterator[str]:
         for name, item in job.input._allitems():
             paths = [item] if isinstance(item, str) else item
             lines += [f"  {name or 'input'} < {short(path)}" for path in paths]
-        for name, value in job.params._allitems():
+        tables = {
+            name: json.loads(value)
+            for name, value in job.resources.items()
+            if isinstance(value, str) and value[:1] in "{[" and name not in PLACES
+        }
+        for name, value in {**dict(job.params._allitems()), **tables}.items():
             content = value
-            if isinstance(content, str) and content.startswith("{"):
-                content = json.loads(content)
             if isinstance(content, Mapping):
                 for key, item in content.items():
                     lines.append(f"  {name}.{key} = {named(item)}")

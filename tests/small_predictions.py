@@ -1,6 +1,7 @@
 """Calls of `kproba predict` with a stand-in for the step's model, to be fast."""
 
 import csv
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +69,8 @@ class Command:
         self.capsys, self.caplog = capsys, caplog
         self.model: Any = None
         caplog.set_level("INFO", "kproba")
+        # Other tests leave handlers of files that are closed.
+        monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])
         monkeypatch.setattr(predict, "_load", self.load)
         monkeypatch.setattr(predict, "check_step", lambda step: None)
 

@@ -136,8 +136,8 @@ cli.main(sys.argv[1:])
 """
 
 
-def test_ctrl_c_while_a_list_is_read(tmp_path):
-    words = ["predict", "step", "-", "--out", str(tmp_path / "out")]
+def test_ctrl_c_while_a_list_is_read(trained, tmp_path):  # noqa: F811
+    words = ["predict", str(trained), "-", "--out", str(tmp_path / "found")]
     with subprocess.Popen(
         [sys.executable, "-c", READY, *words],
         stdin=subprocess.PIPE,
@@ -152,7 +152,7 @@ def test_ctrl_c_while_a_list_is_read(tmp_path):
             command.send_signal(signal.SIGINT)
         assert command.wait(timeout=60) == 130
         assert command.stderr.read() == "Interrupted.\n"
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "found").exists()
 
 
 @pytest.mark.parametrize("words", [["info"], ["--help"], ["predict", "--help"]])

@@ -7,12 +7,14 @@ Every kind of damage is tried on every artifact, by what reads it: `kproba info`
 import json
 import os
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from damages import CONTENTS, INFINITE, NAN, Change, drop, put
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tested_steps import (
@@ -23,45 +25,14 @@ from tested_steps import (
     small_network,
     write_tested_step,
 )
-from training_steps import step_settings
 
 import kproba
 from kproba.bank.bank import PrototypeBank
 from kproba.predict.cli import main as command
-from kproba.results.record import read_evaluation_record, read_usage_record
-from kproba.results.tables import read_confusion
 from kproba.runtime.records import ArtifactError
-from kproba.runtime.tables import read_table
-from kproba.training.settings import read_settings
 
 JSON = ("predictor.json", "model.json", "prototypes.json")
 TENSORS = ("model.safetensors", "prototypes.safetensors")
-
-Change = Callable[[Any], Any]
-
-
-def _nested(depth: int) -> bytes:
-    return b'{"a":' * depth + b"1" + b"}" * depth
-
-
-# What replaces the content of any file.
-CONTENTS: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda raw: b"",
-    "blank": lambda raw: b" \n\n",
-    "half": lambda raw: raw[: len(raw) // 2],
-    "one byte": lambda raw: raw[:1],
-    "binary": lambda raw: bytes(range(256)) * 20,
-    "not UTF-8": lambda raw: b'{"a": "\xff\xfe"}',
-    "text": lambda raw: b"no such thing",
-    "a number": lambda raw: b"12",
-    "a list": lambda raw: b"[1, 2]",
-    "null": lambda raw: b"null",
-    "an empty object": lambda raw: b"{}",
-    "deeply nested": lambda raw: _nested(100_000),
-    "deep lists": lambda raw: b"[" * 100_000 + b"]" * 100_000,
-    "a key twice": lambda raw: b'{"a": 1, "a": 2}',
-    "a huge number": lambda raw: b"9" * 10_000,
-}
 
 
 @pytest.fixture(scope="module")
@@ -156,123 +127,100 @@ def test_what_is_no_file_is_named_and_never_waited_for(
 # --- values --------------------------------------------------------------------------
 
 
-def _put(*keys: Any, value: Any) -> Change:
-    """A change that sets a value below some keys."""
-
-    def change(content: Any) -> None:
-        for key in keys[:-1]:
-            content = content[key]
-        content[keys[-1]] = value
-
-    return change
-
-
-def _drop(*keys: Any) -> Change:
-    """A change that removes a key below others."""
-
-    def change(content: Any) -> None:
-        for key in keys[:-1]:
-            content = content[key]
-        del content[keys[-1]]
-
-    return change
-
-
-NAN, INFINITE = float("nan"), float("inf")
 CHANGES: dict[str, dict[str, Change]] = {
     "model.json": {
-        "no architecture": _drop("architecture"),
-        "architecture is a list": _put("architecture", value=[1]),
-        "no backbone": _drop("architecture", "backbone"),
-        "unknown backbone": _put("architecture", "backbone", value="vgg"),
-        "another backbone": _put("architecture", "backbone", value="resnet50"),
-        "backbone is a number": _put("architecture", "backbone", value=3),
-        "unknown head": _put("architecture", "head", value="hydra"),
-        "a key of a newer version": _put("architecture", "gates", value=2),
-        "stride 7": _put("architecture", "output_stride", value=7),
-        "huge channels": _put("architecture", "aspp_channels", value=10**9),
-        "many channels": _put("architecture", "aspp_channels", value=65536),
-        "negative channels": _put("architecture", "aspp_channels", value=-8),
-        "channels are true": _put("architecture", "aspp_channels", value=True),
-        "channels are a text": _put("architecture", "aspp_channels", value="8"),
-        "channels are a fraction": _put("architecture", "aspp_channels", value=8.5),
-        "another rate": _put("architecture", "atrous_rates", value=[1, 2, 3]),
-        "rate 0": _put("architecture", "atrous_rates", value=[0, 1]),
-        "dropout NaN": _put("architecture", "aspp_dropout", value=NAN),
-        "momentum infinite": _put("architecture", "bn_momentum", value=INFINITE),
-        "huge classes": _put("classes_per_step", value=[10**8]),
-        "other classes": _put("classes_per_step", value=[1, 2]),
-        "fewer steps": _put("classes_per_step", value=[2]),
-        "more steps": _put("classes_per_step", value=[1, 1, 1]),
-        "no classes": _put("classes_per_step", value=[]),
-        "negative classes": _put("classes_per_step", value=[3, -1]),
-        "classes are a number": _put("classes_per_step", value=2),
-        "extensions are a text": _put("extensions", value="mine.py"),
-        "provenance is a list": _put("provenance", value=[]),
+        "no architecture": drop("architecture"),
+        "architecture is a list": put("architecture", value=[1]),
+        "no backbone": drop("architecture", "backbone"),
+        "unknown backbone": put("architecture", "backbone", value="vgg"),
+        "another backbone": put("architecture", "backbone", value="resnet50"),
+        "backbone is a number": put("architecture", "backbone", value=3),
+        "unknown head": put("architecture", "head", value="hydra"),
+        "a key of a newer version": put("architecture", "gates", value=2),
+        "stride 7": put("architecture", "output_stride", value=7),
+        "huge channels": put("architecture", "aspp_channels", value=10**9),
+        "many channels": put("architecture", "aspp_channels", value=65536),
+        "negative channels": put("architecture", "aspp_channels", value=-8),
+        "channels are true": put("architecture", "aspp_channels", value=True),
+        "channels are a text": put("architecture", "aspp_channels", value="8"),
+        "channels are a fraction": put("architecture", "aspp_channels", value=8.5),
+        "another rate": put("architecture", "atrous_rates", value=[1, 2, 3]),
+        "rate 0": put("architecture", "atrous_rates", value=[0, 1]),
+        "dropout NaN": put("architecture", "aspp_dropout", value=NAN),
+        "momentum infinite": put("architecture", "bn_momentum", value=INFINITE),
+        "huge classes": put("classes_per_step", value=[10**8]),
+        "other classes": put("classes_per_step", value=[1, 2]),
+        "fewer steps": put("classes_per_step", value=[2]),
+        "more steps": put("classes_per_step", value=[1, 1, 1]),
+        "no classes": put("classes_per_step", value=[]),
+        "negative classes": put("classes_per_step", value=[3, -1]),
+        "classes are a number": put("classes_per_step", value=2),
+        "extensions are a text": put("extensions", value="mine.py"),
+        "provenance is a list": put("provenance", value=[]),
     },
     "prototypes.json": {
-        "no settings": _drop("settings"),
-        "no model": _drop("model"),
-        "another model": _put("model", value="0" * 64),
-        "unknown map": _put("settings", "map", value="spline"),
-        "another map": _put("settings", "map", value="identity"),
-        "another feature": _put("settings", "feature", value="block"),
-        "huge dimension": _put("settings", "dimension", value=10**9),
-        "odd dimension": _put("settings", "dimension", value=63),
-        "no dimension": _put("settings", "dimension", value=None),
-        "many maps": _put("settings", "maps", value=10**6),
-        "more maps": _put("settings", "maps", value=3),
-        "no maps": _put("settings", "maps", value=0),
-        "no scatter": _put("settings", "scatter", value=False),
-        "scatter is a number": _put("settings", "scatter", value=1),
-        "ridge NaN": _put("settings", "ridge", value=NAN),
-        "a key of a newer version": _put("settings", "shrinkage", value=0.1),
-        "gamma 0": _put("gamma", value=0),
-        "gamma infinite": _put("gamma", value=INFINITE),
-        "no gamma": _put("gamma", value=None),
-        "temperature 0": _put("temperature", value=0),
-        "temperature negative": _put("temperature", value=-1.0),
-        "temperature NaN": _put("temperature", value=NAN),
-        "temperature is true": _put("temperature", value=True),
-        "temperature huge": _put("temperature", value=1e300),
-        "count negative": _put("scatter_count", value=-1),
-        "seed is a text": _put("seed", value="0"),
-        "cells of other classes": _put("cells_per_class", value=[1, 2]),
+        "no settings": drop("settings"),
+        "no model": drop("model"),
+        "another model": put("model", value="0" * 64),
+        "unknown map": put("settings", "map", value="spline"),
+        "another map": put("settings", "map", value="identity"),
+        "another feature": put("settings", "feature", value="block"),
+        "huge dimension": put("settings", "dimension", value=10**9),
+        "odd dimension": put("settings", "dimension", value=63),
+        "no dimension": put("settings", "dimension", value=None),
+        "many maps": put("settings", "maps", value=10**6),
+        "more maps": put("settings", "maps", value=3),
+        "no maps": put("settings", "maps", value=0),
+        "no scatter": put("settings", "scatter", value=False),
+        "scatter is a number": put("settings", "scatter", value=1),
+        "ridge NaN": put("settings", "ridge", value=NAN),
+        "a key of a newer version": put("settings", "shrinkage", value=0.1),
+        "gamma 0": put("gamma", value=0),
+        "gamma infinite": put("gamma", value=INFINITE),
+        "no gamma": put("gamma", value=None),
+        "temperature 0": put("temperature", value=0),
+        "temperature negative": put("temperature", value=-1.0),
+        "temperature NaN": put("temperature", value=NAN),
+        "temperature is true": put("temperature", value=True),
+        "temperature huge": put("temperature", value=1e300),
+        "count negative": put("scatter_count", value=-1),
+        "seed is a text": put("seed", value="0"),
+        "cells of other classes": put("cells_per_class", value=[1, 2]),
     },
     "predictor.json": {
-        "no network": _drop("network"),
-        "network is null": _put("network", value=None),
-        "network is a number": _put("network", value=5),
-        "network is absolute": _put("network", value="/etc/model.safetensors"),
-        "network is another file": _put("network", value="predictor.json"),
-        "network is outside": _put("network", value="../" * 7 + "x/m.safetensors"),
-        "bank is outside": _put("bank", value="a/" + "../" * 8 + "b.safetensors"),
-        "NUL in a path": _put("bank", value="a\0.safetensors"),
-        "no bank": _put("bank", value=None),
-        "no decision": _put("decision", value=None),
-        "unknown rule": _put("decision", "rule", value="guess"),
-        "rule is null": _put("decision", "rule", value=None),
-        "tau 0": _put("decision", "temperature", value=0),
-        "tau NaN": _put("decision", "temperature", value=NAN),
-        "weight is a text": _put("decision", "posterior_weight", value="1"),
-        "prior negative": _put("decision", "image_prior", value=-1),
-        "a newer decision": _put("decision", "smoothing", value=1),
-        "a key of a newer version": _put("tiles", value=1),
-        "no classes": _put("classes", value=[]),
+        "no network": drop("network"),
+        "network is null": put("network", value=None),
+        "network is a number": put("network", value=5),
+        "network is absolute": put("network", value="/etc/model.safetensors"),
+        "network is another file": put("network", value="predictor.json"),
+        "network is outside": put("network", value="../" * 7 + "x/m.safetensors"),
+        "bank is outside": put("bank", value="a/" + "../" * 8 + "b.safetensors"),
+        "NUL in a path": put("bank", value="a\0.safetensors"),
+        "no bank": put("bank", value=None),
+        "no decision": put("decision", value=None),
+        "unknown rule": put("decision", "rule", value="guess"),
+        "rule is null": put("decision", "rule", value=None),
+        "tau 0": put("decision", "temperature", value=0),
+        "tau NaN": put("decision", "temperature", value=NAN),
+        "weight is a text": put("decision", "posterior_weight", value="1"),
+        "prior negative": put("decision", "image_prior", value=-1),
+        "a newer decision": put("decision", "smoothing", value=1),
+        "a key of a newer version": put("tiles", value=1),
+        "no classes": put("classes", value=[]),
         "fewer classes": lambda content: content["classes"].pop() and None,
-        "label twice": _put("classes", 1, "label", value=2),
-        "label too large": _put("classes", 1, "label", value=256),
-        "name twice": _put("classes", 1, "name", value="dog"),
-        "name is empty": _put("classes", 1, "name", value=""),
-        "name has a line break": _put("classes", 1, "name", value="a\nb"),
-        "steps out of order": _put("classes", 0, "step", value=1),
-        "channel twice": _put("channels", value=[0, 1, 1]),
-        "channel is true": _put("channels", value=[0, True, 2]),
-        "fewer channels": _put("channels", value=[0, 1]),
-        "about is empty": _put("about", value={}),
-        "seed is a text": _put("about", "seed", value="0"),
-        "long side 0": _put("long_side", value=0),
-        "long side is a text": _put("long_side", value="300"),
+        "label twice": put("classes", 1, "label", value=2),
+        "label too large": put("classes", 1, "label", value=256),
+        "name twice": put("classes", 1, "name", value="dog"),
+        "name is empty": put("classes", 1, "name", value=""),
+        "name has a line break": put("classes", 1, "name", value="a\nb"),
+        "steps out of order": put("classes", 0, "step", value=1),
+        "channel twice": put("channels", value=[0, 1, 1]),
+        "channel is true": put("channels", value=[0, True, 2]),
+        "fewer channels": put("channels", value=[0, 1]),
+        "about is empty": put("about", value={}),
+        "seed is a text": put("about", "seed", value="0"),
+        "long side 0": put("long_side", value=0),
+        "long side is a text": put("long_side", value="300"),
     },
 }
 CASES = [
@@ -300,13 +248,11 @@ def test_a_wrong_value_is_named(
 def test_a_description_of_two_steps_ago_needs_no_memory(old_step: Path) -> None:
     """The largest numbers that the checks of single values let through."""
     change_json(
-        old_step / "model.json", _put("architecture", "aspp_channels", value=65536)
+        old_step / "model.json", put("architecture", "aspp_channels", value=65536)
     )
     with pytest.raises(ArtifactError, match="8 channels of the ASPP"):
         kproba.load_model(old_step / "model.safetensors")
-    change_json(
-        old_step / "prototypes.json", _put("settings", "dimension", value=2**20)
-    )
+    change_json(old_step / "prototypes.json", put("settings", "dimension", value=2**20))
     with pytest.raises(ArtifactError, match=r"of shape \[3, 1048576\]"):
         PrototypeBank.load(old_step / "prototypes.safetensors")
 
@@ -347,6 +293,9 @@ TENSOR_CHANGES: dict[str, dict[str, Callable[[Tensors], object]]] = {
             {"means.0": torch.zeros(3, 8, dtype=torch.float64)}
         ),
         "no values": lambda tensors: tensors.clear(),
+        "whole numbers": lambda tensors: tensors.update(
+            {"means.0": tensors["means.0"].long()}
+        ),
     },
 }
 TENSOR_CASES = [
@@ -363,6 +312,49 @@ def test_wrong_tensors_are_named(
     tensors = load_file(old_step / name)
     change(tensors)
     save_file(tensors, old_step / name)
+    with pytest.raises(ArtifactError, match=rf"Expected .*{name}"):
+        kproba.load(old_step)
+
+
+def _tensor_file(head: object, data: bytes = b"") -> bytes:
+    """A file of tensors with any header."""
+    text = json.dumps(head).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def _tensor(shape: list[int], start: int = 0, end: int = 4, kind: str = "F32") -> Any:
+    return {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+
+
+HEADERS = {
+    "a huge length": struct.pack("<Q", 2**62) + b"{}",
+    "huge shapes": _tensor_file({"a": _tensor([10**12, 10**12])}, bytes(4)),
+    "shapes that overflow": _tensor_file({"a": _tensor([2**62, 2**62], 0, 0)}),
+    "a negative shape": _tensor_file({"a": _tensor([-1])}, bytes(4)),
+    "an unknown type": _tensor_file({"a": _tensor([1], kind="X9")}, bytes(4)),
+    "a type of eight bits": _tensor_file(
+        {"centre": _tensor([4], kind="F8_E5M2")}, bytes(4)
+    ),
+    "one place twice": _tensor_file({"a": _tensor([1]), "b": _tensor([1])}, bytes(4)),
+    "no shape": _tensor_file(
+        {
+            "aspp.project.0.weight": _tensor([]),
+            "centre": _tensor([], 4, 8),
+            "count": _tensor([], 8, 12),
+        },
+        bytes(12),
+    ),
+    "odd names": _tensor_file(
+        {"": _tensor([1]), "branches": _tensor([1], 4, 8), ".": _tensor([1], 8, 12)},
+        bytes(12),
+    ),
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("name", TENSORS)
+def test_odd_headers_are_named(old_step: Path, name: str, header: str) -> None:
+    (old_step / name).write_bytes(HEADERS[header])
     with pytest.raises(ArtifactError, match=rf"Expected .*{name}"):
         kproba.load(old_step)
 
@@ -430,7 +422,7 @@ def test_a_model_is_compared_with_its_own_description(step: Path) -> None:
 def test_the_bank_of_another_step_is_noticed(old_step: Path) -> None:
     first = old_step.parents[5] / FIRST
     network = save_step(small_network([1, 2]), old_step)
-    change_json(old_step / "predictor.json", _put("channels", value=[0, 1, 2, 3]))
+    change_json(old_step / "predictor.json", put("channels", value=[0, 1, 2, 3]))
     extra = {"label": 9, "name": "cow", "step": 1}
     change_json(
         old_step / "predictor.json", lambda content: content["classes"].append(extra)
@@ -481,197 +473,3 @@ def test_links_are_followed_as_they_are_on_disk(step: Path, tmp_path: Path) -> N
     shutil.move(first, disk)
     first.symlink_to(disk)
     assert kproba.load(step).classes[1].name == "cat"
-
-
-# --- what jobs and reports read ------------------------------------------------------
-
-READERS: dict[str, Callable[[Path], object]] = {
-    "evaluation.json": lambda path: read_evaluation_record(path, ["all"]),
-    "usage.json": read_usage_record,
-    "settings.json": read_settings,
-    "confusion.csv": lambda path: read_confusion(path, 3),
-    "metrics.csv": lambda path: read_table(path, {"iteration": int, "loss": float}),
-    "pseudo_labels.csv": lambda path: read_table(path, {"id": str}),
-}
-SOUND: dict[str, str] = {
-    "usage.json": '{"device": "CPU", "seconds": 1.5}',
-    "confusion.csv": "true,a,b,c\na,1,0,0\nb,0,1,0\nc,0,0,1\n",
-    "metrics.csv": "iteration,loss\n1,0.5\n2,0.25\n",
-    "pseudo_labels.csv": "id,background\n007,12\n",
-}
-
-
-@pytest.fixture
-def files(step: Path) -> Path:
-    """A folder with all that `READERS` read."""
-    for name, content in SOUND.items():
-        (step / name).write_text(content)
-    (step / "settings.json").write_text(json.dumps(step_settings(1)))
-    return step
-
-
-@pytest.mark.parametrize("name", READERS)
-def test_sound_files_are_read(files: Path, name: str) -> None:
-    assert READERS[name](files / name) is not None
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        (name, content)
-        for name in READERS
-        for content in CONTENTS
-        # All keys of usage.json may be absent.
-        if (name, content) != ("usage.json", "an empty object")
-    ],
-)
-def test_readers_name_a_file_of_any_content(
-    files: Path, name: str, content: str
-) -> None:
-    path = files / name
-    path.write_bytes(CONTENTS[content](path.read_bytes()))
-    if name == "metrics.csv" and content == "half":
-        path.write_text("iteration,loss\n1")
-    if name == "pseudo_labels.csv" and content == "half":
-        path.write_text("id,background\n007")
-    with pytest.raises(ArtifactError, match=rf"Expected .*{name}") as error:
-        READERS[name](path)
-    assert len(str(error.value).splitlines()) == 1
-
-
-FIELD_CHANGES: dict[str, dict[str, Change]] = {
-    "evaluation.json": {
-        "a measure is a text": _put("all", value="50"),
-        "a measure is true": _put("all", value=True),
-        "no classes": _drop("classes"),
-        "a class is a text": _put("classes", 0, value="cat"),
-        "a class without IoU": _drop("classes", 0, "iou"),
-        "protocol is a list": _put("protocol", value=[]),
-        "images are negative": _put("images", value=-1),
-    },
-    "usage.json": {
-        "seconds are negative": _put("seconds", value=-1),
-        "seconds are NaN": _put("seconds", value=NAN),
-        "device is a number": _put("device", value=1),
-    },
-    "settings.json": {
-        "no method": _drop("method"),
-        "a newer key": _put("looks", value=4),
-        "unknown head": _put("method", "head", value="hydra"),
-        "unknown loss": _put("method", "losses", value={"magic": 1.0}),
-        "a loss is a text": _put("method", "losses", value={"gkd": "1"}),
-        "epochs 0": _put("optimisation", "epochs", value=0),
-        "epochs infinite": _put("optimisation", "epochs", value=INFINITE),
-        "batches of -1": _put("optimisation", "batch_size", value=-1),
-        "batches are true": _put("optimisation", "batch_size", value=True),
-        "rates are a number": _put("optimisation", "learning_rate", value=0.1),
-        "unknown optimizer": _put("optimisation", "optimizer", value="lion"),
-        "groups are numbers": _put("groups", value=[1, 2]),
-        "label 0": _put("groups", 0, 0, value=0),
-        "step is a text": _put("run", "step", value="1"),
-        "crop is NaN": _put("augmentation", "crop_size", value=NAN),
-        "unknown rule": _put("decision", value={"rule": "guess"}),
-        "run is null": _put("run", value=None),
-    },
-}
-FIELD_CASES = [
-    pytest.param(name, change, id=f"{name}, {what}")
-    for name, changes in FIELD_CHANGES.items()
-    for what, change in changes.items()
-]
-
-
-@pytest.mark.parametrize(("name", "change"), FIELD_CASES)
-def test_readers_name_a_wrong_value(files: Path, name: str, change: Change) -> None:
-    change_json(files / name, change)
-    with pytest.raises(ArtifactError, match=rf"Expected .*{name}") as error:
-        READERS[name](files / name)
-    assert len(str(error.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("iteration,loss\n1\n", "line 2 has 1 cells and not 2"),
-        ("iteration,loss\n1,2,3\n", "line 2 has 3 cells and not 2"),
-        ("iteration,loss\n1,low\n", "a number in the column loss .* got 'low'"),
-        ("iteration,loss\n1,inf\n", "a number in the column loss .* got 'inf'"),
-        ("iteration,loss\n1.5,1\n", "a whole number in the column iteration"),
-        ("iteration,loss\n,1\n", "a whole number in the column iteration"),
-        ("iteration,bce\n1,1\n", "loss is missing"),
-        ("loss,loss\n1,1\n", "the same heading"),
-        ('iteration,loss\n1,"2\n', "cannot be parsed"),
-        ("iteration,loss\n1,\0\n", "it is no text"),
-    ],
-)
-def test_a_table_says_what_is_wrong(tmp_path: Path, content: str, reason: str) -> None:
-    path = tmp_path / "metrics.csv"
-    path.write_text(content)
-    with pytest.raises(ArtifactError, match=reason):
-        READERS["metrics.csv"](path)
-
-
-def test_names_of_older_settings_are_left_out(files: Path) -> None:
-    path = files / "settings.json"
-    plain = read_settings(path)
-    change_json(path, _put("class_names", value=["background", "cat"]))
-    assert read_settings(path) == plain
-
-
-# --- the training job ----------------------------------------------------------------
-
-JOB_DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "settings cut": ("settings.json", lambda path: path.write_text("{")),
-    "settings of another version": (
-        "settings.json",
-        lambda path: change_json(path, _put("looks", value=1)),
-    ),
-    "split cut": ("split.csv", lambda path: path.write_text("id,image\na")),
-    "split empty": ("split.csv", lambda path: path.write_text("")),
-    "model cut": ("model.safetensors", lambda path: path.write_bytes(b"1234")),
-    "no model": ("model.safetensors", Path.unlink),
-    "model NaN": (
-        "model.safetensors",
-        lambda path: save_file(
-            {k: v.float() * NAN for k, v in load_file(path).items()}, path
-        ),
-    ),
-    "no description": ("model.json", Path.unlink),
-    "a model of another step": (
-        "model.safetensors",
-        lambda path: save_step(small_network([6, 2]), path.parent),
-    ),
-    "a model of other labels": (
-        "model.safetensors",
-        lambda path: change_json(
-            path.with_suffix(".json"), _put("classes", 1, "label", value=9)
-        ),
-    ),
-}
-
-
-@pytest.mark.parametrize("damage", JOB_DAMAGES)
-def test_the_training_names_a_damaged_input(
-    data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    damage: str,
-) -> None:
-    from kproba.jobs.train import main
-
-    name, change = JOB_DAMAGES[damage]
-    previous = save_step(small_network([6]), tmp_path)
-    (tmp_path / "settings.json").write_text(json.dumps(step_settings(1)))
-    shutil.copy(data / "step1.csv", tmp_path / "split.csv")
-    change(tmp_path / name)
-    out = tmp_path / "out"
-    words = [f"--{key}={out / key}" for key in ("metrics", "usage", "tensorboard")]
-    words += [f"--model={out / 'model.safetensors'}", f"--previous={previous}"]
-    words += [f"--split={tmp_path / 'split.csv'}", str(tmp_path / "settings.json")]
-    with pytest.raises(SystemExit) as ended:
-        main(words)
-    assert ended.value.code == 1
-    message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith("Error: Expected"), message
-    assert Path(name).stem in message
-    assert not (out / "model.safetensors").exists()

@@ -51,6 +51,10 @@ BANK = {
     "calibration_cells": 200,
 }
 KLDA = Decision("klda").to_dict()
+RUN = {
+    **{"dataset": "tiny", "task": "6-2", "setting": "overlap"},
+    **{"method": "kproba", "seed": 0, "step": 0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +297,7 @@ def infer(data: Path, base: Path, out: Path, gpus: int) -> None:
             *("--quality", out / "quality.csv"),
         ),
         "evaluate": (
-            {"settings": test, "run": {"seed": 0}, "decision": KLDA, **of_base()},
+            {"settings": test, "run": RUN, "decision": KLDA, **of_base()},
             *("--bank", bank, "--indices", data / "index.csv"),
             *("--confusion", out / "confusion.csv", "--examples", out / "examples"),
             *("--evaluation", out / "evaluation.json"),

@@ -7,7 +7,10 @@ from small_predictions import columns, noise
 from test_inference import step  # noqa: F401  # a fixture
 from test_segmenter import trained  # noqa: F401
 
-from kproba.predict import large, segmenter
+from kproba.bank import large
+from kproba.data.inspection import scaled_size
+from kproba.data.sources import Source
+from kproba.predict import segmenter
 from kproba.predict.large import PartlyScored
 from kproba.predict.segmenter import load
 
@@ -124,6 +127,15 @@ def test_models_that_were_trained_on_scaled_images_scale_larger_ones():
     assert stand_in.predict(noise(60, 40)).how == "whole"  # never larger
     assert stand_in.predict(noise(128, 100), long_side=0).how == "whole"
     assert stand_in.predict(noise(128, 100), long_side=32).how == "scaled to 32x25"
+
+
+def test_scaling_as_in_training_gives_the_pixels_of_the_training(tmp_path):
+    noise(128, 100).save(tmp_path / "a.png")
+    stand_in = columns()
+    stand_in.long_side = 50
+    scaled = stand_in._scale(noise(128, 100), None)
+    source = Source("a", str(tmp_path / "a.png"), "", *scaled_size((128, 100), 50))
+    assert torch.equal(scaled, source.read_image())
 
 
 def test_a_long_side_of_too_many_pixels_is_refused(monkeypatch):

@@ -75,6 +75,44 @@ def test_a_full_gpu_names_the_remedy(tmp_path):
     assert last == "CUDA out of memory. Tried to allocate 9 GiB"
 
 
+@pytest.mark.parametrize(
+    ("line", "has_traceback"),
+    [
+        ("raise ValueError('Expected a, but got b.')", False),
+        ("raise OSError('Expected a, but got b.')", False),
+        ("raise RecursionError('too deep')", True),
+        ("raise NotImplementedError('later')", True),
+        ("raise KeyError('a')", True),
+        ("raise TypeError('a')", True),
+        ("raise AssertionError('a')", True),
+        ("raise MemoryError('9 GiB')", False),
+        ("raise RuntimeError('DefaultCPUAllocator: can\\'t allocate memory')", False),
+    ],
+)
+def test_which_errors_of_the_package_come_with_a_traceback(
+    tmp_path, line, has_traceback
+):
+    with pytest.raises(SystemExit) as stopped, log_to(tmp_path / "a.log"):
+        exec(compile(line, losses.__file__, "exec"))
+    assert stopped.value.code == 1
+    said = (tmp_path / "a.log").read_text()
+    assert ("Traceback" in said) == has_traceback
+    assert said.startswith("Error: Expected") != has_traceback
+
+
+def test_ctrl_c_is_one_line_in_a_log(tmp_path):
+    with pytest.raises(SystemExit) as stopped, log_to(tmp_path / "a.log"):
+        raise KeyboardInterrupt
+    assert stopped.value.code == 130
+    assert (tmp_path / "a.log").read_text() == "Interrupted.\n"
+
+
+def test_names_that_are_no_text_are_escaped_in_a_log(tmp_path):
+    with pytest.raises(SystemExit), log_to(tmp_path / "a.log"):
+        find_description(tmp_path / "\udcff" / "model.safetensors")
+    assert "\\udcff" in (tmp_path / "a.log").read_text()
+
+
 def test_log_lines_go_to_the_file_and_on_request_to_the_terminal(tmp_path, capfd):
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level

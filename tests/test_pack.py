@@ -394,7 +394,7 @@ def test_a_damaged_archive_is_named_and_leaves_nothing(
 def test_a_missing_archive_is_named(tmp_path: Path, capsys) -> None:
     status, message = run(capsys, "info", tmp_path / "no.zip")
     assert status == 1
-    assert message.startswith("Error: Expected the file")
+    assert message.startswith("Error: Expected")
     assert "no.zip" in message
 
 

@@ -280,14 +280,14 @@ def test_results_may_go_into_the_folder_of_the_pictures(predict, shots):
 def test_a_folder_that_must_not_be_read_is_named(predict, shots, tmp_path, monkeypatch):
     locked = shots / "locked"
     locked.mkdir()
-    original = Path.iterdir
+    original = os.scandir
 
-    def iterdir(path):
-        if path == locked:
+    def scandir(path):
+        if Path(path) == locked:
             raise PermissionError(13, "Permission denied", str(path))
         return original(path)
 
-    monkeypatch.setattr(Path, "iterdir", iterdir)
+    monkeypatch.setattr(os, "scandir", scandir)
     status, said = predict(shots, "--out", tmp_path / "out")
     assert status == 3
     assert f"skipped {locked}: Permission denied" in said

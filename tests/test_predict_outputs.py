@@ -269,6 +269,29 @@ def test_two_runs_at_once_share_a_folder(tmp_path):
     assert {row["result"] for row in rows(tmp_path / "out")} == {"a", "a-2"}
 
 
+def test_two_runs_of_one_picture_at_once(tmp_path):
+    noise(20, 20).save(tmp_path / "a.png")
+    outs = [OutputFolder(tmp_path / "out", ["masks"]) for _ in range(2)]
+    for out in outs:
+        assert out.prepare([Input(tmp_path / "a.png", "a")])[0].name == "a"
+    for number, out in enumerate(outs):
+        out.write("masks", "a", f"content {number}".encode())
+    assert (tmp_path / "out/masks/a.png").read_bytes() == b"content 1"
+
+
+def test_a_table_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    out = OutputFolder(tmp_path / "out", ["masks"])
+    out.prepare([])
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(WriteError, match=r"out/areas\.csv not written: Input/output"):
+        out.write_areas([["f", "a", 1, 1, "whole", "cat", 1, 1, "100.000"]])
+    assert results(tmp_path / "out") == set()
+
+
 def test_a_file_that_comes_while_predicting_is_kept(tmp_path):
     noise(20, 20).save(tmp_path / "a.png")
     out = OutputFolder(tmp_path / "out", ["masks"])

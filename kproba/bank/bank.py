@@ -285,7 +285,7 @@ def _shapes(record: BankRecord, path: Path) -> tuple[Shapes, Shapes]:
         ArtifactError: It has no features or classes, or not those described.
     """
     found, settings = read_shapes(path), record.settings
-    [features], [classes] = (found.get(key, (0,))[:1] for key in ("centre", "count"))
+    features, classes = ((found.get(key) or (0,))[0] for key in ("centre", "count"))
     cells = record.content.get("cells_per_class")
     counted = classes if cells is None else len(cells)
     if not features or not classes or counted != classes:
@@ -308,6 +308,7 @@ def _shapes(record: BankRecord, path: Path) -> tuple[Shapes, Shapes]:
 def _check_values(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Refuse counts, shares and spreads that no bank has; all numbers are finite."""
     good = {
+        **{name: tensor.is_floating_point() for name, tensor in tensors.items()},
         "count": bool((tensors["count"] >= 0).all()),
         "share": bool(((tensors["share"] >= 0) & (tensors["share"] <= 1)).all()),
         "spread": bool((tensors["spread"] > 0).all()),
@@ -315,9 +316,9 @@ def _check_values(tensors: dict[str, torch.Tensor], path: Path) -> None:
     for name, is_good in good.items():
         if not is_good:
             raise ArtifactError(
-                f"Expected counts of at least 0, shares from 0 to 1 and spreads above "
-                f"0 in {path}, but the tensor {name} holds others: the file was "
-                f"changed. {REMAKE}"
+                f"Expected floating-point numbers, counts of at least 0, shares from 0 "
+                f"to 1 and spreads above 0 in {path}, but the tensor {name} holds "
+                f"others: the file was changed. {REMAKE}"
             )
 
 

@@ -20,17 +20,60 @@ CELLS_PER_IMAGE = 64  # at least, of the sample
 
 
 class FeatureBatch(NamedTuple):
-    """Features of a batch of images, from which a bank is built.
+    """Features of a batch of images, or of a tile of them: what a bank is built from.
 
     Attributes:
         features: (B, d, h, w), of the trained network in evaluation mode.
         targets: (B, H, W) uint8, output indices, 255 ignored.
-        keys: B numbers of the images.
+        keys: B numbers of the images. All tiles of an image have its number.
     """
 
     features: torch.Tensor
     targets: torch.Tensor
     keys: Sequence[int]
+
+
+class _Drawn:
+    """The cells that are drawn of one image, which may come in several tiles.
+
+    Every cell of the image has the same chance.
+
+    Args:
+        key: Seed of the choice.
+        most: Most cells.
+
+    Attributes:
+        vectors, labels: The cells that are drawn so far, (n, d) and (n,), in a random
+            order; on the CPU.
+    """
+
+    def __init__(self, key: int, most: int):
+        self.generator = torch.Generator().manual_seed(key)
+        self.most, self.seen = most, 0
+        self.vectors, self.labels = torch.empty(0), torch.empty(0)
+
+    def add(self, vectors: torch.Tensor, labels: torch.Tensor) -> None:
+        """Draw from the cells of a tile (n, d) and those of the tiles before."""
+        # The first places of a random order of all cells so far. Where it has earlier
+        # cells, those that are drawn of them come in their own random order.
+        count = self.seen + len(labels)
+        order = torch.randperm(count, generator=self.generator)[: self.most]
+        earlier = order < self.seen
+        places = order[~earlier] - self.seen
+        self.vectors = _merge(earlier, self.vectors, vectors[places].cpu())
+        self.labels = _merge(earlier, self.labels, labels[places].cpu())
+        self.seen = count
+
+
+def _merge(
+    earlier: torch.Tensor, before: torch.Tensor, new: torch.Tensor
+) -> torch.Tensor:
+    """Rows of `before` where `earlier` (n,) is set, of `new` elsewhere, in order."""
+    merged = new.new_empty(len(earlier), *new.shape[1:])
+    merged[~earlier] = new
+    if earlier.any():
+        merged[earlier] = before[: int(earlier.sum())]
+    return merged
 
 
 class Sample(NamedTuple):
@@ -136,8 +179,8 @@ def draw_sample(
 ) -> Sample:
     """Up to `calibration_cells` labelled cells, equally many of every image.
 
-    Which cells an image gives depends on the seed and its key alone, so the sample is
-    the same whatever the batches and the number of processes.
+    Which cells an image gives depends on the seed, its key and its tiles alone, so the
+    sample is the same whatever the batches and the number of processes.
 
     Args:
         batches: This process's part of the images.
@@ -150,15 +193,16 @@ def draw_sample(
         ValueError: No labelled cell.
     """
     per_image = max(CELLS_PER_IMAGE, -(-settings.calibration_cells // max(images, 1)))
-    drawn: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    of_image: dict[int, _Drawn] = {}
     device = torch.device(process.device)
     for features, targets, keys in batches:
         for feature, target, key in zip(features, targets, keys, strict=True):
-            cells, labels = labelled_cells(feature[None], target[None])
-            generator = torch.Generator().manual_seed((seed << 32) + int(key))
-            order = torch.randperm(len(cells), generator=generator)[:per_image]
-            drawn[int(key)] = (cells[order].cpu(), labels[order].cpu())
+            number = int(key)
+            if number not in of_image:
+                of_image[number] = _Drawn((seed << 32) + number, per_image)
+            of_image[number].add(*labelled_cells(feature[None], target[None]))
             device = feature.device
+    drawn = {key: (image.vectors, image.labels) for key, image in of_image.items()}
     for part in process.gather(drawn):
         drawn.update(part)
     parts = [drawn[key] for key in sorted(drawn)]

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from kproba.data import tiles
 from kproba.data.augmentation import Augmentation, augment, keyed_generator
 from kproba.data.sources import list_sources, replace_mask
 from kproba.runtime.distributed import ALONE, Process
@@ -286,8 +287,9 @@ def whole_image_loader(
 ) -> DataLoader[Batch]:
     """Loader of the whole images of one process, in batches of equal size.
 
-    The batches are the same for any number of processes, which take them in turn. No
-    image is resized or padded.
+    The batches are the same for any number of processes, which take them in turn. They
+    hold `kproba.data.tiles.MOST_BATCH_PIXELS` at most, so large images come one by one.
+    No image is resized or padded.
 
     Args:
         rows: As for `WholeImages`, with the columns `width` and `height`.
@@ -297,31 +299,40 @@ def whole_image_loader(
         process: This process.
     """
     batches = equal_sizes(rows, batch_size)[process.rank :: process.world_size]
-    pixels = batch_size * int(max(rows["width"] * rows["height"], default=0))
+    of_image = (rows["width"] * rows["height"]).tolist()
+    pixels = max((len(batch) * of_image[batch[0]] for batch in batches), default=0)
     workers = workers_that_fit(min(workers, len(batches)), BYTES_PER_PIXEL * pixels)
     return _loader(WholeImages(rows, label_table), batches, workers)
 
 
 def equal_sizes(rows: pd.DataFrame, batch_size: int) -> list[list[int]]:
-    """Numbers of the rows in batches of images of equal size; each row is in one."""
+    """Numbers of the rows in batches of images of equal size; each row is in one.
+
+    A batch has at most `batch_size` images and `MOST_BATCH_PIXELS`, or one image.
+    """
     sizes = zip(rows["width"], rows["height"], strict=True)
-    return batches_of_one_size(sizes, batch_size)
+    return batches_of_one_size(sizes, batch_size, tiles.MOST_BATCH_PIXELS)
 
 
 def batches_of_one_size(
-    sizes: Iterable[tuple[int, int]], batch_size: int
+    sizes: Iterable[tuple[int, int]], batch_size: int, most_pixels: int | None = None
 ) -> list[list[int]]:
     """Numbers of images in batches of equal size; each image is in one.
 
     Args:
         sizes: Width and height of each image.
         batch_size: Most images in a batch.
+        most_pixels: Most pixels in a batch of more than one image; None: any number.
     """
     batches: list[list[int]] = []
     open_batch: dict[tuple[int, int], list[int]] = {}
     for number, size in enumerate(sizes):
         batch = open_batch.get(size)
-        if batch is None or len(batch) == batch_size:
+        most = batch_size
+        if most_pixels is not None:
+            most = most_pixels // max(1, size[0] * size[1])
+            most = max(1, min(batch_size, most))
+        if batch is None or len(batch) == most:
             batch = open_batch[size] = []
             batches.append(batch)
         batch.append(number)

@@ -6,10 +6,12 @@ turn, so every number of processes sees every image once, in the same batches.
 
 import argparse
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
+from kproba.data import tiles
 from kproba.data.loaders import Batch, whole_image_loader
 from kproba.data.splits import parse_folders
 from kproba.runtime.compute import Compute
@@ -44,6 +46,26 @@ def image_batches(
         size=lambda batch: len(batch.ids),
         enabled=process.first,
     )
+
+
+def cut_batch(batch: Batch) -> Iterator[Batch]:
+    """The batch itself, or that part of it after part, if it is of large images.
+
+    The parts have sides of at most `kproba.data.tiles.TILE` pixels, do not overlap and
+    cover the images once, so everything in them is counted once. What a network says
+    near a cut lacks what lies beyond: within its field of view from a side inside the
+    image, some features differ from those of the whole image. Overlapping parts would
+    cost almost twice the time.
+
+    Args:
+        batch: Images of one size.
+    """
+    height, width = batch.targets.shape[-2:]
+    for rows, columns in tiles.cuts(height, width, tiles.TILE):
+        yield batch._replace(
+            images=batch.images[..., rows, columns],
+            targets=batch.targets[..., rows, columns],
+        )
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

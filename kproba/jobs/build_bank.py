@@ -19,7 +19,7 @@ from kproba.bank.build import FeatureBatch, build_bank, draw_sample, sampled_ima
 from kproba.bank.settings import BankSettings
 from kproba.data.labels import IGNORE, UNSURE, LabelMap
 from kproba.data.splits import Folders, read_index
-from kproba.jobs.batches import add_data, image_batches, to_groups
+from kproba.jobs.batches import add_data, cut_batch, image_batches, to_groups
 from kproba.network.files import load_model
 from kproba.network.network import SegmentationNetwork
 from kproba.runtime.compute import Compute
@@ -83,10 +83,11 @@ def build_step_bank(
     @torch.inference_mode()
     def features(chosen: pd.DataFrame, what: str) -> Iterator[FeatureBatch]:
         for batch in image_batches(chosen, table, compute, process, what):
-            images = batch.images.to(process.device, non_blocking=True)
-            targets = batch.targets.to(process.device, non_blocking=True)
-            maps = bank_features(network(images), settings)
-            yield FeatureBatch(maps, targets, batch.keys.tolist())
+            for part in cut_batch(batch):
+                images = part.images.to(process.device, non_blocking=True)
+                targets = part.targets.to(process.device, non_blocking=True)
+                maps = bank_features(network(images), settings)
+                yield FeatureBatch(maps, targets, part.keys.tolist())
 
     chosen = rows.iloc[sampled_images(len(rows), settings)].reset_index(drop=True)
     sample = draw_sample(

@@ -29,6 +29,7 @@ from kproba.results.evaluation import (
     channel_order,
     evaluate,
     ground_truth_table,
+    predicted_labels,
     select_rows,
     step_of_class,
     write_results,
@@ -197,9 +198,11 @@ def _write_examples(
     """Write the predictions of the example images."""
     with atomic_directory(folder) as temporary, torch.inference_mode():
         for batch in whole_image_loader(rows, truth, batch_size=1):
-            scores = predictor.predict_logits(batch.images.to(device))
-            labels = scores[:, list(order)].argmax(dim=1)[0].to(torch.uint8).cpu()
-            write_label_image(temporary / f"{batch.ids[0]}.png", labels.numpy())
+            images = batch.images.to(device)
+            labels = torch.zeros(batch.targets.shape, dtype=torch.uint8)
+            for place, predicted in predicted_labels(predictor, images, order):
+                labels[place] = predicted.to(torch.uint8).cpu()
+            write_label_image(temporary / f"{batch.ids[0]}.png", labels[0].numpy())
 
 
 def example_rows(parts: Sequence[pd.DataFrame], count: int) -> pd.DataFrame:

@@ -20,9 +20,11 @@ from kproba.jobs.batches import add_data, image_batches, to_groups
 from kproba.methods.export import LabelFiles, export_labels
 from kproba.methods.labels import Labeller, LabelSettings
 from kproba.network.files import load_model
+from kproba.network.record import read_model_record
 from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
 from kproba.runtime.job import add_files, job_parser, job_process
+from kproba.runtime.records import REMAKE, ArtifactError
 
 log = logging.getLogger("kproba")
 
@@ -81,6 +83,12 @@ def label_step(
     rows = read_index(inputs.split, inputs.folders)
     setting = "sequential" if job["sequential"] else "overlap"
     label_map = LabelMap(to_groups(job["groups"]), setting)
+    seen = [0, *label_map.seen[: label_map.first_new - 1]]
+    if not read_model_record(inputs.model).has_labels(seen):
+        raise ArtifactError(
+            f"Expected {inputs.model} to be the model of the step before, with the "
+            f"labels {seen}, but it has others: it is of another step or task. {REMAKE}"
+        )
     raw = np.arange(256, dtype=np.uint8)
     export_labels(
         Labeller(network, settings, combination),

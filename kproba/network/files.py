@@ -111,14 +111,15 @@ def _check_sizes(record: ModelRecord, shapes: Shapes, path: Path) -> None:
         ArtifactError: Channels or classes are not those of the weights.
     """
     channels = record.architecture.aspp_channels
-    held = shapes.get("aspp.project.0.weight", (0,))[0]
+    held = (shapes.get("aspp.project.0.weight") or (0,))[0]
     if channels != held:
         raise ArtifactError(
             f"Expected the {held} channels of the ASPP that {path} holds for "
             f"`architecture.aspp_channels` in {record.path}, but got {channels}: the "
             f"two files are not of one step, or one was changed. {REMAKE}"
         )
-    steps = {name.split(".")[1] for name in shapes if name.startswith("branches.")}
+    names = [name.split(".") for name in shapes]
+    steps = {parts[1] for parts in names if parts[0] == "branches" and parts[1:]}
     if len(steps) != len(record.classes_per_step):
         raise ArtifactError(
             f"Expected the classes of the {len(steps)} steps that {path} holds for "

@@ -1,6 +1,6 @@
 """model.json: what a model is made of. Without torch, because the plan reads it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,16 @@ class ModelRecord:
                 f"{self.path}, but got {labels}. {records.REMAKE}"
             )
         return labels
+
+    def has_labels(self, labels: Sequence[int]) -> bool:
+        """Whether the channels are of these raw labels, 0 first, in this order.
+
+        Raises:
+            ArtifactError: The labels that the file tells are none.
+        """
+        if "classes" not in self.content:  # then their number must do
+            return self.channels == len(labels)
+        return self.labels == list(labels)
 
     @property
     def provenance(self) -> Mapping[str, str | None]:

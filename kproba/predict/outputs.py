@@ -88,6 +88,12 @@ class OutputFolder:
         self._make()
         try:
             return self._claim(inputs)
+        except OSError as error:
+            self.remove_if_unused()
+            raise OSError(
+                f"Expected to read and write {self.folder}, but: "
+                f"{error.strerror or error}. Name another --out."
+            ) from error
         except BaseException:
             self.remove_if_unused()
             raise
@@ -131,6 +137,9 @@ class OutputFolder:
         part = path.with_name(f".kproba-{os.getpid()}.part")  # fits beside any name
         try:
             problem = self._problem_of(path)
+            if problem:  # or another prediction wrote it meanwhile
+                self._read_record()
+                problem = self._problem_of(path)
             if problem:
                 raise WriteError(f"{path} {problem}")
             with atomic_path(part) as temporary:
@@ -162,12 +171,22 @@ class OutputFolder:
         Raises:
             OSError: The file cannot be written.
         """
+        path = self.folder / AREAS
+        try:
+            self._merge_areas(path, rows)
+        except (FullDiskError, WriteError):
+            raise
+        except OSError as error:
+            raise WriteError(
+                f"{path} not written: {error.strerror or error}"
+            ) from error
+
+    def _merge_areas(self, path: Path, rows: Iterable[Sequence[Any]]) -> None:
         new: dict[str, list[Sequence[Any]]] = {}
         for row in rows:
             new.setdefault(str(row[1]), []).append(row)
         if not new:
             return
-        path = self.folder / AREAS
         with self._locked():
             groups: dict[Any, list[Sequence[Any]]] = {}
             for row in _read_areas(path):

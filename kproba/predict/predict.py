@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
-from kproba.bank.description import find_description
 from kproba.data.files import IMAGE_SUFFIXES
 from kproba.data.pictures import UnreadableError, read_picture
 from kproba.predict.inputs import Inputs, find_inputs, read_size
 from kproba.predict.outputs import KINDS, OutputFolder, WriteError
-from kproba.predict.steps import ARCHIVE, check_path
+from kproba.predict.steps import check_step
 from kproba.predict.tiles import TILE, check_sizes
 from kproba.runtime.logs import is_full_gpu, is_full_memory
 from kproba.runtime.progress import Stage
@@ -126,18 +125,6 @@ def segment_files(
     finally:
         out.remove_if_unused()
     return run.status(len(images))
-
-
-def check_step(step: str | Path) -> None:
-    """Check that there is a step, before the seconds that loading it takes.
-
-    Raises:
-        FileNotFoundError: The step has not been tested, or there is no such archive.
-        OSError: Its folder must not be read.
-    """
-    check_path(step)
-    if Path(step).suffix.lower() != ARCHIVE:
-        find_description(step)
 
 
 def _load(step: str | Path, device: str) -> "Segmenter":

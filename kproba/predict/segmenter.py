@@ -9,7 +9,7 @@ If no side of an image is longer than a tile, the network gets the whole image a
 own size, as in the test. A larger image is cut into overlapping tiles, and their
 probabilities are averaged with weights that fall towards the edges of each tile. The
 image prior is applied to the whole image. An image whose probabilities would need more
-memory than `MOST_VALUES` allows is processed in parts, see `kproba.predict.large`. An
+memory than `MOST_VALUES` allows is processed in parts, see `kproba.bank.large`. An
 image is scaled on request (`long_side`), or as the training's images were, and never
 otherwise. `Segmentation.how` says what was done.
 """
@@ -20,13 +20,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torchvision.transforms.functional import pil_to_tensor
+from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 from kproba.bank.decision import Decision
 from kproba.bank.description import SeenClass, read_description
 from kproba.bank.predictor import load_predictor
+from kproba.data.inspection import scaled_size
 from kproba.data.pictures import MOST_PIXELS
-from kproba.predict.large import PartlyScored, PixelPredictor, edge_weights
+from kproba.predict.large import MOST_VALUES, PartlyScored, PixelPredictor
 from kproba.predict.segmentation import (
     Picture,
     Segmentation,
@@ -36,13 +37,7 @@ from kproba.predict.segmentation import (
     resized,
 )
 from kproba.predict.steps import opened_step
-from kproba.predict.tiles import (
-    TILE,
-    check_sizes,
-    tile_starts,
-)
-
-MOST_VALUES = 2**28  # probabilities of one image, 1 GiB of float32
+from kproba.predict.tiles import TILE, check_sizes
 
 
 class ModelError(ValueError):
@@ -155,10 +150,9 @@ class Segmenter:
             height: Of the image, in pixels.
             long_side: As for `predict`.
         """
-        longer = max(width, height)
         if long_side is None:
-            long_side = min(self.long_side or longer, longer)
-        factor = (long_side or longer) / longer
+            return scaled_size((width, height), self.long_side)
+        factor = (long_side or max(width, height)) / max(width, height)
         return max(1, round(factor * width)), max(1, round(factor * height))
 
     def _segment_alone(
@@ -188,35 +182,35 @@ class Segmenter:
                 f"million pixels, but {long_side} makes {size[0]}x{size[1]} of an "
                 f"image. Lower it."
             )
-        if size != image.size:
-            image = image.resize(size, Image.Resampling.LANCZOS)
-        return pil_to_tensor(image)
+        if size == image.size:
+            return pil_to_tensor(image)
+        if long_side is None:  # as `kproba.data.sources` scales what a model trains on
+            scaled: torch.Tensor = resize(
+                pil_to_tensor(image), [size[1], size[0]], antialias=True
+            )
+            return scaled
+        return pil_to_tensor(image.resize(size, Image.Resampling.LANCZOS))
 
     def _predict_tiles(
         self, image: torch.Tensor, tile: int
     ) -> tuple[torch.Tensor, int]:
         """Log s (C, h, w) of an image (3, h, w), and the number of its tiles."""
         height, width = image.shape[1:]
-        places = [
-            (top, left)
-            for top in tile_starts(height, tile)
-            for left in tile_starts(width, tile)
-        ]
-        pixels = image[None].to(self.device)
-        if len(places) == 1:
+        if max(height, width) <= tile:
+            pixels = image[None].to(self.device)
             return self.predictor.fit(self.predictor.log_scores(pixels))[0], 1
-        high, wide = min(tile, height), min(tile, width)
-        weight = edge_weights(high)[:, None] * edge_weights(wide)
-        weight = weight.to(self.device)
-        total = torch.zeros(1, len(self.channels), height, width, device=self.device)
-        weights = torch.zeros(height, width, device=self.device)
-        for top, left in places:
-            rows, columns = slice(top, top + high), slice(left, left + wide)
-            log_s = self.predictor.log_scores(pixels[..., rows, columns].contiguous())
-            total[..., rows, columns] += weight * log_s.exp()
-            weights[rows, columns] += weight
-        averaged = (total / weights).clamp(min=1e-30).log()
-        return self.predictor.fit(averaged)[0], len(places)
+        scores = self._partly_scored(image, tile)
+        return scores.fitted(), scores.tiles
+
+    def _partly_scored(self, image: torch.Tensor, tile: int) -> PartlyScored:
+        return PartlyScored(
+            self.predictor,
+            image,
+            len(self.channels),
+            tile=tile,
+            most_values=MOST_VALUES,
+            device=self.device,
+        )
 
     def _make_segmentation(
         self, log_s: torch.Tensor, picture: Image.Image, tiles: int
@@ -237,14 +231,7 @@ class Segmenter:
         self, image: torch.Tensor, picture: Image.Image, tile: int
     ) -> Segmentation:
         """As `_predict_tiles` and `_make_segmentation`, in bounded memory."""
-        scores = PartlyScored(
-            self.predictor,
-            image,
-            len(self.channels),
-            tile=tile,
-            most_values=MOST_VALUES,
-            device=self.device,
-        )
+        scores = self._partly_scored(image, tile)
         shape = image.shape[1:]
         index = torch.zeros(shape, dtype=torch.uint8)
         best = torch.zeros(shape)

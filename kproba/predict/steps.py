@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kproba.bank.description import find_description
+
 ARCHIVE = ".zip"  # ending of what `kproba pack` writes
 
 
@@ -51,3 +53,15 @@ def check_path(path: str | Path) -> None:
             f"Expected a tested step, but got {str(path)[:200]}: {reason}. Name the "
             f"folder of a step."
         ) from error
+
+
+def check_step(step: str | Path) -> None:
+    """Check that there is a step, before the seconds that loading it takes.
+
+    Raises:
+        FileNotFoundError: The step has not been tested, or there is no such archive.
+        OSError: Its folder must not be read.
+    """
+    check_path(step)
+    if Path(step).suffix.lower() != ARCHIVE:
+        find_description(step)

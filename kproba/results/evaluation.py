@@ -14,7 +14,8 @@ written into every result.
 Raw label 0 is counted as background, but for `mib` with `ignore_background`.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -24,20 +25,23 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from kproba.bank.large import PartlyScored, PixelPredictor
 from kproba.data.labels import IGNORE, LabelMap
 from kproba.data.loaders import Batch
 from kproba.data.splits import parse_classes
 from kproba.data.tasks import Groups
+from kproba.data.tiles import needs_tiles
 from kproba.results import measures
 from kproba.results.measures import ClassScores, class_iou
 from kproba.runtime.distributed import ALONE, Process
 from kproba.runtime.files import atomic_path, write_json
 
+MOST_SCALED = 2**25  # pixels of an image that is scaled for a crop
 Policy = Literal["ssul", "plop", "dkd-ade", "mib"]
 
 
-class Predictor(Protocol):
-    """A network, or network and bank (`kproba.bank.predictor.FusedPredictor`)."""
+class Predictor(PixelPredictor, Protocol):
+    """A network, or network and bank (`kproba.bank.predictor`)."""
 
     def predict_logits(self, images: torch.Tensor) -> torch.Tensor:
         """Scores (B, C, H, W) of images (B, 3, H, W) uint8; the largest wins."""
@@ -136,9 +140,16 @@ def means(
 
 
 def centre_crop(image: torch.Tensor, side: int, *, labels: bool) -> torch.Tensor:
-    """Shorter side to `side` pixels, then the centre square; (B, C, H, W) uint8."""
+    """Shorter side to `side` pixels, then the centre square; (B, C, H, W) uint8.
+
+    Of an image so long and thin that it would have more than `MOST_SCALED` pixels, only
+    the middle is scaled, with a margin that the filter reads.
+    """
     height, width = image.shape[-2:]
     scale = side / min(height, width)
+    if scale**2 * height * width > MOST_SCALED:
+        image = _middle(image, side, scale)
+        height, width = image.shape[-2:]
     size = [max(side, round(scale * extent)) for extent in (height, width)]
     if labels:
         image = F.interpolate(image.float(), size, mode="nearest-exact").to(torch.uint8)
@@ -151,6 +162,19 @@ def centre_crop(image: torch.Tensor, side: int, *, labels: bool) -> torch.Tensor
     return image[..., top : top + side, left : left + side]
 
 
+def _middle(image: torch.Tensor, side: int, scale: float) -> torch.Tensor:
+    """What a crop of `side` pixels needs of an image (.., H, W) that is scaled."""
+    margin = 4 * math.ceil(max(1.0, 1 / scale))
+    for axis in (-2, -1):
+        extent = image.shape[axis]
+        # As even or odd as the whole, so that the middle stays where it is.
+        kept = math.ceil(side / scale) + margin
+        kept += (extent - kept) % 2
+        if kept < extent:
+            image = image.narrow(axis, (extent - kept) // 2, kept)
+    return image
+
+
 @torch.inference_mode()
 def evaluate(
     predictor: Predictor,
@@ -161,6 +185,9 @@ def evaluate(
     process: Process = ALONE,
 ) -> np.ndarray:
     """Confusion matrix over whole images, (C, C) int64.
+
+    An image with a side above `kproba.data.tiles.TILE` is processed in tiles, as in
+    prediction: both give the same labels. Its scores are never all kept.
 
     Args:
         predictor: Model of the step, on the process's device.
@@ -177,11 +204,39 @@ def evaluate(
         if settings.crop is not None:
             images = centre_crop(images, settings.crop, labels=False)
             truth = centre_crop(truth[:, None], settings.crop, labels=True)[:, 0]
-        predicted = predictor.predict_logits(images).argmax(dim=1)
-        total += confusion_matrix(truth, predicted, classes)
+        for place, predicted in predicted_labels(predictor, images, range(classes)):
+            total += confusion_matrix(truth[place], predicted, classes)
     process.add_up(total)
     # Columns are counted by channel; put them in the order of the task.
     return total.cpu().numpy()[:, list(channel_order)]
+
+
+def predicted_labels(
+    predictor: Predictor, images: torch.Tensor, channels: Sequence[int]
+) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+    """Labels of images: all at once, or part by part of those that need tiles.
+
+    Args:
+        predictor: On the device of the images.
+        images: (B, 3, H, W) uint8.
+        channels: The predictor's channel of each class.
+
+    Yields:
+        The place of the labels in (B, H, W), and they, (b, h, w) int64: the number in
+        `channels` of the channel with the largest score.
+    """
+    order = list(channels)
+    if not needs_tiles(images.shape):
+        scores = predictor.predict_logits(images)
+        if order != list(range(scores.shape[1])):
+            scores = scores[:, order]
+        yield (slice(None),), scores.argmax(dim=1)
+        return
+    for number, image in enumerate(images):
+        tiled = PartlyScored(predictor, image, len(order), device=str(image.device))
+        for rows, columns, log_s in tiled.fitted_parts():
+            place = (slice(number, number + 1), rows, columns)
+            yield place, log_s[order].argmax(dim=0)[None]
 
 
 def channel_order(

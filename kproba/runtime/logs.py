@@ -176,6 +176,8 @@ def _is_on_purpose(error: Exception) -> bool:
     """Whether a statement of this package raised an error, with a message for users."""
     *_, innermost = traceback.extract_tb(error.__traceback__)
     in_package = Path(innermost.filename).is_relative_to(PACKAGE)
+    if isinstance(error, RecursionError | NotImplementedError):  # RuntimeErrors, too
+        return False
     return in_package and isinstance(
         error, ValueError | OSError | RuntimeError | ArithmeticError
     )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 Shapes = dict[str, tuple[int, ...]]
+KINDS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
 def read_shapes(path: str | Path) -> Shapes:
@@ -28,13 +29,22 @@ def read_shapes(path: str | Path) -> Shapes:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             names: list[str] = file.keys()
-            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            slices = {name: file.get_slice(name) for name in names}
+            kinds = {name: part.get_dtype() for name, part in slices.items()}
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     except PermissionError as error:
         raise OSError(
             f"Expected to read {path}, but: {error.strerror}. Check its permissions."
         ) from error
     except (safetensors.SafetensorError, OSError, ValueError, OverflowError) as error:
         raise ArtifactError(_damaged(path, error)) from error
+    unknown = [name for name, kind in kinds.items() if kind not in KINDS]
+    if unknown:
+        raise ArtifactError(
+            f"Expected tensors of the types {', '.join(KINDS)} in {path}, but "
+            f"{unknown[0]} is of {kinds[unknown[0]]}. {REMAKE}"
+        )
+    return shapes
 
 
 def load_tensors(

@@ -1,7 +1,8 @@
 """Validation while a network trains, for TensorBoard.
 
 It watches a training and does not change it: what fails here ends the validation and
-not the training, and the validation images choose no checkpoint.
+not the training, and the validation images choose no checkpoint. Large images are
+scaled down for it, so that it takes seconds; the test sees them at their own size.
 """
 
 import logging
@@ -12,7 +13,9 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from kproba.bank.predictor import NetworkPredictor
 from kproba.data.drawing import overlay
+from kproba.data.inspection import scaled_size
 from kproba.data.labels import IGNORE, LabelMap
 from kproba.data.loaders import whole_image_loader
 from kproba.data.splits import evenly_spaced
@@ -32,14 +35,16 @@ from kproba.training.curves import Curves
 log = logging.getLogger("kproba")
 
 PICTURES = 4  # of the validation images
+LONG_SIDE = 1024  # pixels: longer images are scaled down
 PROTOCOL = EvaluationSettings(policy="ssul", ignore_background=False, crop=None)
 
 
 class Monitor:
     """Tests a network on a few validation images while it trains.
 
-    They are spread evenly over those that hold a class seen so far. The network is
-    tested without its bank; the results are for watching, those of the test differ.
+    They are spread evenly over those that hold a class seen so far. Images with a side
+    above `LONG_SIDE` pixels are scaled down to it, and the network is tested without
+    its bank: the results are for watching, those of the test differ.
 
     Args:
         indices: Index of the dataset and of each addition that has come so far.
@@ -57,7 +62,8 @@ class Monitor:
         times: int,
     ):
         index = pd.concat(indices, ignore_index=True)
-        self.rows = evenly_spaced(select_rows(index, groups, "plop"), images)
+        rows = evenly_spaced(select_rows(index, groups, "plop"), images)
+        self.rows = _scaled_down(rows)
         self.steps, self.times = step_of_class(groups), times
         # The names are not known here: they may change without another training.
         self.names = ["background", *(f"label {label}" for g in groups for label in g)]
@@ -89,7 +95,7 @@ class Monitor:
         try:
             with torch.compiler.set_stance("force_eager"):
                 return self._validate(network, curves, iteration, device)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (MemoryError, OSError, RuntimeError, ValueError) as error:
             log.warning("No more validation while training: %s", error)
             self.failed = True
             if device != "cpu":
@@ -102,7 +108,7 @@ class Monitor:
         self, network: SegmentationNetwork, curves: Curves, iteration: int, device: str
     ) -> dict[str, float]:
         confusion = evaluate(
-            network,
+            NetworkPredictor(network),
             whole_image_loader(self.rows, self.table, batch_size=1),
             PROTOCOL,
             channel_order=range(len(self.names)),
@@ -137,3 +143,14 @@ class Monitor:
                 sheet.paste(panel, (left, 0))
                 left += panel.width
             yield f"image, truth, prediction/{batch.ids[0]}", sheet
+
+
+def _scaled_down(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose width and height, at which the images are read, have a bound."""
+    sizes = [
+        scaled_size(size, LONG_SIDE)
+        for size in zip(rows["width"], rows["height"], strict=True)
+    ]
+    return rows.assign(
+        width=[width for width, _ in sizes], height=[height for _, height in sizes]
+    )

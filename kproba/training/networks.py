@@ -83,9 +83,7 @@ def _check_previous(
     seen = settings.label_map.seen[: settings.label_map.first_new - 1]
     record = read_model_record(path)
     per_step = [len(group) for group in settings.groups[:-1]]
-    fits = previous.classes_per_step == per_step
-    if fits and "classes" in record.content:
-        fits = record.labels == [0, *seen]
+    fits = previous.classes_per_step == per_step and record.has_labels([0, *seen])
     if not fits or previous.architecture.head != settings.method.head:
         raise ArtifactError(
             f"Expected {path} to be the model of the step before, of the head "
