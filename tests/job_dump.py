@@ -4,7 +4,8 @@ python tests/job_dump.py    # writes tests/golden/jobs.txt again; review its dif
 
 A block per job: the rule with its first output, further outputs, inputs and parameters
 by name. A table that reaches a job as a resource stands in place of the digest that is
-its parameter. Files of a job's own folder stand without the folder. Values that are lists or tables are listed once, at the end.
+its parameter. Files of a job's own folder stand without the folder. Values that are
+lists or tables are listed once, at the end.
 Jobs that differ in the seed alone stand once, with "seed*" for the seed.
 """
 

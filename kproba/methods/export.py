@@ -1,6 +1,6 @@
 """Writes the training targets of a step: its labels, and pseudo labels of the old."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from kproba.methods.rules import RULES
 from kproba.runtime.distributed import ALONE, Process
 from kproba.runtime.files import atomic_directory, atomic_path
 from kproba.runtime.references import resolve
+
+
+STRIP = 2**22  # pixels that are counted at once
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,14 @@ def export_labels(
     rows: dict[int, dict[str, Any]] = {}  # of the table, by key
     with atomic_directory(files.folder, process) as temporary:
         for batch in batches:
-            targets = to_target[batch.targets.long()]
+            targets = to_target[batch.targets.int()]
             hidden = targets == 0
             images = batch.images.to(process.device, non_blocking=True)
             labels = labeller.label(images, hidden.to(process.device)).cpu()
             merged = torch.where(hidden, labels, targets)
-            confusion += hidden_confusion(batch.targets, labels, label_map)
+            for rows_of_image in _strips(batch.targets):
+                raw, given = (x[:, rows_of_image] for x in (batch.targets, labels))
+                confusion += hidden_confusion(raw, given, label_map)
             for number, key in enumerate(batch.keys.tolist()):
                 name, target = batch.ids[number], merged[number].numpy()
                 write_label_image(temporary / f"{name}.png", target)
@@ -88,6 +93,14 @@ def export_labels(
             with atomic_path(files.table) as temporary_table:
                 table = pd.DataFrame([rows[key] for key in sorted(rows)])
                 table.to_csv(temporary_table, index=False)
+
+
+def _strips(labels: torch.Tensor) -> Iterator[slice]:
+    """Rows of labels (B, H, W) that have at most `STRIP` pixels together."""
+    images, height, width = labels.shape
+    step = max(1, STRIP // (images * width))
+    for top in range(0, height, step):
+        yield slice(top, min(top + step, height))
 
 
 def _table_row(

@@ -19,16 +19,18 @@ Unsure pixels (`kproba.data.labels.UNSURE`) do not take part in training.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from kproba.bank.decision import Decision
-from kproba.bank.fusion import Combination, pixel_log_probabilities
+from kproba.bank.fusion import Combination
 from kproba.data.labels import UNSURE, LabelMap
 from kproba.data.loaders import Batch
+from kproba.data.tiles import needs_tiles
+from kproba.methods.evidence import PixelEvidence
 from kproba.methods.rules import RULES
 from kproba.network.network import SegmentationNetwork
 from kproba.runtime.distributed import ALONE, Process
@@ -63,7 +65,7 @@ class LabelSettings:
 
 @dataclass(frozen=True)
 class LabelCase:
-    """Everything that a rule may read to label pixels.
+    """Everything that a rule may read to label pixels, of whole images or of a part.
 
     Attributes:
         log_p: The teacher's log-probabilities over S_{t-1}, (B, C, H, W) float32.
@@ -72,6 +74,8 @@ class LabelCase:
         combination: The bank and how it decides with the network; None without one.
         thresholds: What the rule's `prepare` returned; None without.
         hidden: Pixels that need a label, (B, H, W) bool; None: all.
+        sample: Pixels that stand for the whole image, where this is a part of a large
+            one and the decision has an image prior; else None.
     """
 
     log_p: torch.Tensor
@@ -80,6 +84,7 @@ class LabelCase:
     combination: Combination | None = None
     thresholds: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
+    sample: "LabelCase | None" = None
 
     def need_bank(self) -> tuple[torch.Tensor, Combination]:
         """The bank's evidence and the bank.
@@ -96,11 +101,19 @@ class LabelCase:
 
 def by_score(case: LabelCase) -> torch.Tensor:
     """`lda`, `klda` and `kappa`: argmax s, 0 where s is below the threshold."""
-    log_evidence, combination = case.need_bank()
-    log_s = combination.log_scores(case.log_p, log_evidence)
-    log_s = combination.fit(log_s, case.hidden)
+    _, combination = case.need_bank()
+    log_s, sample = _log_scores(case), case.sample
+    if sample is None:
+        log_s = combination.fit(log_s, case.hidden)
+    else:
+        log_s = combination.fit(log_s, sample.hidden, _log_scores(sample))
     best, label = log_s.max(dim=1)
     return label * (best.exp() >= case.settings.score_threshold)
+
+
+def _log_scores(case: LabelCase) -> torch.Tensor:
+    log_evidence, combination = case.need_bank()
+    return combination.log_scores(case.log_p, log_evidence)
 
 
 def by_confidence(case: LabelCase) -> torch.Tensor:
@@ -180,17 +193,29 @@ def entropy_thresholds(
     table = torch.from_numpy(label_map.training_table())
     for batch in batches:
         images = batch.images.to(process.device, non_blocking=True)
-        hidden = (table[batch.targets.long()] == 0).to(process.device)
-        logits = teacher.predict_logits(images)
-        log_p = teacher.log_probabilities(logits)
-        place = (entropy(log_p) * ENTROPY_BINS).long().clamp(0, ENTROPY_BINS - 1)
-        place += log_p.argmax(dim=1) * ENTROPY_BINS
-        counts += torch.bincount(place[hidden], minlength=len(counts))
+        hidden = (table[batch.targets.int()] == 0).to(process.device)
+        for log_p, where in _teacher_parts(teacher, images):
+            place = (entropy(log_p) * ENTROPY_BINS).long().clamp(0, ENTROPY_BINS - 1)
+            place += log_p.argmax(dim=1) * ENTROPY_BINS
+            counts += torch.bincount(place[hidden[where]], minlength=len(counts))
     process.add_up(counts)
     below = counts.view(-1, ENTROPY_BINS).cumsum(dim=1)
     half = below[:, -1:] / 2
     median = (below < half).sum(dim=1) + 1
     return (median / ENTROPY_BINS).clamp(min=LOWEST_ENTROPY)
+
+
+def _teacher_parts(
+    teacher: SegmentationNetwork, images: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, tuple[slice, ...]]]:
+    """Log p of images, all at once or in parts, and where each is in (B, H, W)."""
+    evidence = PixelEvidence(teacher)
+    if not needs_tiles(images.shape):
+        yield evidence.compute(images)[0], (slice(None),)
+        return
+    for number, image in enumerate(images):
+        for rows, columns, log_p in evidence.in_tiles(image).parts():
+            yield log_p[None], (slice(number, number + 1), rows, columns)
 
 
 @dataclass(frozen=True)
@@ -216,22 +241,53 @@ class Labeller:
     ) -> torch.Tensor:
         """Labels over S_{t-1}, (B, H, W) uint8, of images (B, 3, H, W) uint8.
 
+        Of images that need tiles, the probabilities of the network and the evidence of
+        the bank are averaged over the tiles, each by itself, and the rule decides part
+        by part.
+
         Args:
             images: (B, 3, H, W) uint8.
             hidden: Pixels that need a label, (B, H, W) bool; None: all.
         """
-        outputs = self.network(images)
-        log_p = pixel_log_probabilities(self.network, outputs, images.shape[-2:])
-        evidence = None
-        if self.combination is not None:
-            evidence = self.combination.log_evidence_of_pixels(outputs, images)
-        return decide(
-            LabelCase(
-                log_p=log_p,
-                settings=self.settings,
-                log_evidence=evidence,
-                combination=self.combination,
-                thresholds=self.thresholds,
-                hidden=hidden,
-            )
+        evidence = PixelEvidence(self.network, self.combination)
+        if not needs_tiles(images.shape):
+            return decide(self._case(*evidence.compute(images), hidden))
+        masks = [None] * len(images) if hidden is None else list(hidden)
+        pairs = zip(images, masks, strict=True)
+        return torch.stack([self._label_in_tiles(evidence, *pair) for pair in pairs])
+
+    def _label_in_tiles(
+        self, evidence: PixelEvidence, image: torch.Tensor, hidden: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Labels (H, W) uint8 of an image (3, H, W) with the pixels `hidden` (H, W)."""
+        scores = evidence.in_tiles(image)
+        sample = None
+        if self.combination is not None and self.combination.decision.image_prior:
+            down, across = scores.sample_places()
+            chosen = None if hidden is None else hidden[down][:, across]
+            # Where nothing hidden is among them, the others tell of the image.
+            chosen = chosen[None] if chosen is not None and chosen.any() else None
+            sample = self._case(*evidence.split(scores.sample()), chosen)
+        labels = torch.zeros(image.shape[1:], dtype=torch.uint8, device=image.device)
+        for rows, columns, part in scores.parts():
+            mask = None if hidden is None else hidden[None, rows, columns]
+            case = self._case(*evidence.split(part), mask, sample)
+            labels[rows, columns] = decide(case)[0]
+        return labels
+
+    def _case(
+        self,
+        log_p: torch.Tensor,
+        log_evidence: torch.Tensor | None,
+        hidden: torch.Tensor | None,
+        sample: LabelCase | None = None,
+    ) -> LabelCase:
+        return LabelCase(
+            log_p=log_p,
+            settings=self.settings,
+            log_evidence=log_evidence,
+            combination=self.combination,
+            thresholds=self.thresholds,
+            hidden=hidden,
+            sample=sample,
         )

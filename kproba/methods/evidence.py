@@ -1,0 +1,63 @@
+"""What the rules of the pseudo labels read of pixels, as one predictor.
+
+`kproba.bank.large` averages scores over tiles. The rules read two kinds, the network's
+and the bank's, so they travel as one map of twice as many channels.
+"""
+
+import torch
+
+from kproba.bank.fusion import Combination, pixel_log_probabilities
+from kproba.bank.large import PartlyScored
+from kproba.network.network import SegmentationNetwork
+
+
+class PixelEvidence:
+    """Log p of a network and, where there is a bank, its log evidence.
+
+    Args:
+        network: Network of step t-1.
+        combination: Its bank; None without one.
+    """
+
+    has_image_prior = False  # the rules fit their own scores to an image
+
+    def __init__(
+        self, network: SegmentationNetwork, combination: Combination | None = None
+    ):
+        self.network, self.combination = network, combination
+
+    def compute(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log p and log evidence (None without a bank), each (B, C, H, W) float32.
+
+        Args:
+            images: (B, 3, H, W) uint8.
+        """
+        outputs = self.network(images)
+        log_p = pixel_log_probabilities(self.network, outputs, images.shape[-2:])
+        if self.combination is None:
+            return log_p, None
+        return log_p, self.combination.log_evidence_of_pixels(outputs, images)
+
+    def log_scores(self, images: torch.Tensor) -> torch.Tensor:
+        """What `compute` gives as one map, (B, C, H, W) or (B, 2 C, H, W)."""
+        log_p, evidence = self.compute(images)
+        return log_p if evidence is None else torch.cat([log_p, evidence], dim=1)
+
+    def fit(
+        self, log_s: torch.Tensor, sample: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The scores unchanged."""
+        return log_s
+
+    def in_tiles(self, image: torch.Tensor) -> PartlyScored:
+        """The map of an image (3, H, W) uint8 that needs tiles, part by part."""
+        maps = 1 if self.combination is None else 2
+        channels = maps * self.network.channels
+        return PartlyScored(self, image, channels, device=str(image.device))
+
+    def split(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log p and log evidence, (1, C, h, w), of a map (C or 2 C, h, w)."""
+        if self.combination is None:
+            return scores[None], None
+        log_p, evidence = scores[None].chunk(2, dim=1)
+        return log_p, evidence
