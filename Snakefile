@@ -32,6 +32,7 @@ include: "workflow/rules/report.smk"
 
 
 rule all:
+    """Make summary and report, and all that they need."""
     default_target: True
     input:
         artifacts.LATEST,

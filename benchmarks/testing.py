@@ -4,6 +4,7 @@ import torch
 
 from benchmarks.inputs import CROP, images_of, network_of, targets_of
 from benchmarks.measuring import Result, compare
+from kproba.bank.predictor import NetworkPredictor
 from kproba.data.loaders import Batch
 from kproba.results.evaluation import EvaluationSettings, evaluate
 
@@ -24,7 +25,8 @@ def evaluation() -> list[Result]:
     ]
 
     def test() -> object:
-        return evaluate(network, batches, settings, channel_order=range(21))
+        predictor = NetworkPredictor(network)
+        return evaluate(predictor, batches, settings, channel_order=range(21))
 
     ratio, own, other = compare(test, forward)
     return [

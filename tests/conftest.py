@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 import yaml
 from PIL import Image
 from small_experiment import CLASS_NAMES, write_experiment, write_tables
+from snakemake_calls import snakemake
+from whole_runs import write_config
 
 from kproba import extensions
 from kproba.data.index import index_dataset
@@ -226,3 +229,21 @@ def alone(data: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
     folder = tmp_path_factory.mktemp("alone")
     return trained(data, folder / "1", step_settings(1, **SHARED), base=base)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run of the tiny configuration; tests work on copies of it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    folder.mkdir()
+    write_config(folder)
+    snakemake(folder)
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, times of files included."""
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy, copy_function=shutil.copy2)
+    return copy

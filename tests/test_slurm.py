@@ -17,7 +17,8 @@ import pytest
 import yaml
 from gloo_processes import wait_until
 from snakemake_calls import ROOT, command, snakemake
-from test_workflow import CHAIN, hold_until_stopped, write_config
+from test_workflow import CHAIN, hold_until_stopped
+from whole_runs import write_config
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slurm]
 

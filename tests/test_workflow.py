@@ -23,6 +23,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from snakemake_calls import ROOT, command, jobs, snakemake
+from whole_runs import write_config
 
 import kproba
 from kproba.data.kinds.digits import CLASS_NAMES
@@ -36,34 +37,6 @@ TINY = yaml.safe_load((ROOT / "config" / "test.yaml").read_text())["datasets"]["
 LAST = f"{CHAIN}/kproba/seed0/step2/model.safetensors"
 
 pytestmark = pytest.mark.workflow
-
-
-def write_config(folder: Path, change: dict[str, Any] | None = None) -> None:
-    """The tiny configuration with some keys changed, section by section."""
-    config = yaml.safe_load((ROOT / "config" / "test.yaml").read_text())
-    for section, values in (change or {}).items():
-        if isinstance(values, dict):
-            config.setdefault(section, {}).update(values)
-        else:
-            config[section] = values
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    folder.mkdir()
-    write_config(folder)
-    snakemake(folder)
-    return folder
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run, times of files included."""
-    copy = tmp_path / "run"
-    shutil.copytree(finished, copy, copy_function=shutil.copy2)
-    return copy
 
 
 def test_everything_is_built_and_a_second_call_does_nothing(run: Path) -> None:

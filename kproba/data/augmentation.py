@@ -72,14 +72,15 @@ def augment(
     target = F.resize(
         target[None], [height, width], interpolation=v2.InterpolationMode.NEAREST_EXACT
     )
+    top = int(offsets[0] * (max(height, side) - side + 1))
+    left = int(offsets[1] * (max(width, side) - side + 1))
+    image, target = (
+        tensor[..., top : top + side, left : left + side] for tensor in (image, target)
+    )
+    # After the cut: an image of 100,000 x 1 pixels would be padded along all of them.
     pad = [0, 0, max(0, side - width), max(0, side - height)]
     image = F.pad(image, pad, fill=[128.0])
     target = F.pad(target, pad, fill=[float(IGNORE)])
-    top = int(offsets[0] * (image.shape[1] - side + 1))
-    left = int(offsets[1] * (image.shape[2] - side + 1))
-    image, target = (
-        F.crop(tensor, top, left, side, side) for tensor in (image, target)
-    )
     if flip:
         image, target = (F.horizontal_flip(tensor) for tensor in (image, target))
     for change, amount, adjust in (

@@ -19,7 +19,6 @@ from kproba.runtime.distributed import ALONE, Process
 from kproba.runtime.files import atomic_directory, atomic_path
 from kproba.runtime.references import resolve
 
-
 STRIP = 2**22  # pixels that are counted at once
 
 

@@ -1,4 +1,5 @@
 rule write_digits:
+    """Draw the pictures and masks of the embedded dataset."""
     output:
         scenes=directory(artifacts.SCENES),
     log:
@@ -17,6 +18,7 @@ rule write_digits:
 
 
 rule download_archive:
+    """Download an archive of a published dataset."""
     output:
         archive=artifacts.ARCHIVE,
     log:
@@ -35,6 +37,7 @@ rule download_archive:
 
 
 rule unpack_archives:
+    """Unpack the archives of a published dataset."""
     input:
         archives=archives_of_dataset,
     output:
@@ -52,6 +55,7 @@ rule unpack_archives:
 
 
 rule prepare_dataset:
+    """Read every image and mask of a dataset, check them and list them in index.csv."""
     input:
         folder=made_dataset,
     output:
@@ -121,6 +125,7 @@ rule receive_bank:
 
 
 rule make_split:
+    """List the images of a step."""
     input:
         indices=indices_of_step,
     output:
@@ -142,6 +147,7 @@ rule make_split:
 
 
 rule list_classes:
+    """List the classes of a task, with their labels and steps."""
     output:
         classes=artifacts.CLASSES,
     log:

@@ -1,4 +1,5 @@
 rule evaluate:
+    """Test the model of a step on the validation images of all classes so far."""
     input:
         unpack(test_inputs),
     output:

@@ -1,4 +1,5 @@
 rule build_prototypes:
+    """Build the prototype bank after a step."""
     input:
         unpack(bank_inputs),
     output:

@@ -1,4 +1,5 @@
 rule export_pseudo_labels:
+    """Label old classes in the training images of a step, by the model before it."""
     input:
         unpack(label_inputs),
     output:

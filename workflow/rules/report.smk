@@ -1,4 +1,5 @@
 rule summarise:
+    """Collect the results of all steps and runs in tables."""
     input:
         evaluations=list_files(all_results, "evaluation"),
         times=list_files(all_results, "times"),
@@ -35,6 +36,7 @@ rule summarise:
 
 
 rule draw_figures:
+    """Draw the figures of an experiment: a dataset, a task and a setting."""
     input:
         evaluations=experiment_files("evaluation"),
         qualities=experiment_files("quality"),
@@ -84,6 +86,7 @@ rule draw_figures:
 
 
 rule write_report:
+    """Write the page with the results of all experiments."""
     input:
         summary=of_configuration(artifacts.SUMMARY),
         classes=of_configuration(artifacts.CLASS_RESULTS),

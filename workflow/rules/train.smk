@@ -1,6 +1,7 @@
 # All that determines a step's training, and nothing else. Its own file, so that a step
 # runs again exactly when this changes, and can be run by hand.
 rule write_settings:
+    """Write settings.json of a step: all that determines its training."""
     output:
         settings=artifacts.SETTINGS,
     log:
@@ -19,6 +20,7 @@ rule write_settings:
 
 
 rule fetch_weights:
+    """Download the ImageNet weights of a backbone."""
     output:
         weights=artifacts.WEIGHTS,
     log:
@@ -37,6 +39,7 @@ rule fetch_weights:
 # Priority 10, here and for bank and pseudo labels: the next step waits for these, while
 # tests and figures can come later.
 rule train_step:
+    """Train a step: train_base step 0, train_step each later one."""
     input:
         unpack(training_inputs),
         settings=artifacts.SETTINGS,

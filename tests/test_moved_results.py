@@ -1,0 +1,191 @@
+"""Finished results stay done: copied, cloned, with other names, at another place.
+
+Every test works on its own copy of one whole run.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from snakemake_calls import ROOT, command, jobs, snakemake
+from whole_runs import write_config
+
+from kproba.runtime.files import read_json
+
+pytestmark = pytest.mark.workflow
+DONE = "Nothing to be done"
+
+
+def git(folder: Path, *words: str) -> None:
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
+
+
+def copy_results(finished: Path, here: Path, how: str) -> None:
+    """Results and configuration at another place, without Snakemake's records."""
+    here.mkdir()
+    if how == "git clone":
+        made = here.with_name("made")
+        shutil.copytree(finished, made, ignore=shutil.ignore_patterns(".snakemake"))
+        git(made, "init", "-q", ".")
+        git(made, "add", "--force", ".")
+        git(made, "commit", "-q", "-m", "results")
+        git(here.parent, "clone", "-q", str(made), str(here))
+        return
+    shutil.copy(finished / "config.yaml", here)
+    for path in sorted(finished.joinpath("results").rglob("*")):  # in another order
+        target = here / path.relative_to(finished)
+        if path.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copy2 if how == "cp -a" else shutil.copyfile)(path, target)
+
+
+@pytest.mark.parametrize("how", ["cp -a", "cp -r", "git clone"])
+def test_copied_results_are_done(finished: Path, tmp_path: Path, how: str) -> None:
+    copy_results(finished, tmp_path / "here", how)
+    assert DONE in snakemake(tmp_path / "here", "--dry-run")
+
+
+def test_results_of_a_copy_can_be_gone_on_with(finished: Path, tmp_path: Path) -> None:
+    """A file that is missing there is made, and then all is done again."""
+    here = tmp_path / "here"
+    copy_results(finished, here, "cp -r")
+    (here / "results" / "report.html").unlink()
+    assert jobs(here) == {"publish": 1, "all": 1}
+    snakemake(here)
+    assert DONE in snakemake(here, "--dry-run")
+
+
+def test_a_clone_with_touched_scripts_runs_nothing_again(
+    finished: Path, tmp_path: Path
+) -> None:
+    """A clone of the workflow beside results that were copied along."""
+    clone = tmp_path / "clone"
+    shutil.copytree(
+        ROOT,
+        clone,
+        ignore=shutil.ignore_patterns(".*", "results", "tests", "docs", "benchmarks"),
+    )
+    for name in ("results", ".snakemake"):
+        shutil.copytree(finished / name, clone / name, copy_function=shutil.copy2)
+    shutil.copy(finished / "config.yaml", clone)
+    for path in clone.joinpath("workflow").rglob("*"):
+        os.utime(path)
+    words = [word for word in command(clone) if word not in ("--cores", "2")]
+    words[words.index("--snakefile") + 1] = str(clone / "Snakefile")
+    done = subprocess.run(
+        [*words, "--cores", "2", "--dry-run"],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert DONE in done.stdout + done.stderr
+
+
+def test_two_configurations_keep_a_report_each(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["experiments"] = [{**config["experiments"][0], "methods": ["finetune"]}]
+    (run / "other.yaml").write_text(yaml.safe_dump(config))
+    words = [*command(run), "--configfile", str(run / "other.yaml")]
+    first = words.index("--configfile")
+    del words[first : first + 2]
+    before = (run / "results" / "summary.csv").read_bytes()
+    subprocess.run(words, check=True, capture_output=True)
+    reports = run / "results" / "reports"
+    assert (reports / "config" / "summary.csv").read_bytes() == before
+    others = pd.read_csv(reports / "other" / "summary.csv")
+    assert set(others["method"]) == {"finetune"}
+    for name in ("summary.csv", "classes.csv", "pseudo_labels.csv", "report.html"):
+        latest = (run / "results" / name).read_bytes()
+        assert latest == (reports / "other" / name).read_bytes()
+    assert jobs(run).keys() <= {"publish", "draw_figures", "write_report", "all"}
+
+
+def pictures(run: Path, folder: Path) -> Path:
+    """The drawn scenes as a dataset of a user."""
+    shutil.copytree(run / "results" / "data" / "tiny" / "scenes", folder)
+    return folder
+
+
+def use_folder(run: Path, path: Path) -> None:
+    write_config(run, {"datasets": {"tiny": {"kind": "folder", "path": str(path)}}})
+
+
+@pytest.fixture
+def own_pictures(run: Path, tmp_path: Path) -> Path:
+    """A run of one method up to step 1 on a folder of pictures."""
+    use_folder(run, pictures(run, tmp_path / "pictures"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for name in ("results", ".snakemake"):
+        shutil.rmtree(run / name)
+    config["experiments"][0]["methods"] = ["finetune"]
+    config["tasks"] = {"short": [[*names(run)[:8]], [*names(run)[8:]]]}
+    config["experiments"][0]["task"] = "short"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    snakemake(run)
+    return run
+
+
+def names(run: Path) -> list[str]:
+    path = yaml.safe_load((run / "config.yaml").read_text())["datasets"]["tiny"]["path"]
+    return Path(path, "classes.txt").read_text().split()[1:]
+
+
+def change_config(run: Path, old: str, new: str) -> None:
+    text = (run / "config.yaml").read_text()
+    assert old in text
+    (run / "config.yaml").write_text(text.replace(old, new))
+
+
+def test_identity_is_content(own_pictures: Path, tmp_path: Path) -> None:
+    """Moved or copied pictures run nothing; another spelling trains nothing."""
+    run, here = own_pictures, tmp_path / "pictures"
+    moved = here.rename(tmp_path / "moved")
+    change_config(run, str(here), str(moved))
+    assert jobs(run) == {}
+    (tmp_path / "link").symlink_to(moved)
+    change_config(run, str(moved), str(tmp_path / "link"))
+    assert jobs(run) == {}
+    shutil.copytree(moved, tmp_path / "copied", copy_function=shutil.copyfile)
+    change_config(run, str(tmp_path / "link"), str(tmp_path / "copied"))
+    assert jobs(run) == {}
+    listed = tmp_path / "copied" / "classes.txt"
+    listed.write_text(listed.read_text().replace("zero", "nought"))
+    change_config(run, "zero", "nought")
+    expected = {"evaluate", "list_classes", "summarise", "draw_figures"}
+    again = jobs(run)
+    assert set(again) == {*expected, "write_report", "publish", "all"}
+    snakemake(run)
+    step = run / "results" / "tiny" / "short-overlap" / "finetune" / "seed0" / "step1"
+    tested = read_json(step / "evaluation.json")["classes"]
+    assert "nought" in [entry["name"] for entry in tested]
+
+
+def test_a_changed_picture_ends_the_job_that_reads_it(own_pictures: Path) -> None:
+    """It was replaced after the check, with its size and time."""
+    folder = Path(
+        yaml.safe_load((own_pictures / "config.yaml").read_text())["datasets"]["tiny"][
+            "path"
+        ]
+    )
+    mask = sorted(folder.joinpath("masks", "val").glob("*.png"))[0]
+    status = mask.stat()
+    content = bytearray(mask.read_bytes())
+    content[-20] ^= 1
+    mask.write_bytes(content)
+    os.utime(mask, ns=(status.st_atime_ns, status.st_mtime_ns))
+    step = "results/tiny/short-overlap/finetune/seed0/step1"
+    output = snakemake(
+        own_pictures,
+        *("--forcerun", "evaluate", "--", f"{step}/evaluation.json"),
+        succeeds=False,
+    )
+    assert f"Expected the mask {mask} as it was when the dataset was checked" in output
+    assert "Traceback" not in output
