@@ -207,11 +207,14 @@ EDIT = "\nANOTHER_LINE = True\n"
 @pytest.mark.parametrize(
     ("file", "again"),
     [
-        ("my_measure.py", {"summarise", "draw_figures", "write_report", "all"}),
+        (
+            "my_measure.py",
+            {"summarise", "draw_figures", "write_report", "publish", "all"},
+        ),
         (
             "my_loss.py",
             {"write_settings", "train_step", "evaluate"}
-            | {"summarise", "draw_figures", "write_report", "all"},
+            | {"summarise", "draw_figures", "write_report", "publish", "all"},
         ),
     ],
 )

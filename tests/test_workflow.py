@@ -64,11 +64,13 @@ def test_summary_has_one_row_per_step_and_method(run: Path) -> None:
     chains = [[method, step] for method in ("kproba", "finetune") for step in range(3)]
     assert rows == [*chains, ["joint", 2]]
     columns = "dataset task setting method seed step old new all hiou"
-    over_steps = ["avg", "forgetting", "seconds", "folder"]
+    over_steps = ["avg", "forgetting", "seconds", "folder", "without_pixels"]
     assert list(summary) == [*columns.split(), *over_steps]
     for folder in summary["folder"]:
         assert (run / folder / "predictor.json").is_file()
-    assert (summary["seconds"] > 0).all()
+    later = summary["step"] > 0  # step 0, which all share, is apart
+    assert (summary["seconds"][later] > 0).all()
+    assert summary["seconds"][~later].isna().all()
 
 
 def test_step_0_is_trained_once_for_all_methods(run: Path) -> None:
@@ -114,7 +116,7 @@ def test_evaluation_setting_runs_evaluation_alone(run: Path) -> None:
     write_config(run, {"evaluation": {"policy": "plop"}})
     again = jobs(run)
     assert again.pop("evaluate") == 7  # of step 0 by the network, and with the bank
-    assert set(again) == {"summarise", "draw_figures", "write_report", "all"}
+    assert set(again) == {"summarise", "draw_figures", "write_report", "publish", "all"}
 
 
 def test_a_changed_machine_runs_nothing_again(run: Path) -> None:
@@ -182,7 +184,7 @@ def test_methods_trained_alike_share_their_models(run: Path) -> None:
     alone = {"alone": {"based_on": "kproba", "prediction": "network"}}
     again = planned(["kproba", "alone"], methods=alone)
     assert again.pop("evaluate") == 2
-    assert set(again) == {"summarise", "draw_figures", "write_report", "all"}
+    assert set(again) == {"summarise", "draw_figures", "write_report", "publish", "all"}
     chain = f"{CHAIN}/alone/seed0/step2"
     snakemake(run, f"{chain}/evaluation.json")
     loaded, fused = (
@@ -320,6 +322,7 @@ def test_class_is_added_with_pictures_and_nothing_before_is_made_again(
         "summarise": 1,
         "draw_figures": 1,
         "write_report": 1,
+        "publish": 1,
         "all": 1,
     }
     before = (run / LAST).read_bytes()

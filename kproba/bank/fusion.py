@@ -258,8 +258,9 @@ def _check_sizes(
             f"background included, but {path} has {bank.classes}: it is of another "
             f"step. {REMAKE}"
         )
-    architecture = read_model_record(feature_network).architecture
-    width = _WIDTHS[bank.settings.feature](architecture)
+    reading = read_model_record(feature_network)
+    reading.load_extensions()
+    width = _WIDTHS[bank.settings.feature](reading.architecture)
     if len(bank.centre) != width:
         raise ArtifactError(
             f"Expected a bank of the {width} features of {feature_network}, but {path} "

@@ -5,9 +5,7 @@ from typing import Any
 
 import torch
 
-from kproba.extensions import find_origins, load_recorded
-from kproba.network.backbones import BACKBONES
-from kproba.network.heads import HEADS
+from kproba.extensions import find_origins
 from kproba.network.network import SegmentationNetwork
 from kproba.network.record import ModelRecord, read_model_record
 from kproba.runtime.files import write_json
@@ -90,8 +88,7 @@ def load_model(path: str | Path, *, device: str = "cpu") -> SegmentationNetwork:
 def _build(record: ModelRecord) -> SegmentationNetwork:
     """The network that a description is of, with any weights."""
     architecture = record.architecture
-    if architecture.backbone not in BACKBONES or architecture.head not in HEADS:
-        load_recorded(record.extensions, record.path.with_suffix(".safetensors"))
+    record.load_extensions()
     try:
         return SegmentationNetwork(architecture, record.classes_per_step)
     except ValueError as error:

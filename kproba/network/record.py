@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kproba.extensions import load_recorded
 from kproba.network.architecture import ARCHITECTURE, Architecture
+from kproba.network.backbones import BACKBONES
+from kproba.network.heads import HEADS
 from kproba.runtime import records
 
 MOST_CLASSES = 255  # labels are bytes, and one is the background
@@ -62,6 +65,16 @@ class ModelRecord:
     sha256: str | None
     extensions: tuple[Mapping[str, str], ...]
     content: Mapping[str, Any]
+
+    def load_extensions(self) -> None:
+        """Load the user's files that know the backbone and the head, where needed.
+
+        Raises:
+            ExtensionError: A file is not there.
+        """
+        known = self.architecture.backbone in BACKBONES
+        if not known or self.architecture.head not in HEADS:
+            load_recorded(self.extensions, self.path.with_suffix(".safetensors"))
 
     @property
     def channels(self) -> int:

@@ -1,8 +1,10 @@
 """The chain of a run: the jobs of each step, built from the jobs before them."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
+from pathlib import Path
 from typing import Any
 
 from kproba.extensions import find_origins
@@ -26,6 +28,20 @@ Config = dict[str, Any]
 
 # Of DeepLabV3, by output stride; meant for feature maps of about 33 x 33 cells.
 ATROUS_RATES = {16: [6, 12, 18], 8: [12, 24, 36]}
+
+
+# Values of `model.weights` that name no file.
+PUBLISHED = ("imagenet", "none")
+
+
+@cache
+def _describe_weights(weights: str) -> str:
+    """Weights by their content: a file may be at another place."""
+    path = Path(weights).expanduser()
+    if weights in PUBLISHED or not path.is_file():
+        return weights
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 @dataclass(frozen=True, order=True)
@@ -303,7 +319,7 @@ class Chain:
             "groups": self._group_lists(run, step),
             "sequential": run.setting == "sequential" and step > 0,
             "architecture": None if step else architecture,
-            "weights": None if step else weights,
+            "weights": None if step else _describe_weights(weights),
             "augmentation": config["augmentation"],
             "optimisation": optimisation,
             "method": method.to_dict(),

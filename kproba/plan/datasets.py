@@ -167,6 +167,8 @@ class Datasets:
     def steps_of_part(self, part: str, task: str) -> list[int]:
         """The steps of a task whose new classes only this part can show."""
         dataset = self.dataset_of(part)
+        if self.kind(part).validation_only:
+            return []  # nothing is trained on its pictures
         groups = self._groups[dataset, task]
         own = set(self._added.get(part, range(1, self._counts[dataset] + 1)))
         return [step for step, group in enumerate(groups) if set(group) <= own]

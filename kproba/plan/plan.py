@@ -15,7 +15,7 @@ from kproba.data.splits import SETTINGS
 from kproba.data.task_check import TaskSteps, describe_empty, empty_steps
 from kproba.methods.builtin import base_methods
 from kproba.network.backbones import BACKBONES
-from kproba.plan.chain import Chain, Run
+from kproba.plan.chain import PUBLISHED, Chain, Run
 from kproba.plan.datasets import Datasets
 from kproba.plan.errors import ConfigError, suggestion
 from kproba.plan.jobs import Bank, Job, Received, ReceivedBank, Test, Training
@@ -105,16 +105,20 @@ class Plan:
         return list(runs.values())
 
     def weights_file(self) -> str | None:
-        """File of the backbone's weights; None if they come with a package or none."""
+        """File of the backbone's weights that a rule makes; None without one."""
         model = self.config["model"]
-        if model["weights"] == "none":
-            return None
-        if model["weights"] != "imagenet":
-            named: str = model["weights"]
-            return named
-        if BACKBONES[model["backbone"]].packaged:
+        if model["weights"] != "imagenet" or BACKBONES[model["backbone"]].packaged:
             return None
         return artifacts.fill(artifacts.WEIGHTS, {"backbone": model["backbone"]})
+
+    def own_weights(self) -> str | None:
+        """File of weights that the user names; None without one.
+
+        It is no input of a rule: Snakemake would read braces in its path, and the same
+        weights at another place are the same. Their content is among the settings.
+        """
+        weights: str = self.config["model"]["weights"]
+        return None if weights in PUBLISHED else str(Path(weights).expanduser())
 
     # Who owns what
 
@@ -396,7 +400,7 @@ class Plan:
 def _check_model(config: Config) -> None:
     model = config["model"]
     weights, backbone = model["weights"], BACKBONES[model["backbone"]]
-    if weights not in ("imagenet", "none") and not Path(weights).is_file():
+    if weights not in PUBLISHED and not Path(weights).expanduser().is_file():
         raise ConfigError(
             f"model.weights: expected 'imagenet', 'none' or an existing file, but "
             f"{Path(weights).absolute()} does not exist."

@@ -164,14 +164,24 @@ def centre_crop(image: torch.Tensor, side: int, *, labels: bool) -> torch.Tensor
 
 def _middle(image: torch.Tensor, side: int, scale: float) -> torch.Tensor:
     """What a crop of `side` pixels needs of an image (.., H, W) that is scaled."""
-    margin = 4 * math.ceil(max(1.0, 1 / scale))
+    least = math.ceil(side / scale) + 4 * math.ceil(max(1.0, 1 / scale))
     for axis in (-2, -1):
         extent = image.shape[axis]
         # As even or odd as the whole, so that the middle stays where it is.
-        kept = math.ceil(side / scale) + margin
-        kept += (extent - kept) % 2
-        if kept < extent:
-            image = image.narrow(axis, (extent - kept) // 2, kept)
+        first = least + (extent - least) % 2
+        if first >= extent:
+            continue
+        scaled = round(scale * extent)
+
+        def apart(
+            kept: int, extent: int = extent, scaled: int = scaled
+        ) -> tuple[int, float]:
+            """How differently a part is scaled: by its middle, and by its factor."""
+            size = round(scale * kept)
+            return (size - scaled) % 2, abs(size / kept - scaled / extent)
+
+        kept = min(range(first, min(extent, first + 64), 2), key=apart)
+        image = image.narrow(axis, (extent - kept) // 2, kept)
     return image
 
 

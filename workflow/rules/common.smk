@@ -231,6 +231,12 @@ def training_inputs(wildcards):
     return plan.training_inputs(parse_run(wildcards), int(wildcards.step))
 
 
+def own_weights(wildcards):
+    """The argument of a user's file of weights, quoted; nothing without one."""
+    weights = plan.own_weights()
+    return f"--weights={shlex.quote(weights)}" if weights else ""
+
+
 def bank_inputs(wildcards):
     return plan.bank_inputs(parse_run(wildcards), int(wildcards.step))
 

@@ -84,8 +84,6 @@ rule prepare_dataset:
 
 rule receive_model:
     """Take a network from a step that was packed elsewhere."""
-    input:
-        step=packed_step,
     output:
         model=artifacts.RECEIVED_MODEL,
         description=artifacts.RECEIVED_DESCRIPTION,
@@ -96,18 +94,18 @@ rule receive_model:
     localrule: True
     conda:
         "../../envs/kproba.yaml"
+    resources:
+        step=packed_step,  # no input: the same step at another place is the same
     params:
         sha256=packed_digest,
     message:
-        "Taking the network ({wildcards.network}) of {wildcards.dataset} from {input}"
+        "Taking the network ({wildcards.network}) of {wildcards.dataset}"
     script:
         "../scripts/receive.py"
 
 
 rule receive_bank:
     """Take the prototype bank from a step that was packed elsewhere."""
-    input:
-        step=packed_step,
     output:
         model=artifacts.RECEIVED_BANK,
         description=artifacts.RECEIVED_BANK_DESCRIPTION,
@@ -116,10 +114,12 @@ rule receive_bank:
     localrule: True
     conda:
         "../../envs/kproba.yaml"
+    resources:
+        step=packed_step,  # no input: the same step at another place is the same
     params:
         sha256=packed_digest,
     message:
-        "Taking the prototype bank of {wildcards.dataset} from {input}"
+        "Taking the prototype bank of {wildcards.dataset}"
     script:
         "../scripts/receive.py"
 

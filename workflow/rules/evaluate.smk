@@ -24,7 +24,8 @@ rule evaluate:
     shell:
         "exec kproba-launch --log {log:q} --gpus {resources.gpu} --cores {threads}"
         " --compute {resources.compute:q}"
-        " kproba.jobs.evaluate --job {resources.job:q} --folders {resources.folders:q} --model {input.model:q}"
+        " kproba.jobs.evaluate --job {resources.job:q}"
+        " --folders {resources.folders:q} --model {input.model:q}"
         " --bank {input.bank:q} --feature-network {input.feature_network:q}"
         " --indices {input.indices:q} --evaluation {output.evaluation:q}"
         " --confusion {output.confusion:q} --examples {output.examples:q}"

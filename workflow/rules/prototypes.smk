@@ -17,6 +17,7 @@ rule build_prototypes:
         **inference_resources,
         job=as_json(bank_job),
         folders=as_json(image_folders),
+        own_weights=own_weights,
     params:
         job=digest(bank_job),
     message:
@@ -24,8 +25,9 @@ rule build_prototypes:
     shell:
         "exec kproba-launch --log {log:q} --gpus {resources.gpu} --cores {threads}"
         " --compute {resources.compute:q}"
-        " kproba.jobs.build_bank --job {resources.job:q} --folders {resources.folders:q} --model {input.model:q}"
+        " kproba.jobs.build_bank --job {resources.job:q}"
+        " --folders {resources.folders:q} --model {input.model:q}"
         " --split {input.split:q} --pseudo-labels {input.pseudo_labels:q}"
         " --previous {input.previous:q} --network {input.network:q}"
         " --untrained {input.untrained:q} --weights {input.weights:q}"
-        " --bank {output.bank:q}"
+        " --bank {output.bank:q} {resources.own_weights}"

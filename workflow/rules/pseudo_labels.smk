@@ -28,7 +28,8 @@ rule export_pseudo_labels:
     shell:
         "exec kproba-launch --log {log:q} --gpus {resources.gpu} --cores {threads}"
         " --compute {resources.compute:q}"
-        " kproba.jobs.export_labels --job {resources.job:q} --folders {resources.folders:q} --model {input.model:q}"
+        " kproba.jobs.export_labels --job {resources.job:q}"
+        " --folders {resources.folders:q} --model {input.model:q}"
         " --bank {input.bank:q} --feature-network {input.feature_network:q}"
         " --split {input.split:q} --labels {output.labels:q} --table {output.table:q}"
         " --quality {output.quality:q}"

@@ -62,6 +62,7 @@ rule train_step:
     resources:
         **training_resources,
         folders=as_json(image_folders),
+        own_weights=own_weights,
     message:
         "Training step {wildcards.step} of {wildcards.dataset} {wildcards.task} "
         "{wildcards.setting}, {wildcards.method}, seed {wildcards.seed}"
@@ -74,7 +75,7 @@ rule train_step:
         " --bank {input.bank:q} --feature-network {input.feature_network:q}"
         " --weights {input.weights:q} --validation {input.validation:q}"
         " --model {output.model:q} --metrics {output.metrics:q} --usage {output.usage:q}"
-        " --tensorboard {output.tensorboard:q}"
+        " --tensorboard {output.tensorboard:q} {resources.own_weights}"
 
 
 # Step 0, once for all methods with the same head.

@@ -18,7 +18,7 @@ MEMBERS = {"step": NETWORK, "step0": FIRST_NETWORK}
 with log_to(snakemake.log[0]), tempfile.TemporaryDirectory() as folder:
     network = dict(snakemake.wildcards.items()).get("network")
     member = Path(folder) / "step" / (MEMBERS[network] if network else BANK)
-    unpack_step(snakemake.input.step, Path(folder) / "step")
+    unpack_step(snakemake.resources.step, Path(folder) / "step")
     for source, target in (
         (member, snakemake.output.model),
         (member.with_suffix(".json"), snakemake.output.description),

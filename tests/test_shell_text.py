@@ -1,0 +1,59 @@
+"""What a user writes reaches the commands of the rules as it is, unread by a shell."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import yaml
+from snakemake_calls import snakemake
+from whole_runs import write_config
+
+from kproba.network.backbones import BACKBONES
+from kproba.runtime.references import resolve
+
+pytestmark = pytest.mark.workflow
+# A command if a shell reads it, and characters that rules and shells give a meaning.
+NASTY = "a b; $(touch pwned) `touch pwned` & {x} {{y}} 'q' \"d\" * ~ %"
+
+
+@pytest.fixture(scope="module")
+def nasty(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose every name and path holds shell text, as far as it may."""
+    folder = tmp_path_factory.mktemp(NASTY) / NASTY
+    folder.mkdir()
+    scenes = finished / "results" / "data" / "tiny" / "scenes"
+    shutil.copytree(scenes, folder / f"data {NASTY}")
+    weights = folder / f"{NASTY}.safetensors"
+    state = resolve(BACKBONES["efficientnet_lite0"].read_pretrained)()
+    state = {name: value.contiguous() for name, value in state.items()}
+    safetensors.torch.save_file(state, weights)
+    names = ["background", *(f"{number} {NASTY}" for number in range(10))]
+    write_config(folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["datasets"]["tiny"] = {
+        "kind": "folder",
+        "path": str(folder / f"data {NASTY}"),
+        "classes": names,
+    }
+    config["model"]["weights"] = str(weights)
+    config["experiments"][0]["methods"] = ["kproba"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    snakemake(folder)
+    return folder
+
+
+def test_everything_is_made(nasty: Path) -> None:
+    step = nasty / "results" / "tiny" / "6-2-overlap" / "kproba" / "seed0" / "step2"
+    assert (step / "predictor.json").is_file()
+    assert (nasty / "results" / "report.html").is_file()
+
+
+def test_no_text_is_run_as_a_command(nasty: Path) -> None:
+    assert not [path for path in nasty.parent.rglob("pwned")]
+    assert not Path("pwned").exists()
+
+
+def test_names_are_as_they_were_written(nasty: Path) -> None:
+    page = (nasty / "results" / "report.html").read_text()
+    assert "$(touch pwned) `touch pwned` &amp; {x} {{y}}" in page
