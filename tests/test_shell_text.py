@@ -9,8 +9,7 @@ import yaml
 from snakemake_calls import snakemake
 from whole_runs import write_config
 
-from kproba.network.backbones import BACKBONES
-from kproba.runtime.references import resolve
+from kproba.network.backbones.backbone import Backbone
 
 pytestmark = pytest.mark.workflow
 # A command if a shell reads it, and characters that rules and shells give a meaning.
@@ -25,9 +24,8 @@ def nasty(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     scenes = finished / "results" / "data" / "tiny" / "scenes"
     shutil.copytree(scenes, folder / f"data {NASTY}")
     weights = folder / f"{NASTY}.safetensors"
-    state = resolve(BACKBONES["efficientnet_lite0"].read_pretrained)()
-    state = {name: value.contiguous() for name, value in state.items()}
-    safetensors.torch.save_file(state, weights)
+    body = Backbone("efficientnet_lite0", output_stride=16, weights="none").body
+    safetensors.torch.save_file(body.state_dict(), weights)
     names = ["background", *(f"{number} {NASTY}" for number in range(10))]
     write_config(folder)
     config = yaml.safe_load((folder / "config.yaml").read_text())

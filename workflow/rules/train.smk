@@ -80,6 +80,7 @@ rule train_step:
 
 # Step 0, once for all methods with the same head.
 use rule train_step as train_base with:
+    """Train step 0, once for all methods with the same head."""
     wildcard_constraints:
         step="0",
         method="|".join(map(re.escape, base_methods())),
