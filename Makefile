@@ -20,7 +20,7 @@ UNSAFE := [^A-Za-z0-9_./+@%,=~-]
 PLACE := $(shell if pwd -P | LC_ALL=C grep -q '$(UNSAFE)'; then \
   printf '%s' "$${XDG_CACHE_HOME:-$$HOME/.cache}/kproba/$$(pwd -P | sha256sum | cut -c1-16)"; fi)
 REAL := $(if $(and $(PLACE),$(filter .venv,$(VENV))),$(PLACE),$(VENV))
-ifneq ($(shell printf '%s' '$(REAL)' | LC_ALL=C grep '$(UNSAFE)'),)
+ifneq ($(if $(REAL),$(shell printf '%s' '$(REAL)' | LC_ALL=C grep '$(UNSAFE)'),none),)
   $(error Expected an environment in a path of letters, digits and _./+@%,=~-, but got '$(REAL)'. Choose another place: make VENV=/tmp/kproba-venv)
 endif
 

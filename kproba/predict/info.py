@@ -128,7 +128,7 @@ def describe_step(step: str | Path, archive: Path | None = None) -> list[str]:
         lines += _describe_bank(description)
     result = _read_result(find_description(step).parent)
     if result:
-        lines += ["", _describe_result(result)]
+        lines += ["", *_describe_result(result)]
     lines += ["", "made by:"]
     lines += [
         f"  {name:<12} {version}"
@@ -223,8 +223,17 @@ def _describe_means(result: Mapping[str, Any]) -> str:
     return f"mIoU: {', '.join(means)} percent" if means else "mIoU: unknown"
 
 
-def _describe_result(result: Mapping[str, Any]) -> str:
-    return (
+def _describe_result(result: Mapping[str, Any]) -> list[str]:
+    lines = [
         f"{_describe_means(result)} on {result['images']} images "
         f"(policy {result['protocol']['policy']})"
-    )
+    ]
+    if absent := result.get("without_pixels"):
+        left_out = result["protocol"].get("leave_out_absent", False)
+        how = "left out of the means" if left_out else "counted as 0"
+        lines.append(
+            f"  not measured, in no validation image: {', '.join(absent)} ({how})"
+        )
+    if untrained := result.get("without_training_images"):
+        lines.append(f"  in no training image: {', '.join(untrained)}")
+    return lines
