@@ -1,5 +1,6 @@
 """Results that were copied without their times get one time, and stay done."""
 
+import json
 import os
 import shutil
 import time
@@ -27,26 +28,51 @@ def times(folder):
     return {p.stat().st_mtime for p in folder.rglob("*") if p.is_file()}
 
 
+def record(folder, records):
+    """What Snakemake records of results when it makes them."""
+    records.mkdir(parents=True)
+    for number, path in enumerate(p for p in folder.rglob("*") if p.is_file()):
+        ended = {"rule": "x", "endtime": path.stat().st_mtime}
+        (records / str(number)).write_text(json.dumps(ended))
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["records too", "no records"])
 @pytest.mark.parametrize(
     "copy", [shutil.copyfile, shutil.copy2], ids=["cp -r", "cp -a"]
 )
-def test_times_of_a_copy(results, tmp_path, copy):
-    here = tmp_path / "here" / "results"
+def test_times_of_a_copy(results, tmp_path, copy, recorded):
+    here, records = tmp_path / "here" / "results", tmp_path / "metadata"
     shutil.copytree(results, here, copy_function=copy)
-    settled = settle_times(here, tmp_path / "here" / ".snakemake" / "metadata")
+    if recorded:
+        record(results, records)
+    settled = settle_times(here, records)
     assert settled == (copy is shutil.copyfile)
     assert len(times(here)) == (1 if settled else len(AGES))
+    assert not settle_times(here, records)
 
 
-def test_results_that_were_made_here_keep_their_times(results, tmp_path):
-    here = tmp_path / "here" / "results"
+@pytest.mark.parametrize("number", range(len(AGES)))
+def test_times_count_once_a_result_was_made_here(results, tmp_path, number):
+    here, records = tmp_path / "here" / "results", tmp_path / "metadata"
     shutil.copytree(results, here, copy_function=shutil.copyfile)
-    records = tmp_path / "here" / ".snakemake" / "metadata"
-    records.mkdir(parents=True)
-    (records / "entry").write_text("{}")
+    record(results, records)
+    for other, path in enumerate(sorted(p for p in here.rglob("*") if p.is_file())):
+        os.utime(path, (time.time() + other, time.time() + other))
+        if other == number:
+            made = json.dumps({"endtime": path.stat().st_mtime})
+            (records / "made here").write_text(made)
     before = times(here)
     assert not settle_times(here, records)
     assert times(here) == before
+
+
+@pytest.mark.parametrize("content", ["{}", "", "[1]", '{"endtime": null}', "\\x00"])
+def test_records_that_are_of_no_use(results, tmp_path, content):
+    here, records = tmp_path / "here" / "results", tmp_path / "metadata"
+    shutil.copytree(results, here, copy_function=shutil.copyfile)
+    records.mkdir()
+    (records / "entry").write_text(content)
+    assert settle_times(here, records)
 
 
 def test_nothing_to_settle(tmp_path):

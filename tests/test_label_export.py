@@ -43,6 +43,7 @@ def export_by(teacher, name, batches, folder, table):
         batches,
         LabelFiles(folder, table, table.with_name("quality.csv")),
         label_map=LABEL_MAP,
+        names=["background", "cat", "dog", "cow"],
     )
 
 
@@ -107,9 +108,9 @@ def test_the_table_counts_what_the_images_show(exported):
     for row, (labels, target) in zip(table.itertuples(), pairs, strict=True):
         assert row.pixels == target.size
         assert row.background == (target == 0).sum()
-        assert row.label_1 == (labels == 1).sum()
-        assert row.label_2 == (labels == 2).sum()
-        assert row.recovered == row.label_1 + row.label_2
+        assert row.cat == (labels == 1).sum()
+        assert row.dog == (labels == 2).sum()
+        assert row.recovered == row.cat + row.dog
     assert table["recovered"].tolist()[2] == 0 and table["recovered"].sum() > 0
 
 

@@ -13,6 +13,7 @@ from kproba.methods.quality import hidden_confusion, quality_table
 # Step 1 introduces raw label 4; 2 and 5 are old (outputs 1 and 2), 3 comes later.
 LABEL_MAP = LabelMap(((5, 2), (4,)))
 CAT, DOG = 5, 2
+NAMES = ("background", "cat", "dog")
 OLD = (0, CAT, DOG)  # raw labels of the classes so far
 
 
@@ -48,7 +49,7 @@ def test_the_table_by_hand():
     confusion = torch.tensor(
         [[50, 4, 1, 5], [10, 20, 2, 8], [0, 0, 0, 0], [3, 6, 0, 1]]
     )
-    table = quality_table(confusion, OLD).set_index("label")
+    table = quality_table(confusion, OLD, NAMES).set_index("label")
     cat, dog, background = (table.loc[label] for label in (CAT, DOG, 0))
     assert (cat.pixels, cat.labelled, cat.correct, cat.unsure) == (40, 30, 20, 8)
     assert (cat.of_background, cat.of_future) == (4, 6)
@@ -64,7 +65,7 @@ def test_the_table_by_hand():
 def test_what_was_never_answered_has_no_precision():
     confusion = torch.zeros(4, 4, dtype=torch.int64)
     confusion[1, 0] = 7
-    cat = quality_table(confusion, OLD).set_index("label").loc[CAT]
+    cat = quality_table(confusion, OLD, NAMES).set_index("label").loc[CAT]
     assert math.isnan(cat.precision) and cat.recall == 0 and cat.iou == 0
 
 
@@ -72,7 +73,7 @@ def test_masks_that_name_no_old_class_judge_nothing():
     """Pictures that came later, with their new class labelled alone."""
     confusion = torch.zeros(len(OLD) + 1, len(OLD) + 1, dtype=torch.int64)
     confusion[0, 0], confusion[0, 1] = 80, 20  # cats that the masks call background
-    cat = quality_table(confusion, OLD).set_index("label").loc[CAT]
+    cat = quality_table(confusion, OLD, NAMES).set_index("label").loc[CAT]
     assert (cat["labelled"], cat["pixels"]) == (20, 0)
     for column in ("precision", "recall", "iou", "of_background"):
         assert pd.isna(cat[column])

@@ -84,6 +84,13 @@ def add_folders(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_names(parser: argparse.ArgumentParser) -> None:
+    """Add the argument `--names`: of the classes so far, for tables and pictures."""
+    parser.add_argument(
+        "--names", type=json.loads, default=[], help="JSON list, background first"
+    )
+
+
 def to_groups(groups: list[list[int]]) -> tuple[tuple[int, ...], ...]:
     """Class groups from JSON."""
     return tuple(tuple(group) for group in groups)

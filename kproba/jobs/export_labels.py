@@ -16,7 +16,7 @@ from kproba.bank.fusion import Combination
 from kproba.data.labels import LabelMap
 from kproba.data.splits import Folders, read_index
 from kproba.extensions import load_recorded
-from kproba.jobs.batches import add_data, image_batches, to_groups
+from kproba.jobs.batches import add_data, add_names, image_batches, to_groups
 from kproba.methods.export import LabelFiles, export_labels
 from kproba.methods.labels import Labeller, LabelSettings
 from kproba.network.files import load_model
@@ -39,6 +39,7 @@ class LabelInputs:
         bank: Bank of step t-1; None for the rules without.
         feature_network: model.safetensors of the bank's features, if not `model`.
         folders: Where the pictures of each dataset and addition are.
+        names: Names of the classes so far, for the tables; empty: labels stand there.
     """
 
     model: Path
@@ -46,6 +47,7 @@ class LabelInputs:
     bank: Path | None = None
     feature_network: Path | None = None
     folders: Mapping[str, Folders] = field(default_factory=dict)
+    names: Sequence[str] = ()
 
 
 def label_step(
@@ -95,6 +97,7 @@ def label_step(
         image_batches(rows, raw, compute, process, "labelling"),
         outputs,
         label_map=label_map,
+        names=inputs.names,
         process=process,
     )
     if process.first:
@@ -105,6 +108,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = job_parser("kproba.jobs.export_labels", "Write the labels of a step.")
     add_data(parser)
+    add_names(parser)
     needed = ("model", "split", "labels", "table", "quality")
     add_files(parser, *needed, optional=("bank", "feature_network"))
     return parser.parse_args(argv)
@@ -119,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.bank,
         options.feature_network,
         options.folders,
+        options.names,
     )
     outputs = LabelFiles(options.labels, options.table, options.quality)
     with job_process(options.compute) as process:

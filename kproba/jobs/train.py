@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from kproba.jobs.batches import add_folders
+from kproba.jobs.batches import add_folders, add_names
 from kproba.runtime.job import add_files, job_parser, job_process
 from kproba.training.checkpoint import StopFlag
 from kproba.training.loop import Stopped, train
@@ -32,6 +32,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--validation", type=Path, nargs="*", default=[], help="indices, or nothing"
     )
     add_folders(parser)
+    add_names(parser)
     return parser.parse_args(argv)
 
 
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         **paths,
         validation=tuple(options.validation),
         folders=options.folders,
+        names=tuple(options.names),
     )
     compute = options.compute
     with job_process(compute) as process:

@@ -30,7 +30,7 @@ class LabelFiles:
         folder: Gets one palette PNG per image, named by its id: the target with old
             classes in place of those 0 that the rule recognised.
         table: Gets a CSV: per image its background pixels, how many were recovered or
-            are unsure, and per old class (by raw label) how many.
+            are unsure, and per old class (by name) how many.
         quality: Gets a CSV: how good the labels are, see `kproba.methods.quality`.
     """
 
@@ -45,6 +45,7 @@ def export_labels(
     files: LabelFiles,
     *,
     label_map: LabelMap,
+    names: Sequence[str] = (),
     process: Process = ALONE,
 ) -> None:
     """Write the training target of every image of a step.
@@ -55,6 +56,7 @@ def export_labels(
             `entropy`; the table is in the order of their keys.
         files: Outputs.
         label_map: Raw labels to the outputs of step t.
+        names: Names of S_t for the tables, background first; empty: labels stand there.
         process: This process of several that share the work; the networks and the bank
             are on its device.
     """
@@ -65,6 +67,7 @@ def export_labels(
     to_target = torch.from_numpy(label_map.training_table())
     side = label_map.first_new + 1
     old = (0, *label_map.seen[: label_map.first_new - 1])
+    titles = list(names[: len(old)]) or [f"label {label}" for label in old]
     confusion = torch.zeros(side, side, dtype=torch.int64)
     rows: dict[int, dict[str, Any]] = {}  # of the table, by key
     with atomic_directory(files.folder, process) as temporary:
@@ -81,13 +84,13 @@ def export_labels(
                 name, target = batch.ids[number], merged[number].numpy()
                 write_label_image(temporary / f"{name}.png", target)
                 of_hidden = labels[number][hidden[number]].numpy()
-                rows[key] = _table_row(name, target.size, of_hidden, old)
+                rows[key] = _table_row(name, target.size, of_hidden, titles)
         for part in process.gather(rows):
             rows.update(part)
         confusion = torch.stack(process.gather(confusion)).sum(dim=0)
         if process.first:
             with atomic_path(files.quality) as temporary_table:
-                quality = quality_table(confusion, old)
+                quality = quality_table(confusion, old, titles)
                 quality.to_csv(temporary_table, index=False, float_format="%.4f")
             with atomic_path(files.table) as temporary_table:
                 table = pd.DataFrame([rows[key] for key in sorted(rows)])
@@ -103,7 +106,7 @@ def _strips(labels: torch.Tensor) -> Iterator[slice]:
 
 
 def _table_row(
-    name: str, pixels: int, labels: np.ndarray, old: Sequence[int]
+    name: str, pixels: int, labels: np.ndarray, titles: Sequence[str]
 ) -> dict[str, Any]:
     """A row of the table.
 
@@ -111,10 +114,10 @@ def _table_row(
         name: Id of the image.
         pixels: Pixels of the whole image.
         labels: Pseudo labels (n,) uint8 of its background pixels.
-        old: Raw labels of S_{t-1}, 0 first.
+        titles: Names of S_{t-1}, background first.
     """
     counts = np.bincount(labels, minlength=256).tolist()
-    recovered = counts[1 : len(old)]
+    recovered = counts[1 : len(titles)]
     row: dict[str, Any] = {
         "id": name,
         "pixels": pixels,
@@ -122,6 +125,6 @@ def _table_row(
         "recovered": sum(recovered),
         "unsure": counts[UNSURE],
     }
-    for label, count in zip(old[1:], recovered, strict=True):
-        row[f"label_{label}"] = count
+    for title, count in zip(titles[1:], recovered, strict=True):
+        row[title if title not in row else f"{title} (class)"] = count
     return row

@@ -40,12 +40,15 @@ def hidden_confusion(
     return torch.bincount(places, minlength=side * side).view(side, side)
 
 
-def quality_table(confusion: torch.Tensor, labels: Sequence[int]) -> pd.DataFrame:
+def quality_table(
+    confusion: torch.Tensor, labels: Sequence[int], names: Sequence[str]
+) -> pd.DataFrame:
     """Precision, recall and IoU of every class of S_{t-1}.
 
     Args:
         confusion: From `hidden_confusion`, added up over the images of the step.
         labels: Raw labels of S_{t-1}, 0 first.
+        names: Their names.
 
     Returns:
         One row per class: `pixels` that are of it, how many were `labelled` so,
@@ -58,13 +61,14 @@ def quality_table(confusion: torch.Tensor, labels: Sequence[int]) -> pd.DataFram
     # Masks that name no old class at all cannot tell what is right and what is wrong.
     known = sum(map(sum, counts[1:classes])) > 0
     rows = []
-    for index, label in enumerate(labels):
+    for index, (label, name) in enumerate(zip(labels, names, strict=True)):
         pixels = sum(counts[index])
         labelled = sum(row[index] for row in counts)
         correct = counts[index][index]
         rows.append(
             {
                 "index": index,
+                "class": name,
                 "label": label,
                 "pixels": pixels,
                 "labelled": labelled,

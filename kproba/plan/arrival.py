@@ -6,8 +6,10 @@ the order of the copy, which says nothing.
 """
 
 import contextlib
+import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 TOLERANCE = 2.0  # seconds between the times of a file that a copy made
@@ -18,21 +20,22 @@ def settle_times(results: str | Path, records: str | Path) -> bool:
 
     Args:
         results: Folder of the results.
-        records: Folder of Snakemake's records. Where it has any, the results were made
-            or used here, and their times count.
+        records: Folder of Snakemake's records; it may be missing, or copied too. Where
+            a result has the time that was recorded when it was made, times count.
 
     Returns:
         Whether times were changed.
     """
     results, records = Path(results), Path(records)
-    if not results.is_dir() or _has_entries(records):
+    if not results.is_dir():
         return False
     paths = [
         Path(folder, name) for folder, _, names in os.walk(results) for name in names
     ]
     statuses = [path.lstat() for path in paths]
-    if not statuses:
-        return False
+    changed = {status.st_mtime for status in statuses}
+    if len(changed) < 2 or _are_recorded(changed, records):
+        return False  # nothing to settle, or nothing was copied
     arrived = min(status.st_ctime for status in statuses)
     if min(status.st_mtime for status in statuses) < arrived - TOLERANCE:
         return False  # the copy kept the times
@@ -44,5 +47,14 @@ def settle_times(results: str | Path, records: str | Path) -> bool:
     return True
 
 
-def _has_entries(folder: Path) -> bool:
-    return folder.is_dir() and next(folder.iterdir(), None) is not None
+def _are_recorded(times: Iterable[float], records: Path) -> bool:
+    """Whether Snakemake recorded one of these times, as that of a result it made."""
+    if not records.is_dir():
+        return False
+    recorded = set()
+    for path in records.rglob("*"):
+        try:
+            recorded.add(round(float(json.loads(path.read_bytes())["endtime"]), 3))
+        except (OSError, ValueError, TypeError, KeyError, OverflowError):
+            continue  # a folder, or no record that is of use
+    return any(round(time, 3) in recorded for time in times)

@@ -51,6 +51,7 @@ class Monitor:
         groups: Raw labels of the classes of the steps 0..t.
         images: Number of images.
         times: How often during the training, the last time at its end.
+        names: Names of the classes for the pictures; empty: labels stand there.
     """
 
     def __init__(
@@ -60,13 +61,14 @@ class Monitor:
         *,
         images: int,
         times: int,
+        names: Sequence[str] = (),
     ):
         index = pd.concat(indices, ignore_index=True)
         rows = evenly_spaced(select_rows(index, groups, "plop"), images)
         self.rows = _scaled_down(rows)
         self.steps, self.times = step_of_class(groups), times
-        # The names are not known here: they may change without another training.
-        self.names = ["background", *(f"label {label}" for g in groups for label in g)]
+        labels = ["background", *(f"label {label}" for g in groups for label in g)]
+        self.names = list(names or labels)
         self.table = LabelMap(groups).evaluation_table()
         self.failed = False  # after the first failure validation stops
 

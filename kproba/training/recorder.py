@@ -122,6 +122,7 @@ def start_monitor(
     return Monitor(
         read_indices(files.validation, files.folders),
         settings.groups,
+        names=files.names,
         images=compute.val_images,
         times=compute.val_times,
     )

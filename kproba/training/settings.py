@@ -305,6 +305,7 @@ class Files:
         validation: Index of the dataset and of its additions, of which some validation
             images are tested now and then; empty for none.
         folders: Where the pictures of each dataset and addition are.
+        names: Names of the classes so far, for pictures; empty: labels stand there.
     """
 
     split: Path
@@ -319,6 +320,7 @@ class Files:
     feature_network: Path | None = None
     validation: tuple[Path, ...] = ()
     folders: Mapping[str, Folders] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
 
     @property
     def state(self) -> Path:
@@ -327,7 +329,7 @@ class Files:
 
     def inputs(self) -> list[Path]:
         """The files whose content determines the result: all but these two kinds."""
-        others = (*OUTPUTS, "validation", "folders")
+        others = (*OUTPUTS, "validation", "folders", "names")
         names = [field.name for field in fields(self) if field.name not in others]
         files: list[Path] = []
         for path in (getattr(self, name) for name in names):

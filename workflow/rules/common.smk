@@ -37,6 +37,7 @@ try:
     plan.datasets.check_folders()
     plan.check_images()
     check_targets(plan, sys.argv[1:])
+    all_results = plan.results(plan.runs)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -255,6 +256,12 @@ def label_job(wildcards):
     return dict(job.settings)
 
 
+def shown_names(wildcards):
+    """Names of the classes so far; they determine nothing, so they have no digest."""
+    groups = groups_so_far(wildcards)
+    return plan.datasets.names(wildcards.dataset, groups)
+
+
 def test_inputs(wildcards):
     return plan.test_inputs(parse_run(wildcards), int(wildcards.step))
 
@@ -274,7 +281,6 @@ def of_configuration(pattern):
     return artifacts.fill(pattern, {"configuration": configuration})
 
 
-all_results = plan.results(plan.runs)
 measure_extensions = find_origins(("measure", name) for name in MEASURES)
 
 

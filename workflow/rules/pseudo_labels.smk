@@ -20,6 +20,7 @@ rule export_pseudo_labels:
         **inference_resources,
         job=as_json(label_job),
         folders=as_json(image_folders),
+        names=as_json(shown_names),
     params:
         job=digest(label_job),
     message:
@@ -29,7 +30,8 @@ rule export_pseudo_labels:
         "exec kproba-launch --log {log:q} --gpus {resources.gpu} --cores {threads}"
         " --compute {resources.compute:q}"
         " kproba.jobs.export_labels --job {resources.job:q}"
-        " --folders {resources.folders:q} --model {input.model:q}"
+        " --folders {resources.folders:q}"
+        " --names {resources.names:q} --model {input.model:q}"
         " --bank {input.bank:q} --feature-network {input.feature_network:q}"
         " --split {input.split:q} --labels {output.labels:q} --table {output.table:q}"
         " --quality {output.quality:q}"
