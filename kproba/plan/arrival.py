@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 TOLERANCE = 2.0  # seconds between the times of a file that a copy made
@@ -29,32 +28,37 @@ def settle_times(results: str | Path, records: str | Path) -> bool:
     results, records = Path(results), Path(records)
     if not results.is_dir():
         return False
-    paths = [
-        Path(folder, name) for folder, _, names in os.walk(results) for name in names
-    ]
-    statuses = [path.lstat() for path in paths]
-    changed = {status.st_mtime for status in statuses}
-    if len(changed) < 2 or _are_recorded(changed, records):
-        return False  # nothing to settle, or nothing was copied
+    recorded = _recorded_times(records)
+    paths, statuses = [], []
+    for folder, _, names in os.walk(results):  # first the latest results, above
+        for name in names:
+            try:
+                status = Path(folder, name).lstat()
+            except OSError:  # another Snakemake removed it
+                continue
+            if round(status.st_mtime, 3) in recorded:
+                return False
+            paths.append(Path(folder, name))
+            statuses.append(status)
+    if len({status.st_mtime for status in statuses}) < 2:
+        return False  # nothing to settle
     arrived = min(status.st_ctime for status in statuses)
     if min(status.st_mtime for status in statuses) < arrived - TOLERANCE:
         return False  # the copy kept the times
     now = time.time()
-    folders = [Path(folder) for folder, _, _ in os.walk(results, topdown=False)]
+    folders = [Path(here) for here, _, _ in os.walk(results, topdown=False)]
     for path in (*paths, *folders):
         with contextlib.suppress(OSError):  # not ours: then Snakemake decides
             os.utime(path, (now, now), follow_symlinks=False)
     return True
 
 
-def _are_recorded(times: Iterable[float], records: Path) -> bool:
-    """Whether Snakemake recorded one of these times, as that of a result it made."""
-    if not records.is_dir():
-        return False
+def _recorded_times(records: Path) -> set[float]:
+    """The times of results that Snakemake recorded when it made them."""
     recorded = set()
-    for path in records.rglob("*"):
+    for path in records.rglob("*") if records.is_dir() else ():
         try:
             recorded.add(round(float(json.loads(path.read_bytes())["endtime"]), 3))
         except (OSError, ValueError, TypeError, KeyError, OverflowError):
             continue  # a folder, or no record that is of use
-    return any(round(time, 3) in recorded for time in times)
+    return recorded
