@@ -60,8 +60,8 @@ PUBLISHED = {
         for part in ("training", "validation")
     ],
 }
-# Resources that say where files are or what the machine offers.
-PLACES = ("folders", "context", "compute")
+# Resources that say where files are, what the machine offers, or what is only shown.
+PLACES = ("folders", "context", "compute", "names")
 
 
 def write_class_lists(folder: Path) -> None:
@@ -151,7 +151,7 @@ def job_blocks(jobs: list[Any], values: dict[str, str]) -> Iterator[str]:
         tables = {
             name: json.loads(value)
             for name, value in job.resources.items()
-            if isinstance(value, str) and value[:1] in "{[" and name not in PLACES
+            if str(value).startswith(("{", "[")) and name not in PLACES
         }
         for name, value in {**dict(job.params._allitems()), **tables}.items():
             content = value

@@ -146,8 +146,14 @@ def test_dataset_is_indexed_with_labels_from_1(study: Path) -> None:
     assert index["subset"].value_counts().to_dict() == {"train": 20, "val": 20}
     labels = {int(word) for cell in index["classes"] for word in cell.split()}
     assert labels == {*range(1, 20), 255}
-    settings = json.loads((study / STREETS / "settings.json").read_text())
-    assert settings["class_names"][:3] == ["background", "road", "sidewalk"]
+    classes = json.loads(
+        (study / "results/splits/streets/13-6-overlap/classes.json").read_text()
+    )["classes"]
+    assert [entry["name"] for entry in classes[:3]] == [
+        "background",
+        "road",
+        "sidewalk",
+    ]
     report = json.loads((study / "results/data/streets/integrity.json").read_text())
     assert report["warnings_by_kind"]["no background"] == 1
 

@@ -14,6 +14,7 @@ import yaml
 from snakemake_calls import ROOT, command, jobs, snakemake
 from whole_runs import write_config
 
+from kproba.data.kinds.digits import CLASS_NAMES, DigitScenes, write_digits
 from kproba.runtime.files import read_json
 
 pytestmark = pytest.mark.workflow
@@ -108,34 +109,33 @@ def test_two_configurations_keep_a_report_each(run: Path) -> None:
     assert jobs(run).keys() <= {"publish", "draw_figures", "write_report", "all"}
 
 
-def pictures(run: Path, folder: Path) -> Path:
-    """The drawn scenes as a dataset of a user."""
-    shutil.copytree(run / "results" / "data" / "tiny" / "scenes", folder)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one method on a folder of pictures; tests work on copies."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    scenes = DigitScenes(24, 6, 64, (2, 3), (0.3, 0.5), 15, 0)
+    write_digits(folder.parent / "pictures", scenes)
+    folder.mkdir()
+    write_config(folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    path = str(folder.parent / "pictures")
+    config["datasets"]["tiny"] = {"kind": "folder", "path": path}
+    config["tasks"] = {"short": [[*CLASS_NAMES[:8]], [*CLASS_NAMES[8:]]]}
+    config["experiments"] = [
+        {"dataset": "tiny", "task": "short", "methods": ["finetune"]}
+    ]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    snakemake(folder)
     return folder
 
 
-def use_folder(run: Path, path: Path) -> None:
-    write_config(run, {"datasets": {"tiny": {"kind": "folder", "path": str(path)}}})
-
-
 @pytest.fixture
-def own_pictures(run: Path, tmp_path: Path) -> Path:
-    """A run of one method up to step 1 on a folder of pictures."""
-    use_folder(run, pictures(run, tmp_path / "pictures"))
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    for name in ("results", ".snakemake"):
-        shutil.rmtree(run / name)
-    config["experiments"][0]["methods"] = ["finetune"]
-    config["tasks"] = {"short": [[*names(run)[:8]], [*names(run)[8:]]]}
-    config["experiments"][0]["task"] = "short"
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    snakemake(run)
-    return run
-
-
-def names(run: Path) -> list[str]:
-    path = yaml.safe_load((run / "config.yaml").read_text())["datasets"]["tiny"]["path"]
-    return Path(path, "classes.txt").read_text().split()[1:]
+def own_pictures(trained: Path, tmp_path: Path) -> Path:
+    """A copy of that run, with its pictures beside it."""
+    shutil.copytree(trained.parent / "pictures", tmp_path / "pictures")
+    shutil.copytree(trained, tmp_path / "own", copy_function=shutil.copy2)
+    change_config(tmp_path / "own", str(trained.parent), str(tmp_path))
+    return tmp_path / "own"
 
 
 def change_config(run: Path, old: str, new: str) -> None:
@@ -170,12 +170,7 @@ def test_identity_is_content(own_pictures: Path, tmp_path: Path) -> None:
 
 def test_a_changed_picture_ends_the_job_that_reads_it(own_pictures: Path) -> None:
     """It was replaced after the check, with its size and time."""
-    folder = Path(
-        yaml.safe_load((own_pictures / "config.yaml").read_text())["datasets"]["tiny"][
-            "path"
-        ]
-    )
-    mask = sorted(folder.joinpath("masks", "val").glob("*.png"))[0]
+    mask = min(own_pictures.parent.joinpath("pictures", "masks", "val").glob("*.png"))
     status = mask.stat()
     content = bytearray(mask.read_bytes())
     content[-20] ^= 1

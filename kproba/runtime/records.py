@@ -19,8 +19,8 @@ from typing import Any
 Check = Callable[[Any, str], None]
 
 REMAKE = (
-    "Copy it again from where it was made, or delete it and run Snakemake again, which "
-    "makes it anew."
+    "Copy it again from where it was made, or delete it and name it to Snakemake as a "
+    "target, which makes it anew: snakemake .. -- FILE"
 )
 MOST_BYTES = 2**26  # of a file in JSON; all that is written stays far below
 LONGEST_QUOTE = 60  # letters of a wrong value in a message
