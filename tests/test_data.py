@@ -472,3 +472,14 @@ def test_loader_workers_fit_into_shared_memory(
     messages = [record.message for record in caplog.records]
     assert bool(messages) == (fitting < wanted)
     assert all("--shm-size" in message for message in messages)
+
+
+@pytest.mark.parametrize(("iterations", "images"), [(1, 3), (7, 3), (40, 100)])
+def test_iterations_take_the_place_of_epochs(iterations, images):
+    stream = TrainingStream(
+        images, epochs=50, batch_size=4, seed=0, iterations=iterations
+    )
+    assert stream.iterations == len(stream) == iterations
+    by_epochs = TrainingStream(images, epochs=50, batch_size=4, seed=0)
+    for batch, same in zip(stream, by_epochs, strict=False):
+        assert batch == same  # the same images, only fewer or more batches

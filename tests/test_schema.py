@@ -1,6 +1,7 @@
 """The schema of the configuration: keys, defaults and what is refused."""
 
 import copy
+import re
 from collections.abc import Iterator
 from functools import cache
 from operator import itemgetter
@@ -398,3 +399,105 @@ def test_what_replaces_a_renamed_or_replaced_key_is_accepted():
         decision={"posterior_weight": 1, "image_prior": 2},
         **method(cross_entropy="certain_ce", losses={"bga_t": 0, "bga_t_remaining": 5}),
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "value"),
+    [
+        ({"base": {"epochs": "2"}}, ("base", "epochs"), 2),
+        ({"base": {"epochs": "2.5"}}, ("base", "epochs"), 2.5),
+        ({"compute": {"deterministic": "true"}}, ("compute", "deterministic"), True),
+        ({"evaluation": {"crop": "null"}}, ("evaluation", "crop"), None),
+        ({"evaluation": {"crop": "64"}}, ("evaluation", "crop"), 64),
+        ({"evaluation": {"policy": "mib"}}, ("evaluation", "policy"), "mib"),
+        (
+            {"augmentation": {"scale": ["0.5", "2"]}},
+            ("augmentation", "scale"),
+            [0.5, 2],
+        ),
+        (
+            {"base": {"learning_rate": {"aspp": "1e-3"}}},
+            ("base", "learning_rate", "aspp"),
+            0.001,
+        ),
+    ],
+)
+def test_text_of_the_command_line_is_read_as_in_the_file(changes, where, value):
+    """`--config 'base={epochs: 2}'`: Snakemake hands such values over as text."""
+    found = checked(**changes)
+    for key in where:
+        found = found[key]
+    assert found == value and type(found) is type(value)
+
+
+def test_text_stays_text_where_text_is_wanted():
+    names = ["background", "1", "true", "null"]
+    dataset = {"tiny": {"kind": "folder", "path": "2", "classes": names}}
+    found = checked(datasets=dataset)["datasets"]["tiny"]
+    assert found["classes"] == names and found["path"] == "2"
+
+
+@pytest.mark.parametrize("value", ["two", "[1]", "{a: 1}", "1 2", "yes please", ""])
+def test_other_text_is_refused_as_it_came(value):
+    with pytest.raises(ConfigError, match=re.escape(f"got {value!r}")):
+        checked(base={"epochs": value})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"datasets": {"tiny\n": {"kind": "digits"}}},
+        {"datasets": {"reports": {"kind": "digits"}}},
+        {"datasets": {"weights": {"kind": "digits"}}},
+        {"datasets": {"x" * 101: {"kind": "digits"}}},
+        {"tasks": {"mine\n": [["zero"], ["one"]]}},
+        {"methods": {"mine\n": {"based_on": "kproba"}}},
+        {"methods": {"m" * 101: {"based_on": "kproba"}}},
+        {"report": "a/b"},
+        {"report": "a\n"},
+        {"report": ".."},
+        {"extensions": ["a.py\n"]},
+    ],
+    ids=str,
+)
+def test_names_that_are_no_good_for_files_are_refused(changes):
+    with pytest.raises(ConfigError):
+        checked(**changes)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("evaluation", "crop", 1_000_000),
+        ("evaluation", "crop", 0),
+        ("base", "batch_size", 0),
+        ("increment", "batch_size", -1),
+        ("compute", "batch_size", 0),
+        ("base", "iterations", 0),
+        ("augmentation", "crop_size", 10**6),
+    ],
+)
+def test_numbers_have_bounds(section, key, value):
+    with pytest.raises(
+        ConfigError, match=rf"{section}\.{key}: expected at (least|most)"
+    ):
+        checked(**{section: {key: value}})
+
+
+@pytest.mark.parametrize("section", ["base", "increment"])
+def test_a_section_counts_epochs_or_iterations(section):
+    assert checked(**{section: {"iterations": 7}})[section]["iterations"] == 7
+    with pytest.raises(ConfigError, match=f"{section}: expected epochs or iterations"):
+        checked(**{section: {"iterations": 7, "epochs": 2}})
+
+
+def test_iterations_are_among_the_settings_where_they_are_given():
+    run = make_run()
+    plain = make_plan().settings(run, 1)["optimisation"]
+    assert "iterations" not in plain
+    plan = make_plan(increment={"iterations": 7})
+    assert plan.settings(run, 1)["optimisation"]["iterations"] == 7
+    assert "iterations" not in plan.settings(make_run("base", "6"), 0)["optimisation"]
+    own = method(increment={"epochs": 3})
+    mine = make_plan(increment={"iterations": 7}, **own)
+    assert "iterations" not in mine.settings(make_run("mine"), 1)["optimisation"]
