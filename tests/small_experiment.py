@@ -137,7 +137,9 @@ def write_quality(folder: Path, step: int) -> Path:
         confusion[index, 0] += 4 + index + (step == 2)
     confusion[step + 1, 1] = 5  # future pixels taken for cats
     path = folder / "pseudo_label_quality.csv"
-    quality_table(confusion, CLASS_NAMES[: step + 1]).to_csv(path, index=False)
+    quality_table(confusion, range(step + 1), CLASS_NAMES[: step + 1]).to_csv(
+        path, index=False
+    )
     return path
 
 

@@ -154,7 +154,7 @@ def test_a_bank_teaches_an_increment(
             **{"feature": "backbone", "map": "identity", "scatter": True},
             **{"ridge": 0.01, "calibration_cells": 500},
         },
-        **{"groups": groups, "names": corrected["class_names"][:7]},
+        "groups": groups,
         **{"sequential": False, "seed": 0, "keep_temperature": False},
     }
     files = BankFiles(base, data / "step0.csv", bank)

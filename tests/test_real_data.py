@@ -244,19 +244,23 @@ def _presence(test_data: Path, name: str) -> dict[str, set[int]]:
         ("ade20k.yaml", 5, ["ADEChallengeData2016.zip"]),
     ],
 )
-def test_plan_needs_no_data_and_a_run_says_what_to_fetch(
+def test_a_missing_dataset_is_refused_at_once_with_what_to_fetch(
     tmp_path, name, trainings, words
 ):
-    (tmp_path / "config.yaml").write_text((ROOT / "config" / name).read_text())
+    config = yaml.safe_load((ROOT / "config" / name).read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    output = snakemake(tmp_path, "--dry-run", succeeds=False)
+    for word in [*words, "http", "download: true", str(tmp_path / "datasets")]:
+        assert word in output
+    assert not (tmp_path / "results").exists()
+    dataset = name.removesuffix(".yaml")
+    config["datasets"][dataset]["download"] = True  # then the plan needs none
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     planned = jobs(tmp_path)
     assert planned["prepare_dataset"] == planned["train_base"] == 1
     assert planned["train_step"] == trainings
     assert planned["fetch_weights"] == 1
-    dataset = name.removesuffix(".yaml")
-    output = snakemake(tmp_path, succeeds=False)
-    for word in [*words, "http", "download: true", str(tmp_path / "datasets")]:
-        assert word in output
-    assert names(tmp_path / f"results/data/{dataset}") == ["index.log"]
+    assert planned["download_archive"] == len(words)
 
 
 # --- download ------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from kproba.runtime import records
 _NUMBERS = records.mapping_of(records.maybe(records.number()), most=1000)
 PROGRESS = records.record(
     {
-        "iteration": records.integer(1),
+        "iteration": records.integer(),
         "rows": records.list_of(_NUMBERS, most=10**7),
         "sums": records.list_of(
             records.mapping_of(records.number(), most=1000), least=1
