@@ -49,7 +49,7 @@ def test_stopped_run_saves_its_state_and_ends_with_the_same_bytes(
 def test_training_killed_again_and_again_ends_with_the_same_bytes(
     data: Path, base: Path, tmp_path: Path, processes: int
 ) -> None:
-    settings = step_settings(1, epochs=12)
+    settings = step_settings(1, epochs=40)
     whole = trained(data, tmp_path / "whole", settings, base=base, processes=processes)
     out = tmp_path / "killed"
     out.mkdir()

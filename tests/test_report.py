@@ -256,7 +256,7 @@ def test_pseudo_labels_that_nobody_can_judge_have_no_numbers(results, index, tmp
     confusion = torch.zeros(4, 4, dtype=torch.int64)
     confusion[0, 0], confusion[0, 1] = 80, 20  # the masks of step 2 name no old class
     path = Path(results[2].quality)
-    quality_table(confusion, CLASS_NAMES[:3]).to_csv(path, index=False)
+    quality_table(confusion, range(3), CLASS_NAMES[:3]).to_csv(path, index=False)
     page = write_page(results, tmp_path, experiment(tmp_path, index))
     lines = page.tables["Pseudo labels against the hidden ground truth"]
     assert lines[2] == ["kproba", "2", "–", "–", "–", "–", "–", "0.0"]
