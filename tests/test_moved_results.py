@@ -67,7 +67,7 @@ def test_a_clone_with_touched_scripts_runs_nothing_again(
     finished: Path, tmp_path: Path
 ) -> None:
     """A clone of the workflow beside results that were copied along."""
-    clone = tmp_path / "clone"
+    clone = tmp_path / "my {x} clone"
     shutil.copytree(
         ROOT,
         clone,
@@ -88,6 +88,10 @@ def test_a_clone_with_touched_scripts_runs_nothing_again(
         check=False,
     )
     assert DONE in done.stdout + done.stderr
+    page = clone / "results" / "report.html"
+    page.unlink()
+    subprocess.run([*words, "--cores", "2"], check=True, cwd=clone, capture_output=True)
+    assert page.is_file()
 
 
 def test_two_configurations_keep_a_report_each(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import sys
@@ -27,6 +28,22 @@ from kproba.results.measures import MEASURES
 # path is quoted for the shell, and its braces for Snakemake.
 beside = shlex.quote(str(Path(sys.executable).parent))
 shell.prefix(f'PATH="$PATH":{beside}; '.replace("{", "{{").replace("}", "}}"))
+
+
+def file_of_workflow(path):
+    """A file beside this one; Snakemake reads braces in its path as names."""
+    folder = Path(workflow.basedir, "workflow", "rules")
+    if "{" not in str(folder) and "}" not in str(folder):
+        return path
+    full = os.path.normpath(folder / path)
+    return full.replace("{", "{{").replace("}", "}}")
+
+
+def script_file(name):
+    return file_of_workflow(f"../scripts/{name}")
+
+
+ENVIRONMENT = file_of_workflow("../../envs/kproba.yaml")
 
 shorten_log(dry_run=workflow.output_settings.dryrun)
 

@@ -5,7 +5,7 @@ rule write_digits:
     log:
         artifacts.log_path(artifacts.SCENES, "scenes"),
     conda:
-        "../../envs/kproba.yaml"
+        ENVIRONMENT
     threads: 8
     resources:
         settings=as_json(digits_settings),
@@ -14,7 +14,7 @@ rule write_digits:
     message:
         "Drawing the scenes of {wildcards.dataset}"
     script:
-        "../scripts/write_digits.py"
+        script_file("write_digits.py")
 
 
 rule download_archive:
@@ -25,7 +25,7 @@ rule download_archive:
         artifacts.log_path(artifacts.ARCHIVE, "{archive}"),
     localrule: True  # nodes of a cluster often have no internet
     conda:
-        "../../envs/kproba.yaml"
+        ENVIRONMENT
     resources:
         mirrors=mirrors,  # no param: where a file comes from does not change it
     params:
@@ -33,7 +33,7 @@ rule download_archive:
     message:
         "Downloading {wildcards.archive}"
     script:
-        "../scripts/download_archive.py"
+        script_file("download_archive.py")
 
 
 rule unpack_archives:
@@ -45,13 +45,13 @@ rule unpack_archives:
     log:
         artifacts.log_path(artifacts.UNPACKED, "unpacked"),
     conda:
-        "../../envs/kproba.yaml"
+        ENVIRONMENT
     params:
         checksums=checksums,
     message:
         "Unpacking the archives of {wildcards.dataset}"
     script:
-        "../scripts/unpack_archives.py"
+        script_file("unpack_archives.py")
 
 
 rule prepare_dataset:
@@ -67,7 +67,7 @@ rule prepare_dataset:
         artifacts.log_path(artifacts.INDEX, "index"),
     priority: 20  # a faulty dataset stops the run before anything else is begun
     conda:
-        "../../envs/kproba.yaml"
+        ENVIRONMENT
     threads: 8
     resources:
         settings=as_json(index_settings),
@@ -79,7 +79,7 @@ rule prepare_dataset:
     message:
         "Checking and indexing the images and masks of {wildcards.dataset}"
     script:
-        "../scripts/prepare_dataset.py"
+        script_file("prepare_dataset.py")
 
 
 rule receive_model:
@@ -93,7 +93,7 @@ rule receive_model:
         network="step|step0",
     localrule: True
     conda:
-        "../../envs/kproba.yaml"
+        ENVIRONMENT
     resources:
         step=packed_step,  # no input: the same step at another place is the same
     params:
@@ -101,7 +101,7 @@ rule receive_model:
     message:
         "Taking the network ({wildcards.network}) of {wildcards.dataset}"
     script:
-        "../scripts/receive.py"
+        script_file("receive.py")
 
 
 rule receive_bank:
@@ -113,7 +113,7 @@ rule receive_bank:
         artifacts.log_path(artifacts.RECEIVED_BANK, "received"),
     localrule: True
     conda:
-        "../../envs/kproba.yaml"
+        ENVIRONMENT
     resources:
         step=packed_step,  # no input: the same step at another place is the same
     params:
@@ -121,7 +121,7 @@ rule receive_bank:
     message:
         "Taking the prototype bank of {wildcards.dataset}"
     script:
-        "../scripts/receive.py"
+        script_file("receive.py")
 
 
 rule make_split:
@@ -134,7 +134,7 @@ rule make_split:
         artifacts.log_path(artifacts.SPLIT, "step{step}"),
     localrule: True
     conda:
-        "../../envs/kproba.yaml"
+        ENVIRONMENT
     resources:
         groups=as_json(groups_so_far),
     params:
@@ -143,7 +143,7 @@ rule make_split:
         "Listing the images of step {wildcards.step} of {wildcards.dataset} "
         "{wildcards.task}, {wildcards.setting}"
     script:
-        "../scripts/make_split.py"
+        script_file("make_split.py")
 
 
 rule list_classes:
@@ -154,7 +154,7 @@ rule list_classes:
         artifacts.log_path(artifacts.CLASSES, "classes"),
     localrule: True
     conda:
-        "../../envs/kproba.yaml"
+        ENVIRONMENT
     resources:
         classes=as_json(class_list),
     params:
@@ -162,4 +162,4 @@ rule list_classes:
     message:
         "Listing the classes of {wildcards.dataset} {wildcards.task}"
     script:
-        "../scripts/list_classes.py"
+        script_file("list_classes.py")

@@ -10,7 +10,7 @@ rule evaluate:
     log:
         artifacts.log_path(artifacts.EVALUATION, "evaluation"),
     conda:
-        "../../envs/kproba.yaml"
+        ENVIRONMENT
     threads: job_threads
     resources:
         **inference_resources,

@@ -11,7 +11,7 @@ rule build_prototypes:
         artifacts.BANK_TIME
     priority: 10
     conda:
-        "../../envs/kproba.yaml"
+        ENVIRONMENT
     threads: job_threads
     resources:
         **inference_resources,

@@ -14,7 +14,7 @@ rule export_pseudo_labels:
         step=r"[1-9]\d*",
     priority: 10
     conda:
-        "../../envs/kproba.yaml"
+        ENVIRONMENT
     threads: job_threads
     resources:
         **inference_resources,

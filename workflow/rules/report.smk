@@ -24,7 +24,7 @@ rule summarise:
         artifacts.log_path(of_configuration(artifacts.SUMMARY), "summary"),
     localrule: True
     conda:
-        "../../envs/kproba.yaml"
+        ENVIRONMENT
     resources:
         table=as_json(summary_table),
     params:
@@ -32,7 +32,7 @@ rule summarise:
     message:
         "Collecting the results of all runs"
     script:
-        "../scripts/summarise.py"
+        script_file("summarise.py")
 
 
 rule draw_figures:
@@ -73,7 +73,7 @@ rule draw_figures:
         f"{artifacts.FIGURES}/figures.log",
     localrule: True
     conda:
-        "../../envs/kproba.yaml"
+        ENVIRONMENT
     resources:
         table=as_json(figure_table),
         folders=as_json(image_folders),
@@ -82,7 +82,7 @@ rule draw_figures:
     message:
         "Drawing the figures of {wildcards.dataset} {wildcards.task} {wildcards.setting}"
     script:
-        "../scripts/draw_figures.py"
+        script_file("draw_figures.py")
 
 
 rule write_report:
@@ -105,7 +105,7 @@ rule write_report:
         artifacts.log_path(of_configuration(artifacts.REPORT), "report"),
     localrule: True
     conda:
-        "../../envs/kproba.yaml"
+        ENVIRONMENT
     resources:
         table=as_json(report_table),
         folders=as_json(all_image_folders),
@@ -114,7 +114,7 @@ rule write_report:
     message:
         "Writing the report"
     script:
-        "../scripts/write_report.py"
+        script_file("write_report.py")
 
 
 rule publish:
@@ -130,8 +130,8 @@ rule publish:
         f"{artifacts.RESULTS}/publish.log",
     localrule: True
     conda:
-        "../../envs/kproba.yaml"
+        ENVIRONMENT
     message:
         "Copying summary and report of the configuration {configuration} to results/"
     script:
-        "../scripts/publish.py"
+        script_file("publish.py")

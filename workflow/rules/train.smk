@@ -8,7 +8,7 @@ rule write_settings:
         artifacts.log_path(artifacts.SETTINGS, "settings"),
     localrule: True
     conda:
-        "../../envs/kproba.yaml"
+        ENVIRONMENT
     resources:
         settings=as_json(step_settings),
     params:
@@ -16,7 +16,7 @@ rule write_settings:
     message:
         "Writing the settings of {wildcards.method}, step {wildcards.step}"
     script:
-        "../scripts/write_settings.py"
+        script_file("write_settings.py")
 
 
 rule fetch_weights:
@@ -27,13 +27,13 @@ rule fetch_weights:
         artifacts.log_path(artifacts.WEIGHTS, "{backbone}"),
     localrule: True  # nodes of a cluster often have no internet
     conda:
-        "../../envs/kproba.yaml"
+        ENVIRONMENT
     params:
         extensions=lambda wildcards: find_origins([("backbone", wildcards.backbone)]),
     message:
         "Fetching the ImageNet weights of {wildcards.backbone}"
     script:
-        "../scripts/fetch_weights.py"
+        script_file("fetch_weights.py")
 
 
 # Priority 10, here and for bank and pseudo labels: the next step waits for these, while
@@ -57,7 +57,7 @@ rule train_step:
         step=r"[1-9]\d*",
     priority: 10
     conda:
-        "../../envs/kproba.yaml"
+        ENVIRONMENT
     threads: job_threads
     resources:
         **training_resources,
