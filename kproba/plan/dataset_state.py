@@ -5,6 +5,7 @@ copy, the contents are compared with what the index recorded in files.json. The 
 pictures at another place, or with other times, are the same dataset.
 """
 
+import csv
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -60,6 +61,19 @@ def recorded_state(recorded: str | Path) -> str | None:
     """The state of the files when the index was made; None if it is not known."""
     content = _read(recorded)
     return None if content is None else str(content["state"])
+
+
+def training_classes(index: str | Path) -> list[str] | None:
+    """The column `classes` of the training images of an index.
+
+    None if it cannot be read: the jobs that read it say what is wrong.
+    """
+    try:
+        with Path(index).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [row["classes"] for row in rows if row["subset"] == "train"]
+    except (OSError, ValueError, KeyError, csv.Error):
+        return None
 
 
 def _read(path: str | Path) -> dict[str, Any] | None:

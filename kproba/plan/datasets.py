@@ -1,8 +1,6 @@
 """The datasets of a configuration: folders, class names, tasks and additions."""
 
-import csv
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,14 @@ from kproba.data.tasks import (
     resolve_groups,
 )
 from kproba.extensions import find_origins
-from kproba.plan.dataset_state import recorded_state, state_of_files
+from kproba.plan.dataset_state import (
+    recorded_state,
+    state_of_files,
+    training_classes,
+)
 from kproba.plan.errors import ConfigError, suggestion
-from kproba.predict.packed import PackedStep, read_packed
+from kproba.plan.packed_steps import groups_of_packed, read_packed_step
+from kproba.predict.packed import PackedStep
 
 Config = dict[str, Any]
 # Keys of a dataset that say how its masks are found and read.
@@ -52,7 +55,9 @@ class Datasets:
         for name in config["datasets"]:
             if name in planned:
                 if config["datasets"][name]["kind"] == "packed":
-                    self._packed[name] = _read_packed(name, config["datasets"][name])
+                    self._packed[name] = read_packed_step(
+                        name, config["datasets"][name]
+                    )
                 self._names[name] = self._read_names(name)
 
     def kind(self, part: str) -> DatasetKind:
@@ -122,7 +127,7 @@ class Datasets:
         """
         packed = self.packed(dataset)
         if packed is not None:
-            groups = _groups_of_packed(where, packed, task)
+            groups = groups_of_packed(where, packed, task)
         else:
             groups = self._parse(where, dataset, task)
         additions = _part_names(self._config["datasets"], dataset)[1:]
@@ -276,13 +281,7 @@ class Datasets:
         state = recorded_state(artifacts.fill(artifacts.FILES, values))
         if state is None or state != self.state_of_files(part):
             return None
-        try:
-            path = Path(artifacts.fill(artifacts.INDEX, values))
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
-            return [row["classes"] for row in rows if row["subset"] == "train"]
-        except (OSError, ValueError, KeyError, csv.Error):
-            return None  # the jobs that read the index say what is wrong
+        return training_classes(artifacts.fill(artifacts.INDEX, values))
 
     def archives(self, part: str) -> list[Archive]:
         """The archives that `download: true` fetches; none for unpublished kinds."""
@@ -379,41 +378,6 @@ class Datasets:
         except ValueError as error:
             hint = suggestion(task, self._config["tasks"])
             raise ConfigError(f"{where}.task: {error}{hint}") from error
-
-
-def _read_packed(dataset: str, settings: Config) -> PackedStep:
-    """The step that a dataset goes on from, with labels 1..N.
-
-    Raises:
-        ConfigError: It cannot be read, or there is nothing new.
-    """
-    where = f"datasets.{dataset}"
-    if not settings["additions"]:
-        raise ConfigError(
-            f"{where}.additions: expected at least one folder of pictures with a new "
-            f"class, but got none. Name one: a packed step is there to go on from."
-        )
-    try:
-        packed = read_packed(Path(settings["path"]).expanduser())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{where}.path: {error}") from error
-    count = len(packed.labels)
-    if sorted(packed.labels) == list(range(count)):
-        return packed
-    # Of a task that had not come to all classes: count those that are known.
-    numbers = iter(range(1, count))
-    groups = tuple(tuple(next(numbers) for _ in group) for group in packed.groups)
-    return replace(packed, groups=groups)
-
-
-def _groups_of_packed(where: str, packed: PackedStep, task: str) -> Groups:
-    if task != packed.task:
-        raise ConfigError(
-            f"{where}.task: expected '{packed.task}', the task of the step in "
-            f"{packed.path}, but got '{task}'. Write '{packed.task}'; the additions "
-            f"are its next steps."
-        )
-    return packed.groups
 
 
 def all_classes(groups: Groups) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from kproba.data.task_check import TaskSteps, describe_empty, empty_steps
 from kproba.methods.builtin import base_methods
 from kproba.network.backbones import BACKBONES
 from kproba.plan.chain import PUBLISHED, Chain, Run
+from kproba.plan.checks import check_batches, check_model
 from kproba.plan.datasets import Datasets
 from kproba.plan.errors import ConfigError, suggestion
 from kproba.plan.jobs import Bank, Job, Received, ReceivedBank, Test, Training
@@ -73,8 +74,10 @@ class Plan:
         self.runs: list[Run] = []
         for number, experiment in enumerate(config["experiments"]):
             self._add(f"experiments.{number}", experiment)
-        _check_batches(self)
-        _check_model(config)
+        names = dict.fromkeys(run.method for run in self.runs)
+        increments = {name: self.method(name).increment for name in names}
+        check_batches(config["base"], increments, self.compute)
+        check_model(config)
 
     # Contents
 
@@ -395,56 +398,3 @@ class Plan:
             run = Run(dataset, task, setting, method, seed)
             if run not in self.runs:
                 self.runs.append(run)
-
-
-def _check_model(config: Config) -> None:
-    model = config["model"]
-    weights, backbone = model["weights"], BACKBONES[model["backbone"]]
-    if weights not in PUBLISHED and not Path(weights).expanduser().is_file():
-        raise ConfigError(
-            f"model.weights: expected 'imagenet', 'none' or an existing file, but "
-            f"{Path(weights).absolute()} does not exist."
-        )
-    if weights == "imagenet" and backbone.read_pretrained is None:
-        raise ConfigError(
-            f"model.weights: expected 'none' or a file for the backbone "
-            f"{backbone.name}, which has no ImageNet weights, but got 'imagenet'."
-        )
-    if model["output_stride"] not in backbone.output_strides:
-        strides = ", ".join(map(str, backbone.output_strides))
-        raise ConfigError(
-            f"model.output_stride: expected one of {strides} for the backbone "
-            f"{backbone.name}, but got {model['output_stride']}."
-        )
-
-
-def _check_batches(plan: Plan) -> None:
-    compute = plan.compute
-    kind = "gpus" if compute.gpus else "processes"
-    processes, nodes = getattr(compute, kind), compute.nodes
-    if processes % nodes:
-        raise ConfigError(
-            f"compute.{kind}: expected a multiple of compute.nodes = {nodes}, so "
-            f"that the nodes share them evenly, but got {processes}."
-        )
-    split = processes * compute.accumulation
-    sections = {"base": plan.config["base"]}
-    for name in dict.fromkeys(run.method for run in plan.runs):
-        sections[f"increment (of {name})"] = plan.method(name).increment
-    for where, section in sections.items():
-        batch = section["batch_size"]
-        if batch % split:
-            raise ConfigError(
-                f"{where}.batch_size: expected a multiple of {processes} "
-                f"process(es) x {compute.accumulation} micro-batch(es) = "
-                f"{split}, but got {batch}. Change batch_size, or compute.gpus, "
-                f"compute.processes or compute.accumulation."
-            )
-    # Batch norm is synchronised over processes, but not over micro-batches.
-    if plan.config["base"]["batch_size"] == compute.accumulation:
-        raise ConfigError(
-            f"base.batch_size: expected at least 2 images per micro-batch, because "
-            f"batch norm learns at step 0, but {plan.config['base']['batch_size']} "
-            f"over {compute.accumulation} leaves 1. Raise base.batch_size or "
-            f"lower compute.accumulation."
-        )

@@ -1,0 +1,51 @@
+"""Steps that datasets go on from, as the configuration names them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kproba.data.tasks import Groups
+from kproba.plan.errors import ConfigError
+from kproba.predict.packed import PackedStep, read_packed
+
+Config = dict[str, Any]
+
+
+def read_packed_step(dataset: str, settings: Config) -> PackedStep:
+    """The step that a dataset goes on from, with labels 1..N.
+
+    Raises:
+        ConfigError: It cannot be read, or there is nothing new.
+    """
+    where = f"datasets.{dataset}"
+    if not settings["additions"]:
+        raise ConfigError(
+            f"{where}.additions: expected at least one folder of pictures with a new "
+            f"class, but got none. Name one: a packed step is there to go on from."
+        )
+    try:
+        packed = read_packed(Path(settings["path"]).expanduser())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where}.path: {error}") from error
+    count = len(packed.labels)
+    if sorted(packed.labels) == list(range(count)):
+        return packed
+    # Of a task that had not come to all classes: count those that are known.
+    numbers = iter(range(1, count))
+    groups = tuple(tuple(next(numbers) for _ in group) for group in packed.groups)
+    return replace(packed, groups=groups)
+
+
+def groups_of_packed(where: str, packed: PackedStep, task: str) -> Groups:
+    """Raw labels of the classes of a packed step, per step.
+
+    Raises:
+        ConfigError: The task has another name; the message starts with `where`.
+    """
+    if task != packed.task:
+        raise ConfigError(
+            f"{where}.task: expected '{packed.task}', the task of the step in "
+            f"{packed.path}, but got '{task}'. Write '{packed.task}'; the additions "
+            f"are its next steps."
+        )
+    return packed.groups
