@@ -18,11 +18,11 @@ import kproba
 from kproba.bank.decision import Decision
 from kproba.bank.description import SeenClass, convert_description
 from kproba.data.label_images import read_label_image
+from kproba.data.tiles import tile_starts
 from kproba.network.heads import HEADS
 from kproba.predict import cli
 from kproba.predict.predict import choose_device
 from kproba.predict.segmenter import load, read_picture
-from kproba.predict.tiles import tile_starts
 from kproba.runtime.distributed import Process
 from kproba.runtime.files import read_json, write_json
 

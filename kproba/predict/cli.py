@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kproba import __version__
-from kproba.predict.tiles import TILE
+from kproba.data.tiles import TILE
 from kproba.runtime.logs import exit_on_error, log_to_stderr
 
 

@@ -11,10 +11,11 @@ from PIL import Image
 
 from kproba.data.files import IMAGE_SUFFIXES
 from kproba.data.pictures import UnreadableError, read_picture
+from kproba.data.tiles import TILE
 from kproba.predict.inputs import Inputs, find_inputs, read_size
 from kproba.predict.outputs import KINDS, OutputFolder, WriteError
 from kproba.predict.steps import check_step
-from kproba.predict.tiles import TILE, check_sizes
+from kproba.predict.tiles import check_sizes
 from kproba.runtime.logs import is_full_gpu, is_full_memory
 from kproba.runtime.progress import Stage
 

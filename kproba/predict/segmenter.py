@@ -24,10 +24,11 @@ from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 from kproba.bank.decision import Decision
 from kproba.bank.description import SeenClass, read_description
+from kproba.bank.large import MOST_VALUES, PartlyScored, PixelPredictor
 from kproba.bank.predictor import load_predictor
 from kproba.data.inspection import scaled_size
 from kproba.data.pictures import MOST_PIXELS
-from kproba.predict.large import MOST_VALUES, PartlyScored, PixelPredictor
+from kproba.data.tiles import TILE
 from kproba.predict.segmentation import (
     Picture,
     Segmentation,
@@ -37,7 +38,7 @@ from kproba.predict.segmentation import (
     resized,
 )
 from kproba.predict.steps import opened_step
-from kproba.predict.tiles import TILE, check_sizes
+from kproba.predict.tiles import check_sizes
 
 
 class ModelError(ValueError):

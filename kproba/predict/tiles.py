@@ -1,15 +1,5 @@
 """Sizes that a prediction may be asked for; `kproba.data.tiles` cuts the tiles."""
 
-from kproba.data.tiles import TILE, tile_starts
-
-__all__ = [
-    "SMALLEST_LONG_SIDE",
-    "SMALLEST_TILE",
-    "TILE",
-    "check_sizes",
-    "tile_starts",
-]
-
 SMALLEST_TILE = 64  # pixels
 SMALLEST_LONG_SIDE = 32  # pixels, of an image that is scaled
 
