@@ -58,12 +58,19 @@ class Datasets:
                     self._packed[name] = read_packed_step(
                         name, config["datasets"][name]
                     )
+                    self._use_size_of_packed(name)
                 self._names[name] = self._read_names(name)
 
     def kind(self, part: str) -> DatasetKind:
         """The kind of a dataset or addition, as its settings want it."""
         settings = self._parts[part]
         return KINDS[settings["kind"]].with_settings(settings)
+
+    def _use_size_of_packed(self, dataset: str) -> None:
+        """Scale new pictures as those of the packed step were, by default."""
+        for part in _part_names(self._config["datasets"], dataset):
+            if self._parts[part]["long_side"] is None:
+                self._parts[part]["long_side"] = self._packed[dataset].long_side
 
     def packed(self, dataset: str) -> PackedStep | None:
         """The step that a dataset goes on from; None if it begins with step 0."""
