@@ -25,9 +25,9 @@ from kproba.data.kinds.digits import DigitScenes, write_digits
 from kproba.data.label_images import read_label_image, write_label_image
 from kproba.data.labels import LabelMap
 from kproba.data.splits import read_index, write_split
-from kproba.jobs.build_bank import BankFiles, build_step_bank
-from kproba.jobs.evaluate import TestFiles, test_step
-from kproba.jobs.export_labels import LabelInputs, label_step
+from kproba.jobs.step_bank import BankFiles, build_step_bank
+from kproba.jobs.step_labels import LabelInputs, label_step
+from kproba.jobs.step_test import TestFiles, test_step
 from kproba.methods.export import LabelFiles
 from kproba.network.files import save_model
 from kproba.plan.chain import Run
@@ -36,9 +36,10 @@ from kproba.plan.schema import check
 from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import ALONE
 from kproba.runtime.files import read_json
+from kproba.training.files import Files
 from kproba.training.loop import describe_model, train
 from kproba.training.networks import build_first_network
-from kproba.training.settings import Files, StepSettings
+from kproba.training.settings import StepSettings
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("finetune", "lwf", "mib", "plop", "ssul", "barm", "kproba")

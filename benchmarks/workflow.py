@@ -5,12 +5,34 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from benchmarks.measuring import ROOT, Result, seconds_of_command
+from benchmarks.measuring import ROOT, Result, compare, seconds_of_command
 
-IMPORTED = ("kproba.plan.plan", "kproba.data.index", "kproba.jobs.train")
+IMPORTED = ("kproba.plan.plan", "kproba.data.index")
+# The jobs, and what each imports: after its arguments, and in the course of its work.
+JOBS = {
+    "train": (
+        "kproba.training.loop",
+        ("kproba.training.monitor", "torch.utils.tensorboard"),
+    ),
+    "evaluate": ("kproba.jobs.step_test", ()),
+    "build_bank": ("kproba.jobs.step_bank", ()),
+    "export_labels": ("kproba.jobs.step_labels", ()),
+}
+BACKBONES = {
+    "ResNet": "kproba.network.backbones.resnet",
+    "EfficientNet-Lite0": "kproba.network.backbones.efficientnet",
+}
+IMPORTS = """from kproba.jobs.{} import without_garbage_collection
+with without_garbage_collection():
+    import {}
+import {}
+"""
+# Ends a process at once: with torch, the usual end takes half a second.
+LEAVE = "\nimport os; os._exit(0)"
 SNAKEMAKE = (sys.executable, "-m", "snakemake", "--cores", "2")
 DEMO = ("--configfile", "config/config.yaml", "--directory")
 
@@ -29,14 +51,44 @@ def start_up() -> list[Result]:
         dry_run = seconds_of_command(
             *SNAKEMAKE, *("--dry-run", "--quiet", "all"), *DEMO, empty
         )
-    launched = seconds_of_command(
-        *(python, "-m", "kproba.runtime.launch", "kproba.jobs.train", "--help")
-    )
     return [
         *imports,
-        Result("seconds until a launched job parses its arguments", launched),
+        *(_parsed(job) for job in JOBS),
+        *(_imported(job, backbone) for job in JOBS for backbone in BACKBONES),
         Result("seconds of a dry run of the demo", dry_run, "", "34 jobs"),
     ]
+
+
+def _parsed(job: str) -> Result:
+    """How long the launcher and the job take to parse the arguments."""
+    words = ("-m", "kproba.runtime.launch", f"kproba.jobs.{job}", "--help")
+    return _beside_torch(
+        f"launched kproba.jobs.{job} has parsed its arguments / import torch",
+        words,
+        goal="≤ 1.3",
+    )
+
+
+def _imported(job: str, backbone: str) -> Result:
+    """How long a job takes to import all that it needs, arguments included."""
+    work, later = JOBS[job]
+    code = IMPORTS.format(job, work, ", ".join((BACKBONES[backbone], *later)))
+    return _beside_torch(
+        f"kproba.jobs.{job} has imported all it needs, {backbone} / import torch",
+        ("-c", code + LEAVE),
+    )
+
+
+def _beside_torch(name: str, words: Sequence[str], goal: str = "") -> Result:
+    """The time of a Python command over that of `import torch`, in turn."""
+
+    def run(*words: str) -> None:
+        subprocess.run([sys.executable, *words], check=True, capture_output=True)
+
+    ratio, own, torch = compare(
+        lambda: run(*words), lambda: run("-c", f"import torch{LEAVE}")
+    )
+    return Result(name, ratio, goal, f"{own:.2f} s / {torch:.2f} s")
 
 
 def demo() -> list[Result]:

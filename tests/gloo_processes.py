@@ -13,7 +13,7 @@ from kproba.runtime.distributed import process_group
 
 # A server that has loaded everything, but run nothing, forks the processes quickly.
 multiprocessing.set_forkserver_preload(
-    ["kproba.jobs.build_bank", "kproba.jobs.evaluate", "kproba.training.loop"]
+    ["kproba.jobs.step_bank", "kproba.jobs.step_test", "kproba.training.loop"]
 )
 
 

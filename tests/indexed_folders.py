@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
+from kproba.data.folders import Folders
 from kproba.data.index import index_dataset
-from kproba.data.splits import Folders, read_index
+from kproba.data.splits import read_index
 
 
 def index(folder: Path, **settings: Any) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -21,6 +21,7 @@ CHANGED = Compute(
     batch_size=9,
     deterministic=True,
     compile=True,
+    cuda_graphs=True,
     cache_gib=1.5,
     state_minutes=2.5,
     val_times=11,

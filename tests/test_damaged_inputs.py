@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tested_steps import change_json, save_step, small_network, write_evaluation
 from training_steps import step_settings
 
-from kproba.jobs.export_labels import LabelInputs, label_step
+from kproba.jobs.step_labels import LabelInputs, label_step
 from kproba.jobs.train import main
 from kproba.methods.export import LabelFiles
 from kproba.network.backbones.backbone import Backbone

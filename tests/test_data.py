@@ -16,10 +16,10 @@ from kproba.data.loaders import (
     TrainingImages,
     TrainingStream,
     training_loader,
-    whole_image_loader,
     workers_that_fit,
 )
 from kproba.data.splits import read_index
+from kproba.data.whole_images import whole_image_loader
 
 CLASS_COUNT = 3
 
@@ -343,7 +343,7 @@ def test_batch_names_its_images_and_places(rows):
 def test_target_is_the_mask_through_the_table(rows):
     images = _training_images(rows)
     number = int(np.flatnonzero(rows["id"] == "a")[0])
-    image, target, name, _ = images[Item(0, number)]
+    image, target, name, *_ = images[Item(0, number)]
     assert name == "a"
     assert target[0, :3].tolist() == [SHIFTED[3], SHIFTED[2], SHIFTED[0]]
     with Image.open(rows["image"][number]) as opened:

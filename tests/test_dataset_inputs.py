@@ -17,11 +17,12 @@ from indexed_folders import index, kinds_of
 from PIL import Image
 from small_pictures import labels_of
 
+from kproba.data.folders import Folders
 from kproba.data.images import read_image
 from kproba.data.kinds import KINDS
 from kproba.data.kinds.pairs import LONGEST_ID, MissingDatasetError, make_ids
 from kproba.data.label_images import read_label_image, write_label_image
-from kproba.data.splits import Folders, read_index
+from kproba.data.splits import read_index
 
 # --- Files that cannot be read --------------------------------------------------------
 

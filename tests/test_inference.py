@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 import kproba
 from kproba.bank.decision import Decision
 from kproba.bank.description import read_description
-from kproba.data.loaders import equal_sizes, whole_image_loader
 from kproba.data.splits import read_index
-from kproba.jobs.build_bank import BankFiles, build_step_bank
-from kproba.jobs.evaluate import TestFiles, test_step
-from kproba.jobs.export_labels import LabelInputs, label_step
+from kproba.data.whole_images import equal_sizes, whole_image_loader
+from kproba.jobs.step_bank import BankFiles, build_step_bank
+from kproba.jobs.step_labels import LabelInputs, label_step
+from kproba.jobs.step_test import TestFiles, test_step
 from kproba.methods.export import LabelFiles
 from kproba.network.architecture import Architecture
 from kproba.network.files import load_model, save_model

@@ -11,9 +11,10 @@ from small_pictures import labels_of
 from kproba.data.augmentation import Augmentation
 from kproba.data.kinds import KINDS
 from kproba.data.label_images import write_label_image
-from kproba.data.loaders import TrainingImages, WholeImages
+from kproba.data.loaders import TrainingImages
 from kproba.data.splits import read_index, write_split
 from kproba.data.tasks import parse_task
+from kproba.data.whole_images import WholeImages
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from test_segmenter import trained  # noqa: F401
 
 from kproba.bank import large
 from kproba.bank.large import PartlyScored
-from kproba.data.inspection import scaled_size
+from kproba.data.pictures import scaled_size
 from kproba.data.sources import Source
 from kproba.predict import segmenter
 from kproba.predict.segmenter import load

@@ -24,13 +24,14 @@ from kproba.bank.settings import BankSettings
 from kproba.data import tiles
 from kproba.data.augmentation import Augmentation, augment
 from kproba.data.labels import LabelMap
-from kproba.data.loaders import Batch, equal_sizes
+from kproba.data.loaders import Batch
 from kproba.data.splits import read_index
 from kproba.data.tiles import cuts
+from kproba.data.whole_images import equal_sizes
 from kproba.jobs.batches import cut_batch
-from kproba.jobs.build_bank import BankFiles, build_step_bank
-from kproba.jobs.evaluate import test_step as run_test
-from kproba.jobs.export_labels import LabelInputs, label_step
+from kproba.jobs.step_bank import BankFiles, build_step_bank
+from kproba.jobs.step_labels import LabelInputs, label_step
+from kproba.jobs.step_test import test_step as run_test
 from kproba.methods.labels import entropy_thresholds
 from kproba.network.architecture import Architecture
 from kproba.network.files import load_model, save_model
@@ -240,9 +241,10 @@ class Recorder(Columns):
     has_image_prior = True
     most, samples = 0, 0
 
-    def predict_logits(self, images):
-        """Scores of whole images."""
-        return self.fit(self.log_scores(images))
+    def predict_labels(self, images, sizes=None):
+        """Labels of whole images."""
+        assert sizes is None
+        yield (slice(None),), self.fit(self.log_scores(images)).argmax(dim=1)
 
     def fit(self, log_s, sample=None):
         """Notes sizes."""
@@ -501,5 +503,5 @@ def test_a_network_predictor_gives_the_labels_of_its_network(step_of):
     with torch.inference_mode():
         logits = compose_logits(network(images).logits)
         assert logits.shape[1] == CLASSES
-        labels = NetworkPredictor(network).predict_logits(images).argmax(dim=1)
-    assert torch.equal(labels.byte(), network.predict(images))
+        ((place, labels),) = NetworkPredictor(network).predict_labels(images)
+    assert torch.equal(labels.byte(), network.predict(images)[place])

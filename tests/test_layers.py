@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kproba.network import Backbone
-from kproba.network.depthwise import Depthwise
+from kproba.network.convolutions import Depthwise
 from kproba.network.layers import KeyedDropout, PooledBatchNorm
 
 

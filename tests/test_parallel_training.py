@@ -18,7 +18,7 @@ from kproba.data.label_images import read_label_image, write_label_image
 from kproba.data.labels import UNSURE, LabelMap
 from kproba.data.splits import read_index
 from kproba.data.tasks import parse_task
-from kproba.jobs.build_bank import BankFiles, build_step_bank
+from kproba.jobs.step_bank import BankFiles, build_step_bank
 from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
 from kproba.runtime.launch import free_port

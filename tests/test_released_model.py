@@ -38,7 +38,8 @@ def test_prediction_is_that_of_version_0_1_0(released: Path, step: str) -> None:
     np.testing.assert_array_equal(prediction.labels, labels)
     expected = np.load(released / step / "expected.npz")["probabilities"]
     kept = prediction.probabilities[:, ::EVERY, ::EVERY]
-    np.testing.assert_allclose(kept, expected, rtol=0, atol=1e-5)
+    # Rounding: this version computes batch norms within the convolutions.
+    np.testing.assert_allclose(kept, expected, rtol=0, atol=1e-4)
     assert expected.std() > 0.05  # the archive tells networks apart
 
 

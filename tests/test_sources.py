@@ -9,9 +9,10 @@ import torch
 from indexed_folders import exif_of
 from PIL import Image
 
+from kproba.data.folders import Folders, parse_folders
 from kproba.data.index import index_dataset
 from kproba.data.sources import ChangedPictureError, Source, digest, list_sources
-from kproba.data.splits import Folders, parse_folders, read_index, write_split
+from kproba.data.splits import read_index, write_split
 
 SIZE = (12, 8)  # width and height
 

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
 from kproba.runtime.files import read_json
+from kproba.training.files import Files
 from kproba.training.loop import train
-from kproba.training.settings import Files, StepSettings
+from kproba.training.settings import StepSettings
 
 STATE = "training-state.pt"
 SMALL_RATES = {"backbone": 1e-4, "aspp": 1e-3, "branch": 1e-3}

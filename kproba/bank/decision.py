@@ -61,6 +61,11 @@ class Decision:
         """Whether the evidence is the distance to prototypes, not a posterior."""
         return self.rule == "kappa"
 
+    @property
+    def evidence_weight(self) -> float:
+        """The exponent of the bank's evidence: a, or 1 for κ."""
+        return 1.0 if self.by_distance else self.posterior_weight
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for an artifact."""
         return asdict(self)

@@ -6,7 +6,7 @@ contains few classes, those that cover much of it are preferred.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,10 +16,12 @@ from kproba.bank.decision import Decision
 from kproba.network.architecture import Architecture
 from kproba.network.backbones import backbone_entry
 from kproba.network.files import load_model
+from kproba.network.folding import load_folded
 from kproba.network.layers import upsample
 from kproba.network.logits import compose_logits
 from kproba.network.network import Outputs, SegmentationNetwork
 from kproba.network.record import read_model_record
+from kproba.network.sharing import equal_stages, forward_beside
 from kproba.runtime.records import REMAKE, ArtifactError
 
 # What a bank reads of a network, `BankSettings.feature`, and how wide it is.
@@ -42,11 +44,13 @@ class Combination:
         decision: How network and bank decide together.
         feature_network: Network of the bank's features; None: the network that decides
             with it.
+        shared_stages: How many first stages both networks have in common (`beside`).
     """
 
     bank: PrototypeBank
     decision: Decision
     feature_network: SegmentationNetwork | None = None
+    shared_stages: int = 0
 
     @classmethod
     def load(
@@ -57,6 +61,7 @@ class Combination:
         network: str | Path,
         feature_network: str | Path | None,
         device: str,
+        fold: bool = True,
     ) -> "Combination":
         """Read bank and feature network from files.
 
@@ -66,6 +71,8 @@ class Combination:
             network: model.safetensors of the network that decides with the bank.
             feature_network: model.safetensors of the bank's features, if not `network`.
             device: Where to put them.
+            fold: Whether the feature network gets its batch norms folded
+                (`kproba.network.folding`).
 
         Raises:
             FileNotFoundError: A file is missing.
@@ -75,9 +82,22 @@ class Combination:
         loaded = load_bank_of_model(bank, feature_network or network, device)
         other = None
         if feature_network is not None:
-            other = load_model(feature_network, device=device)
+            read = load_folded if fold else load_model
+            other = read(feature_network, device=device)
         _check_sizes(loaded, bank, network, feature_network or network)
         return cls(loaded, decision, other)
+
+    def beside(self, network: SegmentationNetwork) -> "Combination":
+        """This combination, with the first stages that both networks share found.
+
+        Args:
+            network: Decides with the bank, and does not train. From now on its outputs
+                contain the shared stages.
+        """
+        if self.feature_network is None:
+            return self
+        network.shared_stages = equal_stages(network, self.feature_network)
+        return replace(self, shared_stages=network.shared_stages)
 
     def features(self, outputs: Outputs, images: torch.Tensor) -> Outputs:
         """The outputs that hold the bank's features.
@@ -88,8 +108,8 @@ class Combination:
         """
         if self.feature_network is None:
             return outputs
-        features: Outputs = self.feature_network(images)
-        return features
+        shared = self.shared_stages
+        return forward_beside(self.feature_network, outputs, images, shared)
 
     def log_evidence(self, features: Outputs) -> torch.Tensor:
         """The bank's log evidence of every cell, (B, C, h, w) float32, at least -60.
@@ -113,14 +133,15 @@ class Combination:
         return evidence.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
     def log_evidence_of_pixels(
-        self, outputs: Outputs, images: torch.Tensor
+        self, features: Outputs, size: Sequence[int]
     ) -> torch.Tensor:
         """The bank's log evidence at the size of the images, (B, C, H, W) float32.
 
-        Arguments as in `features`.
+        Args:
+            features: What `features` returned.
+            size: (H, W).
         """
-        evidence = self.log_evidence(self.features(outputs, images))
-        return upsample(evidence, images.shape[-2:])
+        return upsample(self.log_evidence(features), size)
 
     def log_scores(
         self, log_p: torch.Tensor, log_evidence: torch.Tensor
@@ -183,7 +204,7 @@ def fuse(
     log_p = log_p.log_softmax(dim=1)
     by_distance = decision.by_distance
     score = decision.probability_weight * log_p
-    score += log_evidence * (1.0 if by_distance else decision.posterior_weight)
+    score += log_evidence * decision.evidence_weight
     if decision.foreground == "both":
         score[:, 1:] += 0.0 if by_distance else decision.foreground_bias
         return score.log_softmax(dim=1)

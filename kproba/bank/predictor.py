@@ -8,6 +8,7 @@ space of step 0's network, which does not change. But it is linear in φ and see
 cell at a time, so it blurs edges. `kproba.bank.fusion` combines both.
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +16,11 @@ import torch
 from kproba.bank.bank import PrototypeBank
 from kproba.bank.decision import Decision
 from kproba.bank.fusion import Combination, pixel_log_probabilities
-from kproba.network.files import load_model
+from kproba.bank.likeliest import likeliest_classes
+from kproba.bank.views import Place, View, views
+from kproba.network.folding import load_folded
+from kproba.network.layers import upsample
+from kproba.network.logits import compose_logits
 from kproba.network.network import SegmentationNetwork
 
 
@@ -29,6 +34,14 @@ class NetworkPredictor:
         """Log p̄ over S_t, (B, |S_t|, H, W) float32, of images (B, 3, H, W) uint8."""
         logits = self.network.predict_logits(images)
         return self.network.log_probabilities(logits).log_softmax(dim=1)
+
+    def predict_labels(
+        self, images: torch.Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> Iterator[tuple[Place, torch.Tensor]]:
+        """The likeliest channel of every pixel; see `FusedPredictor.predict_labels`."""
+        for view in views(self.network, images, sizes):
+            logits = compose_logits(view.outputs.logits).float()
+            yield view.place, upsample(logits, view.size).argmax(dim=1)
 
     has_image_prior = False
 
@@ -76,15 +89,18 @@ class FusedPredictor:
             decision = Decision("lda" if bank.settings.map == "identity" else "klda")
         self.network = network
         self.feature_network = feature_network  # export looks for networks here
-        self.combination = Combination(bank, decision, feature_network)
+        combination = Combination(bank, decision, feature_network)
+        self.combination = combination.beside(network)
 
     def log_scores(self, images: torch.Tensor) -> torch.Tensor:
         """Log s, (B, |S_t|, H, W) float32, pixel by pixel: no image prior yet."""
-        outputs = self.network(images)
-        size = images.shape[-2:]
-        log_p = pixel_log_probabilities(self.network, outputs, size)
-        log_evidence = self.combination.log_evidence_of_pixels(outputs, images)
-        return self.combination.log_scores(log_p, log_evidence)
+        (view,) = views(self.network, images, combination=self.combination)
+        return self._log_scores(view)
+
+    def _log_scores(self, view: View) -> torch.Tensor:
+        log_p = pixel_log_probabilities(self.network, view.outputs, view.size)
+        log_q = self.combination.log_evidence_of_pixels(view.features, view.size)
+        return self.combination.log_scores(log_p, log_q)
 
     @property
     def has_image_prior(self) -> bool:
@@ -107,9 +123,26 @@ class FusedPredictor:
         """Log s over S_t, (B, |S_t|, H, W) float32, of images (B, 3, H, W) uint8."""
         return self.fit(self.log_scores(images))
 
-    def predict(self, images: torch.Tensor) -> torch.Tensor:
-        """Labels (B, H, W) uint8 in output indices; 0 is background."""
-        return self.predict_logits(images).argmax(dim=1).to(torch.uint8)
+    def predict_labels(
+        self, images: torch.Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> Iterator[tuple[Place, torch.Tensor]]:
+        """The likeliest channel of every pixel; 0 is background.
+
+        Args:
+            images: (B, 3, H, W) uint8.
+            sizes: Height and width of each image, where they are on a canvas
+                (`kproba.bank.views`); None: all have the size of the batch.
+
+        Yields:
+            The place of some images in (B, H, W), and their labels (b, h, w) int64.
+        """
+        network, combination = self.network, self.combination
+        for view in views(network, images, sizes, combination):
+            if combination.decision.foreground == "network":
+                labels = likeliest_classes(network, combination, view)
+            else:
+                labels = self.fit(self._log_scores(view)).argmax(dim=1)
+            yield view.place, labels
 
 
 def load_predictor(
@@ -132,7 +165,7 @@ def load_predictor(
     Raises:
         ValueError: There is a decision and no bank, or the bank is of another model.
     """
-    loaded = load_model(network, device=device)
+    loaded = load_folded(network, device=device)
     if decision is None:
         return NetworkPredictor(loaded)
     if bank is None:

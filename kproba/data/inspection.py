@@ -30,6 +30,7 @@ from kproba.data.pictures import (
     open_image,
     orientation,
     read_file,
+    scaled_size,
     unreadable_on_error,
     upright_size,
 )
@@ -184,15 +185,6 @@ def _make_record(
         mask_digest=source_digest,
         labels_digest=digest.hexdigest(),
     )
-
-
-def scaled_size(size: tuple[int, int], long_side: int | None) -> tuple[int, int]:
-    """Width and height at which a picture is used: as they are, or scaled down."""
-    longest = max(size)
-    if long_side is None or longest <= long_side:
-        return size
-    width, height = (max(1, round(side * long_side / longest)) for side in size)
-    return width, height
 
 
 def _write_mask(

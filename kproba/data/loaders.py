@@ -1,4 +1,4 @@
-"""Loaders of training images and of whole images.
+"""Loaders of training images; `kproba.data.whole_images` has those of whole images.
 
 The training order is one endless stream: the random orders of all epochs, one after the
 other, cut into global batches. Every batch is full, and no image is dropped. Order and
@@ -19,10 +19,9 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kproba.data import tiles
 from kproba.data.augmentation import Augmentation, augment, keyed_generator
+from kproba.data.canvases import Anchor, Size, places
 from kproba.data.sources import list_sources, replace_mask
-from kproba.runtime.distributed import ALONE, Process
 
 log = logging.getLogger("kproba")
 
@@ -51,12 +50,38 @@ class Batch(NamedTuple):
         ids: Ids of the images.
         keys: (B,) int64, a number for each position of the training stream, which seeds
             the dropout of the image. For whole images: the numbers of their rows.
+        sizes: Height and width of each image on a canvas; None if all are as large as
+            the batch.
+        anchor: Where images lie on their canvas.
     """
 
     images: torch.Tensor
     targets: torch.Tensor
     ids: list[str]
     keys: torch.Tensor
+    sizes: tuple[Size, ...] | None = None
+    anchor: Anchor = "start"
+
+    @property
+    def places(self) -> list[tuple[slice, slice, slice]]:
+        """Where each image lies in (B, H, W)."""
+        shape = self.targets.shape[-2:]
+        sizes = self.sizes or [Size(*shape)] * len(self.ids)
+        return places(shape, sizes, self.anchor)
+
+
+class Sample(NamedTuple):
+    """An image (3, H, W) and its target (H, W), as the data sets give them.
+
+    On a canvas, `size` is that of the image and `anchor` says where it lies.
+    """
+
+    image: torch.Tensor
+    target: torch.Tensor
+    id: str
+    key: int
+    size: Size | None = None
+    anchor: Anchor = "start"
 
 
 class TrainingStream(Sampler[list[Item]]):
@@ -129,7 +154,7 @@ class TrainingStream(Sampler[list[Item]]):
         return (self.iterations - self.start) * self.accumulation
 
 
-class TrainingImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
+class TrainingImages(Dataset[Sample]):
     """Augmented images and targets of a split.
 
     Args:
@@ -173,12 +198,12 @@ class TrainingImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
         """Number of images in the split."""
         return len(self.sources)
 
-    def __getitem__(self, item: Item) -> tuple[torch.Tensor, torch.Tensor, str, int]:
+    def __getitem__(self, item: Item) -> Sample:
         name = self.sources[item.image].id
         image, target = self.kept.get(item.image) or self.decode(item.image)
         rng = keyed_generator("augment", self.seed, item.epoch, name)
         image, target = augment(image, target, self.augmentation, rng)
-        return image, target, name, item.epoch * len(self) + item.image
+        return Sample(image, target, name, item.epoch * len(self) + item.image)
 
     def decode(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Image (3, H, W) and target (H, W), uint8, of a row of the split."""
@@ -207,11 +232,16 @@ class TrainingImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
                     self.kept[number] = pair
 
 
-def collate(samples: Sequence[tuple[torch.Tensor, torch.Tensor, str, int]]) -> Batch:
-    """Stack samples of one size."""
-    images, targets, ids, keys = zip(*samples, strict=True)
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples of one size, or on one canvas."""
+    images, targets, ids, keys, sizes, anchors = zip(*samples, strict=True)
     return Batch(
-        torch.stack(images), torch.stack(targets), list(ids), torch.tensor(keys)
+        torch.stack(images),
+        torch.stack(targets),
+        list(ids),
+        torch.tensor(keys),
+        None if sizes[0] is None else sizes,
+        anchors[0],
     )
 
 
@@ -227,14 +257,21 @@ def training_loader(
     """
     pixels = images.augmentation.crop_size**2 * stream.micro_batch
     workers = workers_that_fit(workers, BYTES_PER_PIXEL * pixels)
-    return _loader(images, stream, workers)
+    return make_loader(images, stream, workers)
 
 
-def _loader(
-    images: "TrainingImages | WholeImages",
+def make_loader(
+    images: Dataset[Sample],
     batches: Iterable[list[Any]],
     workers: int,
 ) -> DataLoader[Batch]:
+    """A loader of batches of samples.
+
+    Args:
+        images: Gives a sample for an entry of a batch.
+        batches: Lists of such entries.
+        workers: Number of worker processes; 0 loads in this process.
+    """
     return DataLoader(
         images,  # type: ignore[arg-type]  # `collate` makes the batches
         batch_sampler=batches,
@@ -253,90 +290,6 @@ def _leave_signals_to_parent(worker: int) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-
-
-class WholeImages(Dataset[tuple[torch.Tensor, torch.Tensor, str, int]]):
-    """Whole images with their targets, for banks, pseudo labels and tests.
-
-    Args:
-        rows: Table that `kproba.data.splits.read_index` returned.
-        label_table: (256,) uint8 from raw label to target.
-    """
-
-    def __init__(self, rows: pd.DataFrame, label_table: np.ndarray):
-        self.sources = list_sources(rows)
-        self.label_table = label_table
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.sources)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, str, int]:
-        source = self.sources[index]
-        target = torch.from_numpy(self.label_table[source.read_labels()])
-        return source.read_image(), target, source.id, index
-
-
-def whole_image_loader(
-    rows: pd.DataFrame,
-    label_table: np.ndarray,
-    *,
-    batch_size: int,
-    workers: int = 0,
-    process: Process = ALONE,
-) -> DataLoader[Batch]:
-    """Loader of the whole images of one process, in batches of equal size.
-
-    The batches are the same for any number of processes, which take them in turn. They
-    hold `kproba.data.tiles.MOST_BATCH_PIXELS` at most, so large images come one by one.
-    No image is resized or padded.
-
-    Args:
-        rows: As for `WholeImages`, with the columns `width` and `height`.
-        label_table: As for `WholeImages`.
-        batch_size: Most images in a batch.
-        workers: Number of worker processes; fewer if shared memory is short.
-        process: This process.
-    """
-    batches = equal_sizes(rows, batch_size)[process.rank :: process.world_size]
-    of_image = (rows["width"] * rows["height"]).tolist()
-    pixels = max((len(batch) * of_image[batch[0]] for batch in batches), default=0)
-    workers = workers_that_fit(min(workers, len(batches)), BYTES_PER_PIXEL * pixels)
-    return _loader(WholeImages(rows, label_table), batches, workers)
-
-
-def equal_sizes(rows: pd.DataFrame, batch_size: int) -> list[list[int]]:
-    """Numbers of the rows in batches of images of equal size; each row is in one.
-
-    A batch has at most `batch_size` images and `MOST_BATCH_PIXELS`, or one image.
-    """
-    sizes = zip(rows["width"], rows["height"], strict=True)
-    return batches_of_one_size(sizes, batch_size, tiles.MOST_BATCH_PIXELS)
-
-
-def batches_of_one_size(
-    sizes: Iterable[tuple[int, int]], batch_size: int, most_pixels: int | None = None
-) -> list[list[int]]:
-    """Numbers of images in batches of equal size; each image is in one.
-
-    Args:
-        sizes: Width and height of each image.
-        batch_size: Most images in a batch.
-        most_pixels: Most pixels in a batch of more than one image; None: any number.
-    """
-    batches: list[list[int]] = []
-    open_batch: dict[tuple[int, int], list[int]] = {}
-    for number, size in enumerate(sizes):
-        batch = open_batch.get(size)
-        most = batch_size
-        if most_pixels is not None:
-            most = most_pixels // max(1, size[0] * size[1])
-            most = max(1, min(batch_size, most))
-        if batch is None or len(batch) == most:
-            batch = open_batch[size] = []
-            batches.append(batch)
-        batch.append(number)
-    return batches
 
 
 def workers_that_fit(workers: int, batch_bytes: int) -> int:

@@ -157,6 +157,15 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return width, height
 
 
+def scaled_size(size: tuple[int, int], long_side: int | None) -> tuple[int, int]:
+    """Width and height at which a picture is used: as they are, or scaled down."""
+    longest = max(size)
+    if long_side is None or longest <= long_side:
+        return size
+    width, height = (max(1, round(side * long_side / longest)) for side in size)
+    return width, height
+
+
 def turn_upright(image: Image.Image) -> Image.Image:
     """An opened image, decoded and turned as its EXIF orientation says.
 

@@ -6,13 +6,14 @@ order in which the task introduces them. See docs/protocol.md.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from kproba.data.folders import Folders
 from kproba.data.labels import IGNORE, LabelMap
 from kproba.data.tasks import Groups
 from kproba.runtime.files import atomic_path
@@ -31,23 +32,6 @@ OPTIONAL: dict[str, Any] = {
     **{"label_offset": 0, "mask_made": 0},
 }
 REMEDY = "Delete the file and run snakemake again: it makes it anew."
-
-
-class Folders(NamedTuple):
-    """Where the files of a dataset or addition are.
-
-    Attributes:
-        images: Its folder, to which paths in its index are relative.
-        masks: The folder of its converted masks, below results/.
-    """
-
-    images: str
-    masks: str
-
-
-def parse_folders(text: str) -> dict[str, Folders]:
-    """Folders by dataset or addition, from the JSON of a job's argument."""
-    return {name: Folders(*entry) for name, entry in json.loads(text).items()}
 
 
 def in_step(
@@ -101,24 +85,45 @@ def _locate(
     table: pd.DataFrame, folders: Mapping[str, Folders], path: str | Path
 ) -> pd.DataFrame:
     """The table with paths of pictures and masks."""
-    images: list[str] = []
-    masks: list[str] = []
-    for row in table.to_dict("records"):
-        dataset, image, mask = (str(row[key]) for key in ("dataset", "image", "mask"))
-        if not dataset:  # of an earlier version, with absolute paths
-            images.append(image)
-            masks.append(mask)
-            continue
-        if dataset not in folders:
-            raise ValueError(
-                f"Expected pictures of {', '.join(folders) or 'no dataset'} in {path}, "
-                f"but it names the dataset '{dataset}'. {REMEDY}"
-            )
-        where = folders[dataset]
-        images.append(str(Path(where.images) / image))
-        made = where.masks if row["mask_made"] else where.images
-        masks.append(str(Path(made) / mask))
-    return table.assign(image=images, mask=masks)
+    datasets: list[str] = table["dataset"].tolist()
+    named = dict.fromkeys(name for name in datasets if name)
+    if unknown := [name for name in named if name not in folders]:
+        raise ValueError(
+            f"Expected pictures of {', '.join(folders) or 'no dataset'} in {path}, "
+            f"but it names the dataset '{unknown[0]}'. {REMEDY}"
+        )
+    nowhere = Folders("", "")  # of an earlier version, with absolute paths
+    where = {"": nowhere, **{name: folders[name] for name in named}}
+    made = [bool(number) for number in table["mask_made"]]
+    of_images = [where[name].images for name in datasets]
+    of_masks = [
+        where[name].masks if is_made else where[name].images
+        for name, is_made in zip(datasets, made, strict=True)
+    ]
+    return table.assign(
+        image=join_paths(of_images, table["image"]),
+        mask=join_paths(of_masks, table["mask"]),
+    )
+
+
+def join_paths(folders: Iterable[str], names: Iterable[str]) -> list[str]:
+    """What `str(Path(folder) / name)` gives for each pair, but quicker.
+
+    Args:
+        folders: A folder for each name; "" leaves its name as it is.
+        names: Paths in the folders.
+    """
+    prefixes: dict[str, str] = {"": ""}
+    paths = []
+    for folder, name in zip(folders, names, strict=True):
+        if folder not in prefixes:
+            prefixes[folder] = str(Path(folder) / "x")[:-1]
+        plain = name and name[0] != "/" and name[-1] not in "/."
+        if not folder or (plain and "//" not in name and "./" not in name):
+            paths.append(prefixes[folder] + name)
+        else:
+            paths.append(str(Path(folder) / name))
+    return paths
 
 
 def read_indices(

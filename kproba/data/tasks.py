@@ -99,11 +99,12 @@ def resolve_groups(
     """
     groups: list[tuple[int, ...]] = []
     steps: dict[int, int] = {}
+    known = set(labels.values())
     for step, group in enumerate(listed):
         numbers = []
         for entry in group:
             label = labels.get(entry, -1) if isinstance(entry, str) else entry
-            if label not in labels.values():
+            if label not in known:
                 raise ValueError(
                     f"{where}: expected classes of the dataset (numbers 1 to "
                     f"{len(labels)} or names such as "

@@ -1,5 +1,8 @@
-"""The programs of the rules that run networks: command lines, and nothing else.
+"""The programs of the rules that run networks.
 
-`kproba-launch` starts them, on one process or several. Each reads artifacts, calls the
-functions of the method, and writes artifacts.
+`kproba-launch` starts them, on one process or several. `train`, `build_bank`,
+`export_labels` and `evaluate` are command lines, and nothing else. They load torch when
+their arguments are parsed. The work is in `kproba.training.loop`, `step_bank`,
+`step_labels` and `step_test`: each reads artifacts, calls the functions of the method,
+and writes artifacts.
 """

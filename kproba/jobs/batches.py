@@ -4,23 +4,27 @@ Several processes share the images: the batches of a single process are dealt ou
 turn, so every number of processes sees every image once, in the same batches.
 """
 
-import argparse
-import json
 from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
 from kproba.data import tiles
-from kproba.data.loaders import Batch, whole_image_loader
-from kproba.data.splits import parse_folders
+from kproba.data.canvases import Anchor
+from kproba.data.loaders import Batch
+from kproba.data.whole_images import whole_image_loader
 from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
 from kproba.runtime.progress import Stage
 
 
 def image_batches(
-    rows: pd.DataFrame, table: np.ndarray, compute: Compute, process: Process, what: str
+    rows: pd.DataFrame,
+    table: np.ndarray,
+    compute: Compute,
+    process: Process,
+    what: str,
+    anchor: Anchor | None = None,
 ) -> Stage[Batch]:
     """This process's part of whole images with mapped masks; logs how far it is.
 
@@ -30,6 +34,8 @@ def image_batches(
         compute: Batch size and loader processes.
         process: This process of several.
         what: What is done with the images, for the log, such as "testing".
+        anchor: Where pictures of several sizes lie on a canvas. It is used on a GPU; a
+            CPU computes each size as fast as any other.
     """
     loader = whole_image_loader(
         rows,
@@ -37,6 +43,7 @@ def image_batches(
         batch_size=compute.batch_size,
         workers=compute.workers,
         process=process,
+        anchor=None if process.device == "cpu" else anchor,
     )
     batches: list[list[int]] = loader.batch_sampler  # type: ignore[assignment]
     return Stage(
@@ -66,29 +73,6 @@ def cut_batch(batch: Batch) -> Iterator[Batch]:
             images=batch.images[..., rows, columns],
             targets=batch.targets[..., rows, columns],
         )
-
-
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments `--job`, what the job does, and `--folders`."""
-    parser.add_argument("--job", type=json.loads, required=True, help="JSON")
-    add_folders(parser)
-
-
-def add_folders(parser: argparse.ArgumentParser) -> None:
-    """Add the argument `--folders`: where the pictures are, by dataset."""
-    parser.add_argument(
-        "--folders",
-        type=parse_folders,
-        default={},
-        help="JSON: dataset to its folder and that of its converted masks",
-    )
-
-
-def add_names(parser: argparse.ArgumentParser) -> None:
-    """Add the argument `--names`: of the classes so far, for tables and pictures."""
-    parser.add_argument(
-        "--names", type=json.loads, default=[], help="JSON list, background first"
-    )
 
 
 def to_groups(groups: list[list[int]]) -> tuple[tuple[int, ...], ...]:

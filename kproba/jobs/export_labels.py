@@ -4,104 +4,15 @@ kproba-launch kproba.jobs.export_labels --job '{..}' --model .. --split .. --lab
 """
 
 import argparse
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-
-from kproba.bank.fusion import Combination
-from kproba.data.labels import LabelMap
-from kproba.data.splits import Folders, read_index
-from kproba.extensions import load_recorded
-from kproba.jobs.batches import add_data, add_names, image_batches, to_groups
-from kproba.methods.export import LabelFiles, export_labels
-from kproba.methods.labels import Labeller, LabelSettings
-from kproba.network.files import load_model
-from kproba.network.record import read_model_record
-from kproba.runtime.compute import Compute
-from kproba.runtime.distributed import Process
-from kproba.runtime.job import add_files, job_parser, job_process
-from kproba.runtime.records import REMAKE, ArtifactError
-
-log = logging.getLogger("kproba")
-
-
-@dataclass(frozen=True)
-class LabelInputs:
-    """Inputs of the job.
-
-    Attributes:
-        model: model.safetensors of step t-1.
-        split: Images of step t.
-        bank: Bank of step t-1; None for the rules without.
-        feature_network: model.safetensors of the bank's features, if not `model`.
-        folders: Where the pictures of each dataset and addition are.
-        names: Names of the classes so far, for the tables; empty: labels stand there.
-    """
-
-    model: Path
-    split: Path
-    bank: Path | None = None
-    feature_network: Path | None = None
-    folders: Mapping[str, Folders] = field(default_factory=dict)
-    names: Sequence[str] = ()
-
-
-def label_step(
-    inputs: LabelInputs,
-    outputs: LabelFiles,
-    job: dict[str, Any],
-    compute: Compute,
-    process: Process,
-) -> None:
-    """Write the targets of step t with model and bank of step t-1.
-
-    Args:
-        inputs: Files that it reads.
-        outputs: Files that it writes.
-        job: `settings` of the labels; `groups`, the raw labels of the classes of the
-            steps 0..t; `sequential`; `extensions`, if there are any.
-        compute: What the machine offers.
-        process: This process of several.
-
-    Raises:
-        ValueError: The bank was built with another model, or the rule needs one.
-    """
-    load_recorded(job.get("extensions", []))
-    settings = LabelSettings.from_dict(job["settings"])
-    combination = None
-    if inputs.bank is not None and settings.decision is not None:
-        combination = Combination.load(
-            inputs.bank,
-            settings.decision,
-            network=inputs.model,
-            feature_network=inputs.feature_network,
-            device=process.device,
-        )
-    network = load_model(inputs.model, device=process.device)
-    rows = read_index(inputs.split, inputs.folders)
-    setting = "sequential" if job["sequential"] else "overlap"
-    label_map = LabelMap(to_groups(job["groups"]), setting)
-    seen = [0, *label_map.seen[: label_map.first_new - 1]]
-    if not read_model_record(inputs.model).has_labels(seen):
-        raise ArtifactError(
-            f"Expected {inputs.model} to be the model of the step before, with the "
-            f"labels {seen}, but it has others: it is of another step or task. {REMAKE}"
-        )
-    raw = np.arange(256, dtype=np.uint8)
-    export_labels(
-        Labeller(network, settings, combination),
-        image_batches(rows, raw, compute, process, "labelling"),
-        outputs,
-        label_map=label_map,
-        names=inputs.names,
-        process=process,
-    )
-    if process.first:
-        log.info("targets of %d images written to %s", len(rows), outputs.folder)
+from kproba.jobs.arguments import add_data, add_names
+from kproba.runtime.job import (
+    add_files,
+    job_parser,
+    job_process,
+    without_garbage_collection,
+)
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -117,6 +28,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write pseudo labels; exit status 1 with a message when that fails."""
     options = arguments(argv)
+    # Late, because they load torch: mistakes in the arguments are told at once.
+    with without_garbage_collection():
+        from kproba.jobs.step_labels import LabelInputs, label_step
+        from kproba.methods.export import LabelFiles
+
     inputs = LabelInputs(
         options.model,
         options.split,

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from kproba.jobs.batches import add_folders, add_names
-from kproba.runtime.job import add_files, job_parser, job_process
-from kproba.training.checkpoint import StopFlag
-from kproba.training.loop import Stopped, train
-from kproba.training.settings import OUTPUTS, Files, read_settings
+from kproba.jobs.arguments import add_folders, add_names
+from kproba.runtime.job import (
+    add_files,
+    job_parser,
+    job_process,
+    without_garbage_collection,
+)
+from kproba.training.files import OUTPUTS, Files
 
 log = logging.getLogger("kproba")
 
@@ -48,6 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         names=tuple(options.names),
     )
     compute = options.compute
+    # Late, because they load torch: mistakes in the arguments are told at once.
+    with without_garbage_collection():
+        import torch
+
+        from kproba.training.checkpoint import StopFlag
+        from kproba.training.loop import Stopped, train
+        from kproba.training.settings import read_settings
+
     with job_process(compute) as process:
         settings = read_settings(options.settings)
         # All crops are of one size: trying cuDNN's algorithms once pays.

@@ -4,10 +4,13 @@
 and the bank's, so they travel as one map of twice as many channels.
 """
 
+from collections.abc import Iterator, Sequence
+
 import torch
 
 from kproba.bank.fusion import Combination, pixel_log_probabilities
 from kproba.bank.large import PartlyScored
+from kproba.bank.views import Place, views
 from kproba.network.network import SegmentationNetwork
 
 
@@ -26,21 +29,29 @@ class PixelEvidence:
     ):
         self.network, self.combination = network, combination
 
-    def compute(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Log p and log evidence (None without a bank), each (B, C, H, W) float32.
+    def compute(
+        self, images: torch.Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> Iterator[tuple[Place, torch.Tensor, torch.Tensor | None]]:
+        """Log p and log evidence (None without a bank), each (b, C, h, w) float32.
 
         Args:
             images: (B, 3, H, W) uint8.
+            sizes: Height and width of each image, where they are on a canvas.
+
+        Yields:
+            The place of some images in (B, H, W), and both of them.
         """
-        outputs = self.network(images)
-        log_p = pixel_log_probabilities(self.network, outputs, images.shape[-2:])
-        if self.combination is None:
-            return log_p, None
-        return log_p, self.combination.log_evidence_of_pixels(outputs, images)
+        combination = self.combination
+        for view in views(self.network, images, sizes, combination):
+            log_p = pixel_log_probabilities(self.network, view.outputs, view.size)
+            evidence = None
+            if combination is not None:
+                evidence = combination.log_evidence_of_pixels(view.features, view.size)
+            yield view.place, log_p, evidence
 
     def log_scores(self, images: torch.Tensor) -> torch.Tensor:
         """What `compute` gives as one map, (B, C, H, W) or (B, 2 C, H, W)."""
-        log_p, evidence = self.compute(images)
+        ((_, log_p, evidence),) = self.compute(images)
         return log_p if evidence is None else torch.cat([log_p, evidence], dim=1)
 
     def fit(

@@ -75,15 +75,18 @@ def export_labels(
             targets = to_target[batch.targets.int()]
             hidden = targets == 0
             images = batch.images.to(process.device, non_blocking=True)
-            labels = labeller.label(images, hidden.to(process.device)).cpu()
+            where = hidden.to(process.device, non_blocking=True)
+            labels = labeller.label(images, where, batch.sizes).cpu()
             merged = torch.where(hidden, labels, targets)
             for rows_of_image in _strips(batch.targets):
                 raw, given = (x[:, rows_of_image] for x in (batch.targets, labels))
                 confusion += hidden_confusion(raw, given, label_map)
+            places = batch.places
             for number, key in enumerate(batch.keys.tolist()):
-                name, target = batch.ids[number], merged[number].numpy()
+                name, place = batch.ids[number], places[number]
+                target = merged[place][0].numpy()
                 write_label_image(temporary / f"{name}.png", target)
-                of_hidden = labels[number][hidden[number]].numpy()
+                of_hidden = labels[place][hidden[place]].numpy()
                 rows[key] = _table_row(name, target.size, of_hidden, titles)
         for part in process.gather(rows):
             rows.update(part)

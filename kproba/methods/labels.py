@@ -19,7 +19,7 @@ Unsure pixels (`kproba.data.labels.UNSURE`) do not take part in training.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch
 
 from kproba.bank.decision import Decision
 from kproba.bank.fusion import Combination
+from kproba.bank.views import Place
 from kproba.data.labels import UNSURE, LabelMap
 from kproba.data.loaders import Batch
 from kproba.data.tiles import needs_tiles
@@ -194,7 +195,7 @@ def entropy_thresholds(
     for batch in batches:
         images = batch.images.to(process.device, non_blocking=True)
         hidden = (table[batch.targets.int()] == 0).to(process.device)
-        for log_p, where in _teacher_parts(teacher, images):
+        for log_p, where in _teacher_parts(teacher, images, batch.sizes):
             place = (entropy(log_p) * ENTROPY_BINS).long().clamp(0, ENTROPY_BINS - 1)
             place += log_p.argmax(dim=1) * ENTROPY_BINS
             counts += torch.bincount(place[hidden[where]], minlength=len(counts))
@@ -206,12 +207,15 @@ def entropy_thresholds(
 
 
 def _teacher_parts(
-    teacher: SegmentationNetwork, images: torch.Tensor
-) -> Iterator[tuple[torch.Tensor, tuple[slice, ...]]]:
+    teacher: SegmentationNetwork,
+    images: torch.Tensor,
+    sizes: Sequence[tuple[int, int]] | None,
+) -> Iterator[tuple[torch.Tensor, Place]]:
     """Log p of images, all at once or in parts, and where each is in (B, H, W)."""
     evidence = PixelEvidence(teacher)
     if not needs_tiles(images.shape):
-        yield evidence.compute(images)[0], (slice(None),)
+        for place, log_p, _ in evidence.compute(images, sizes):
+            yield log_p, place
         return
     for number, image in enumerate(images):
         for rows, columns, log_p in evidence.in_tiles(image).parts():
@@ -237,7 +241,10 @@ class Labeller:
 
     @torch.inference_mode()
     def label(
-        self, images: torch.Tensor, hidden: torch.Tensor | None = None
+        self,
+        images: torch.Tensor,
+        hidden: torch.Tensor | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> torch.Tensor:
         """Labels over S_{t-1}, (B, H, W) uint8, of images (B, 3, H, W) uint8.
 
@@ -248,10 +255,16 @@ class Labeller:
         Args:
             images: (B, 3, H, W) uint8.
             hidden: Pixels that need a label, (B, H, W) bool; None: all.
+            sizes: Height and width of each image, where they are on a canvas; beyond
+                them labels are 0.
         """
         evidence = PixelEvidence(self.network, self.combination)
         if not needs_tiles(images.shape):
-            return decide(self._case(*evidence.compute(images), hidden))
+            labels = torch.zeros_like(images[:, 0], dtype=torch.uint8)
+            for place, log_p, log_evidence in evidence.compute(images, sizes):
+                mask = None if hidden is None else hidden[place]
+                labels[place] = decide(self._case(log_p, log_evidence, mask))
+            return labels
         masks = [None] * len(images) if hidden is None else list(hidden)
         pairs = zip(images, masks, strict=True)
         return torch.stack([self._label_in_tiles(evidence, *pair) for pair in pairs])

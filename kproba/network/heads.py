@@ -140,6 +140,10 @@ class Head(ABC):
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Log p of composed logits, (B, |S_t|, H, W) to the same shape."""
 
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """P of composed logits, (B, |S_t|, H, W), which may be overwritten."""
+        return self.log_probabilities(logits).exp_()
+
     def start(
         self,
         network: NetworkParts,
@@ -212,9 +216,13 @@ class BranchHead(Head):
 
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Log of a sigmoid per class, (B, |S_t|, H, W); they need not add up to 1."""
-        from torch.nn import functional
+        from kproba.network.layers import log_sigmoid
 
-        return functional.logsigmoid(logits)
+        return log_sigmoid(logits)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """A sigmoid per class, (B, |S_t|, H, W); `logits` are overwritten."""
+        return logits.sigmoid_()
 
     def start(
         self,
@@ -266,6 +274,10 @@ class SoftmaxHead(Head):
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Log softmax over the classes, (B, |S_t|, H, W)."""
         return logits.log_softmax(dim=1)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Softmax over the classes, (B, |S_t|, H, W)."""
+        return logits.softmax(dim=1)
 
     def start(
         self,

@@ -17,6 +17,7 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from kproba.network.architecture import Architecture
 from kproba.network.backbones.backbone import Backbone
+from kproba.network.convolutions import use_pointwise
 from kproba.network.heads import Head, head_entry
 from kproba.network.layers import KeyedDropout, PooledBatchNorm, upsample
 from kproba.network.logits import compose_logits
@@ -30,8 +31,8 @@ class Outputs(NamedTuple):
         backbone: b, (B, Cb, h, w).
         blocks: Features of the head's blocks, each (B, A, h, w); g_0 comes first.
         logits: z_k of every step, each (B, 1 + |C_k|, h, w).
-        stages: Feature maps of the backbone's stages, each (B, C, h', w'), if
-            `keep_stages` is set.
+        stages: Feature maps of the backbone's stages, each (B, C, h', w'): of all if
+            `keep_stages` is set, else of the first `shared_stages`.
         extras: Further tensors that the head gives to the loss terms, by name.
     """
 
@@ -56,6 +57,8 @@ class SegmentationNetwork(nn.Module):
         branches: The head's module of every step.
         dropout: The only dropout; needs a key per image in training mode.
         keep_stages: Whether the outputs contain the backbone's stages.
+        shared_stages: How many of the first stages the outputs contain in any case, for
+            networks that go on from there (`kproba.network.sharing`).
 
     Raises:
         ValueError: Unknown backbone, head or output stride, or weights that do not fit.
@@ -78,6 +81,7 @@ class SegmentationNetwork(nn.Module):
         self.classes_per_step = list(classes_per_step)
         self.head: Head = resolve(head_entry(architecture.head).implementation)()
         self.keep_stages = False
+        self.shared_stages = 0
         channels = architecture.aspp_channels
         # All parts draw from one generator: their order determines the weights.
         with torch.random.fork_rng(devices=[]):
@@ -100,6 +104,7 @@ class SegmentationNetwork(nn.Module):
             )
             _initialise(self.aspp)
             _initialise(self.branches)
+        use_pointwise(self)
         for module in self.backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = architecture.bn_momentum
@@ -116,10 +121,26 @@ class SegmentationNetwork(nn.Module):
     def forward(self, images: torch.Tensor) -> Outputs:
         """Images (B, 3, H, W) uint8 to the outputs of all steps."""
         pixels = (images.float() - self.pixel_mean) / self.pixel_std
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        stages: list[torch.Tensor] | None = [] if self.keep_stages else None
-        features = self.backbone(pixels, stages)
-        return self.heads(features, stages or ())
+        return self.go_on(pixels.contiguous(memory_format=torch.channels_last), ())
+
+    def go_on(
+        self, features: torch.Tensor, done: Sequence[torch.Tensor] = ()
+    ) -> Outputs:
+        """The outputs from where the first stages of the backbone are done.
+
+        Args:
+            features: What the last of these stages made, (B, C, h', w'); normalised
+                pixels, (B, 3, H, W), if there are none.
+            done: The feature maps of these stages.
+        """
+        stages: list[torch.Tensor] | None = None
+        if self.keep_stages or self.shared_stages > len(done):
+            stages = list(done)
+        features = self.backbone(features, stages, len(done))
+        kept = done if stages is None else stages
+        if not self.keep_stages:
+            kept = kept[: self.shared_stages]
+        return self.heads(features, kept)
 
     def heads(
         self, features: torch.Tensor, stages: Sequence[torch.Tensor] = ()
@@ -133,6 +154,10 @@ class SegmentationNetwork(nn.Module):
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Log p of composed logits, (B, |S_t|, H, W) to the same shape."""
         return self.head.log_probabilities(logits)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """P of composed logits, (B, |S_t|, H, W), which may be overwritten."""
+        return self.head.probabilities(logits)
 
     def feature_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the outputs for images of this size."""
@@ -198,6 +223,7 @@ def add_branch(
     network.head.start(
         network, branch, seed=seed, start_from_background=start_from_background
     )
+    use_pointwise(branch)
     network.branches.append(branch)
     network.classes_per_step.append(classes)
     return network

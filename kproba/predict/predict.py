@@ -226,7 +226,7 @@ class _Prediction:
 
     def _batches(self, images: Sequence[ImageFile]) -> list[list[ImageFile]]:
         """Images of one size together; those that need tiles alone."""
-        from kproba.data.loaders import batches_of_one_size
+        from kproba.data.whole_images import batches_of_one_size
 
         small: list[ImageFile] = []
         large: list[ImageFile] = []

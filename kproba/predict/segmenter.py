@@ -26,8 +26,7 @@ from kproba.bank.decision import Decision
 from kproba.bank.description import SeenClass, read_description
 from kproba.bank.large import MOST_VALUES, PartlyScored, PixelPredictor
 from kproba.bank.predictor import load_predictor
-from kproba.data.inspection import scaled_size
-from kproba.data.pictures import MOST_PIXELS
+from kproba.data.pictures import MOST_PIXELS, scaled_size
 from kproba.data.tiles import TILE
 from kproba.predict.segmentation import (
     Picture,

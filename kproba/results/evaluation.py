@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from kproba.bank.large import PartlyScored, PixelPredictor
+from kproba.bank.views import Place
 from kproba.data.labels import IGNORE, LabelMap
 from kproba.data.loaders import Batch
 from kproba.data.splits import parse_classes
@@ -43,8 +44,14 @@ Policy = Literal["ssul", "plop", "dkd-ade", "mib"]
 class Predictor(PixelPredictor, Protocol):
     """A network, or network and bank (`kproba.bank.predictor`)."""
 
-    def predict_logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Scores (B, C, H, W) of images (B, 3, H, W) uint8; the largest wins."""
+    def predict_labels(
+        self, images: torch.Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> Iterator[tuple[Place, torch.Tensor]]:
+        """The likeliest channel of every pixel of images (B, 3, H, W) uint8.
+
+        With `sizes`, the images are on a canvas (`kproba.data.canvases`). Yields the
+        place of some images in (B, H, W) and their labels (b, h, w).
+        """
 
 
 @dataclass(frozen=True)
@@ -211,10 +218,12 @@ def evaluate(
     for batch in batches:
         images = batch.images.to(device, non_blocking=True)
         truth = batch.targets.to(device, non_blocking=True)
+        sizes = batch.sizes
         if settings.crop is not None:
             images = centre_crop(images, settings.crop, labels=False)
             truth = centre_crop(truth[:, None], settings.crop, labels=True)[:, 0]
-        for place, predicted in predicted_labels(predictor, images, range(classes)):
+        order = range(classes)
+        for place, predicted in predicted_labels(predictor, images, order, sizes):
             total += confusion_matrix(truth[place], predicted, classes)
     process.add_up(total)
     # Columns are counted by channel; put them in the order of the task.
@@ -222,14 +231,18 @@ def evaluate(
 
 
 def predicted_labels(
-    predictor: Predictor, images: torch.Tensor, channels: Sequence[int]
-) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+    predictor: Predictor,
+    images: torch.Tensor,
+    channels: Sequence[int],
+    sizes: Sequence[tuple[int, int]] | None = None,
+) -> Iterator[tuple[Place, torch.Tensor]]:
     """Labels of images: all at once, or part by part of those that need tiles.
 
     Args:
         predictor: On the device of the images.
         images: (B, 3, H, W) uint8.
         channels: The predictor's channel of each class.
+        sizes: Height and width of each image, where they are on a canvas.
 
     Yields:
         The place of the labels in (B, H, W), and they, (b, h, w) int64: the number in
@@ -237,10 +250,9 @@ def predicted_labels(
     """
     order = list(channels)
     if not needs_tiles(images.shape):
-        scores = predictor.predict_logits(images)
-        if order != list(range(scores.shape[1])):
-            scores = scores[:, order]
-        yield (slice(None),), scores.argmax(dim=1)
+        number_of = torch.tensor(order, device=images.device).argsort()
+        for place, labels in predictor.predict_labels(images, sizes):
+            yield place, number_of[labels]
         return
     for number, image in enumerate(images):
         tiled = PartlyScored(predictor, image, len(order), device=str(image.device))

@@ -5,13 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from kproba.data.folders import Folders
 from kproba.data.labels import LabelMap
 from kproba.data.sources import Source
-from kproba.data.splits import Folders
 from kproba.data.tasks import Groups
-from kproba.results.tables import EXPERIMENT
 from kproba.runtime.files import read_json
 
 WARNINGS = 3  # of a kind that the page shows
@@ -65,10 +63,6 @@ class Experiment:
                 text = f"{kind}: {'; '.join(of_kind[:WARNINGS])}"
                 texts.append(text + (f"; and {more} more" if more > 0 else ""))
         return texts
-
-    def select(self, table: pd.DataFrame) -> pd.DataFrame:
-        """The rows of a table of all experiments that belong to this one."""
-        return table[(table[EXPERIMENT] == list(self.key)).all(axis=1)]
 
 
 def read_truth(image: Mapping[Any, Any], groups: Groups) -> np.ndarray:

@@ -17,10 +17,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatterSciNotation
 
 from kproba.data.drawing import class_colours
+from kproba.data.folders import Folders
 from kproba.data.fonts import drawn_name, font_families
 from kproba.data.label_images import read_label_image
 from kproba.data.sources import Source
-from kproba.data.splits import Folders, read_indices
+from kproba.data.splits import read_indices
 from kproba.data.tasks import Groups
 from kproba.plan.results import StepResult
 from kproba.results import measures
@@ -302,7 +303,8 @@ def _draw_examples(
     last = max(pictured, key=lambda result: result.step)
     classes = read_evaluation(last)["classes"]
     palette = class_colours(len(classes))
-    images = {image["id"]: image for image in index.to_dict("records")}
+    shown = index[index["id"].isin(names)]  # of an index that may have a million rows
+    images = {image["id"]: image for image in shown.to_dict("records")}
     down, across = max(1, len(names)), 2 + len(columns)
     size = (1.25 * across, 1.25 * down + 0.8)
     figure, axes = plt.subplots(down, across, figsize=size, squeeze=False)

@@ -26,6 +26,7 @@ class Compute:
         batch_size: Images per process and forward pass in bank, labels and test.
         deterministic: Use only algorithms that give the same bytes on a GPU too.
         compile: Let `torch.compile` make kernels for the backbone.
+        cuda_graphs: Replay the kernels of the backbones in increments, on one GPU.
         cache_gib: Memory per process for decoded training images, in GiB.
         state_minutes: Minutes between two saved states of a training.
         val_times: How often a training tests some validation images, for TensorBoard.
@@ -43,6 +44,7 @@ class Compute:
     batch_size: int = 8
     deterministic: bool = False
     compile: bool = False
+    cuda_graphs: bool = False
     cache_gib: float = 0.0
     state_minutes: float = 5.0
     val_times: int = 0

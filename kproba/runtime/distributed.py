@@ -89,6 +89,9 @@ def process_group(*, gpu: bool, deterministic: bool = False) -> Iterator[Process
         # cuBLAS reads this variable once, when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic or not gpu, warn_only=not gpu)
+    # Otherwise that writes NaN into every new tensor, to show code that reads it before
+    # it is written: up to a tenth of an iteration on a CPU.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if gpu:
         if not torch.cuda.is_available() or local_rank >= torch.cuda.device_count():
             raise RuntimeError(

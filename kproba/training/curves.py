@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger("kproba")
 
@@ -31,6 +30,9 @@ class Curves:
         rows: Sequence[dict[str, float]],
         validations: Sequence[dict[str, float]] = (),
     ):
+        # Late: of several processes, only the first writes curves.
+        from torch.utils.tensorboard import SummaryWriter
+
         # TensorBoard writes in a thread of its own, whose errors would be tracebacks.
         threading.excepthook = self._on_error
         self.writer: SummaryWriter | None = None

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from kproba.methods.losses.case import Case, Counts, Masks
 from kproba.methods.losses.step import step_losses
 from kproba.network.network import Outputs
+from kproba.network.sharing import forward_beside
 from kproba.runtime.distributed import Process
 from kproba.training.checkpoint import Progress
 from kproba.training.networks import Networks, unwrap
@@ -23,8 +24,8 @@ class Learner:
     """Everything that an iteration of the optimizer uses.
 
     Attributes:
-        network: The student as `parallelise` returned it.
-        networks: The student and its teachers.
+        network: The student, over several processes if there are.
+        networks: The student and its teachers, as `networks_of_loop` returned them.
         optimizer, scaler: They hold the student's parameters.
         precision: Type of autocast; float32 for none.
         settings: Settings of the step.
@@ -106,7 +107,8 @@ class Learner:
         if teacher is None:
             return None
         if self.settings.method.trains == "all":
-            teacher_outputs: Outputs = teacher(images)
+            shared = self.networks.shared_stages
+            teacher_outputs = forward_beside(teacher, outputs, images, shared)
         else:  # the backbone does not train, so its features are the student's
             teacher_outputs = teacher.heads(outputs.backbone.detach(), outputs.stages)
         if bank_teacher is None or masks is None:

@@ -24,12 +24,13 @@ from kproba.runtime.distributed import Process
 from kproba.runtime.files import atomic_path, write_json
 from kproba.runtime.provenance import fingerprint, provenance
 from kproba.training.checkpoint import Checkpoint, Progress, StopFlag
+from kproba.training.files import Files
 from kproba.training.iteration import Learner, Tally, check_weights
 from kproba.training.log import log_header, measure_cost
-from kproba.training.networks import Networks, build_networks, parallelise
+from kproba.training.networks import Networks, build_networks, networks_of_loop
 from kproba.training.optimizer import autocast_type, build_optimizer, set_learning_rates
 from kproba.training.recorder import Recorder, start_curves, start_monitor
-from kproba.training.settings import Files, StepSettings
+from kproba.training.settings import StepSettings
 from kproba.training.targets import global_counts, prepare
 
 log = logging.getLogger("kproba")
@@ -141,8 +142,10 @@ def _start(
     mark = fingerprint(settings.to_dict(), *files.inputs())
     checkpoint = Checkpoint(files.state, mark, student, optimizer, scaler)
     progress = checkpoint.load(process)
+    # After the state is loaded: constants are computed of the weights.
+    network, networks = networks_of_loop(networks, settings, compute, process)
     learner = Learner(
-        network=parallelise(networks, settings, compute, process),
+        network=network,
         networks=networks,
         optimizer=optimizer,
         scaler=scaler,

@@ -15,11 +15,11 @@ from PIL import Image
 
 from kproba.bank.predictor import NetworkPredictor
 from kproba.data.drawing import overlay
-from kproba.data.inspection import scaled_size
 from kproba.data.labels import IGNORE, LabelMap
-from kproba.data.loaders import whole_image_loader
+from kproba.data.pictures import scaled_size
 from kproba.data.splits import evenly_spaced
 from kproba.data.tasks import Groups
+from kproba.data.whole_images import whole_image_loader
 from kproba.network.network import SegmentationNetwork
 from kproba.results import measures
 from kproba.results.evaluation import (

@@ -1,11 +1,11 @@
 """The networks of a training: the student and its teachers."""
 
+import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -15,12 +15,19 @@ from kproba.methods.method import Method
 from kproba.methods.terms import STAGES, TERMS
 from kproba.network.batch_norm import synchronise
 from kproba.network.files import load_model
+from kproba.network.folding import fold, fold_all
 from kproba.network.network import SegmentationNetwork, add_branch
 from kproba.network.record import read_model_record
+from kproba.network.sharing import equal_stages, frozen_stages
 from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
 from kproba.runtime.records import REMAKE, ArtifactError
-from kproba.training.settings import Files, StepSettings
+from kproba.training.files import Files
+from kproba.training.graphs import record_backbones, unsuitable
+from kproba.training.optimizer import autocast_type
+from kproba.training.settings import StepSettings
+
+log = logging.getLogger("kproba")
 
 
 @dataclass(frozen=True)
@@ -31,11 +38,14 @@ class Networks:
         student: Learns.
         teacher: The frozen network of step t-1; None if no term needs it.
         bank_teacher: The bank that corrects it; None without.
+        shared_stages: How many first stages the teacher takes from the student's
+            outputs.
     """
 
     student: SegmentationNetwork
     teacher: SegmentationNetwork | None = None
     bank_teacher: BankTeacher | None = None
+    shared_stages: int = 0
 
 
 def build_networks(settings: StepSettings, files: Files, process: Process) -> Networks:
@@ -115,6 +125,7 @@ def _bank_teacher(
         network=files.previous,
         feature_network=files.feature_network,
         device=device,
+        fold=False,  # not before it is compared with the teacher
     )
     if combination.feature_network is not None:
         combination.feature_network.to(memory_format=torch.channels_last)
@@ -143,20 +154,28 @@ def build_first_network(
     )
 
 
-def parallelise(
+def networks_of_loop(
     networks: Networks, settings: StepSettings, compute: Compute, process: Process
-) -> nn.Module:
-    """The student as the loop calls it: over several processes, or compiled.
+) -> tuple[nn.Module, Networks]:
+    """The networks as the loop calls them, faster and with the same results.
 
-    Its weights stay those of `networks.student`.
+    Frozen batch norms are part of the convolutions (`kproba.network.folding`), and
+    first stages that the networks share are computed once. At step 0, where batch norms
+    train, the networks stay as they are.
+
+    Args:
+        networks: From `build_networks`, with the weights that training starts from.
+            The student's weights are trained, whatever module computes with them.
+        settings: Settings of the step.
+        compute: What the machine offers.
+        process: This process of several.
+
+    Returns:
+        The student, over several processes if there are, and all networks.
     """
-    student: nn.Module = networks.student
-    if process.world_size > 1 and settings.step == 0:
-        if process.device == "cpu":
-            synchronise(student)
-        else:
-            # timm's conversion knows its batch norms with activation, torch's does not.
-            student = convert_sync_batchnorm(student)
+    if settings.step > 0:
+        precision = autocast_type(settings.optimisation.precision, process.device)
+        networks = _fold_networks(networks, precision)
     if compute.compile:
         features = None
         if networks.bank_teacher is not None:
@@ -164,12 +183,71 @@ def parallelise(
         for network in (networks.student, networks.teacher, features):
             if network is not None:
                 network.backbone.compile()
+    if compute.cuda_graphs:
+        _record(networks, settings, compute, process)
+    return parallelise(networks.student, settings, process), networks
+
+
+def _record(
+    networks: Networks, settings: StepSettings, compute: Compute, process: Process
+) -> None:
+    """Record the backbones that every iteration runs as CUDA graphs."""
+    reason = unsuitable(settings, compute, process)
+    if reason:
+        log.info("compute.cuda_graphs is not used here: %s", reason)
+        return
+    others = []
+    if networks.teacher is not None and settings.method.trains == "all":
+        others.append((networks.teacher, networks.shared_stages))
+    if networks.bank_teacher is not None:
+        combination = networks.bank_teacher.combination
+        if combination.feature_network is not None:
+            others.append((combination.feature_network, combination.shared_stages))
+    precision = autocast_type(settings.optimisation.precision, process.device)
+    record_backbones(networks.student, others, settings, precision)
+
+
+def _fold_networks(networks: Networks, precision: torch.dtype) -> Networks:
+    """The networks of an increment, folded and with shared first stages."""
+    student, teacher = networks.student, networks.teacher
+    # Before folding: it gives weights that train and constants different names.
+    shared = 0
+    if teacher is not None:
+        shared = min(frozen_stages(student), equal_stages(student, teacher))
+    bank_teacher, combination = networks.bank_teacher, None
+    if bank_teacher is not None and teacher is not None:
+        combination = bank_teacher.combination.beside(teacher)
+        if combination.feature_network is not None:
+            features = fold_all(combination.feature_network, precision)
+            combination = replace(combination, feature_network=features)
+    student = fold(student)
+    if teacher is not None:
+        teacher = fold_all(teacher, precision)
+        student.shared_stages = shared
+    if combination is not None and teacher is not None:
+        bank_teacher = BankTeacher(teacher, combination)
+    return Networks(student, teacher, bank_teacher, shared)
+
+
+def parallelise(
+    student: SegmentationNetwork, settings: StepSettings, process: Process
+) -> nn.Module:
+    """The student over several processes, or as it is."""
     if process.world_size == 1:
         return student
+    network: nn.Module = student
+    if settings.step == 0:
+        if process.device == "cpu":
+            synchronise(student)
+        else:
+            # timm's conversion knows its batch norms with activation, torch's does not.
+            from timm.layers import convert_sync_batchnorm
+
+            network = convert_sync_batchnorm(student)
     # Its new name is not known to older versions that work as well.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     return DistributedDataParallel(
-        student,
+        network,
         device_ids=None if process.device == "cpu" else [process.device],
         find_unused_parameters=settings.step > 0 and _leaves_old_alone(settings.method),
         broadcast_buffers=False,

@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kproba.data.splits import read_indices
 from kproba.network.network import SegmentationNetwork
@@ -11,10 +12,13 @@ from kproba.runtime.distributed import Process
 from kproba.runtime.run_file import write_run
 from kproba.training.checkpoint import Progress
 from kproba.training.curves import Curves
+from kproba.training.files import Files
 from kproba.training.iteration import Tally
 from kproba.training.log import log_progress
-from kproba.training.monitor import Monitor
-from kproba.training.settings import Files, StepSettings
+from kproba.training.settings import StepSettings
+
+if TYPE_CHECKING:
+    from kproba.training.monitor import Monitor
 
 log = logging.getLogger("kproba")
 
@@ -43,7 +47,7 @@ class Recorder:
     tally: Tally
     iterations: int
     curves: Curves | None = None
-    monitor: Monitor | None = None
+    monitor: "Monitor | None" = None
 
     def __post_init__(self) -> None:
         self.start = self.progress.iteration
@@ -115,10 +119,12 @@ def start_curves(files: Files, settings: StepSettings, progress: Progress) -> Cu
 
 def start_monitor(
     files: Files, settings: StepSettings, compute: Compute
-) -> Monitor | None:
+) -> "Monitor | None":
     """Validation during the training, if that is wanted."""
     if not files.validation or not compute.val_times or not compute.val_images:
         return None
+    from kproba.training.monitor import Monitor  # late: only the first process does
+
     return Monitor(
         read_indices(files.validation, files.folders),
         settings.groups,

@@ -4,7 +4,7 @@ import json
 from typing import TYPE_CHECKING
 
 from kproba.artifacts import FIGURE_NAMES
-from kproba.data.splits import parse_folders
+from kproba.data.folders import parse_folders
 from kproba.extensions import load_recorded
 from kproba.plan.results import StepResult
 from kproba.results.figures import draw_figures

@@ -90,11 +90,12 @@ def check_class_names(
             f"Expected {where} to start with 'background', because 0 is the background "
             f"in masks, but {first}; the first {entry} must be 'background'. Add it."
         )
+    first_places: dict[str, int] = {}
     for number, name in enumerate(names):
-        if name in names[:number]:
+        if first_places.setdefault(name, number) < number:
             raise ValueError(
                 f"Expected {where} to name each class once, but {entry} {number + 1} "
-                f"repeats '{name}' of {entry} {names.index(name) + 1}. Correct it."
+                f"repeats '{name}' of {entry} {first_places[name] + 1}. Correct it."
             )
     if len(names) < 2:
         raise ValueError(

@@ -202,9 +202,8 @@ def _common_suffix(
     first = min(images)
     for name in masks:
         suffix = name[len(first) :]
-        if name.startswith(first) and {image + suffix for image in images} == set(
-            masks
-        ):
+        # As many as images: so the masks are these names if all names are masks.
+        if name.startswith(first) and all(image + suffix in masks for image in images):
             return suffix
     return ""
 

@@ -4,6 +4,7 @@ A new backbone is one more entry of `BACKBONES` and the module that it refers to
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from kproba.runtime.references import Reference
 
@@ -39,6 +40,8 @@ class BackboneEntry:
             to fetch them.
         feature_size: (height, width, output_stride) -> (h, w). None: ceil(height /
             output_stride) and ceil(width / output_stride).
+        anchor: How its layers pad, "start" or "end" (`kproba.network.canvas`): then a
+            GPU gets pictures of several sizes in one batch. None: it does not.
     """
 
     name: str
@@ -53,6 +56,7 @@ class BackboneEntry:
     adapt_state: Reference | None = None
     packaged: bool = False
     feature_size: Reference | None = None
+    anchor: Literal["start", "end"] | None = None
 
 
 _EFFICIENTNET = "kproba.network.backbones.efficientnet"
@@ -71,6 +75,7 @@ def _resnet(depth: int) -> BackboneEntry:
         stages=f"{_RESNET}:stages",
         read_pretrained=f"{_RESNET}:read_resnet{depth}",
         adapt_state=f"{_RESNET}:adapt_state",
+        anchor="start",
     )
 
 
@@ -89,6 +94,7 @@ BACKBONES: dict[str, BackboneEntry] = {
             read_pretrained=f"{_EFFICIENTNET}:read_pretrained",
             adapt_state=f"{_EFFICIENTNET}:adapt_state",
             packaged=True,
+            anchor="end",
         ),
         _resnet(50),
         _resnet(101),

@@ -1,6 +1,8 @@
 """The backbone as a module of the network, whichever entry it is built from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,6 +20,13 @@ class Normalisation:
     std: Channels
 
 
+class Recording(NamedTuple):
+    """What computes images of one shape from one stage on, and that shape and stage."""
+
+    compute: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+    given: tuple[torch.Size, int]
+
+
 class Backbone(nn.Module):
     """Images (B, 3, H, W) to features (B, `channels`, *feature_size(H, W)).
 
@@ -30,6 +39,7 @@ class Backbone(nn.Module):
         body: The layers, as the entry builds them.
         channels: Channels of the last feature map.
         normalisation: What the images are normalised with.
+        anchor: How the layers pad, see `kproba.network.backbones.BackboneEntry`.
 
     Raises:
         ValueError: Unknown name or stride, or weights that do not fit.
@@ -47,10 +57,12 @@ class Backbone(nn.Module):
         self.name = name
         self.output_stride = output_stride
         self.channels = entry.channels
+        self.anchor = entry.anchor
         self.normalisation = Normalisation(entry.mean, entry.std)
         # Resolved here: torch.compile could not follow the import in `forward`.
         self._stages_of = resolve(entry.stages)
         self._feature_size = resolve(entry.feature_size or _divide_extents)
+        self._recording: Recording | None = None
         self.body: nn.Module = resolve(entry.build)(output_stride)
         if weights != "none":
             load_backbone_weights(self.body, name, weights)
@@ -73,26 +85,52 @@ class Backbone(nn.Module):
             stage.eval().requires_grad_(False)
 
     def forward(
-        self, images: torch.Tensor, stages: list[torch.Tensor] | None = None
+        self,
+        images: torch.Tensor,
+        stages: list[torch.Tensor] | None = None,
+        start: int = 0,
     ) -> torch.Tensor:
         """Compute the last feature map of normalised images.
 
         Args:
-            images: (B, 3, H, W) float.
-            stages: If given, the feature map of every stage is appended, (B, C, h', w')
-                each; the last one is the result.
+            images: (B, 3, H, W) float, or what the first `start` stages made of them.
+            stages: If given, the feature map of every stage from `start` on is
+                appended, (B, C, h', w') each; the last one is the result.
+            start: Number of stages that are done.
 
         Returns:
             (B, `channels`, h, w).
         """
-        if stages is None:
+        recording = self._recording
+        if recording is not None and (images.shape, start) == recording.given:
+            maps = recording.compute(images)
+            if stages is not None:
+                stages.extend(maps[:-1])
+            return maps[-1]
+        if stages is None and not start:
             features = self.body(images)
             return features[-1] if isinstance(features, list) else features
         features = images
-        for stage in self.stages():
+        for stage in self.stages()[start:]:
             features = stage(features)
-            stages.append(features)
+            if stages is not None:
+                stages.append(features)
         return features
+
+    def use_recording(
+        self,
+        compute: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
+        shape: torch.Size,
+        start: int,
+    ) -> None:
+        """Compute images of one shape by a recording (`kproba.training.graphs`).
+
+        Args:
+            compute: Images to the maps of the stages that are asked for, and the last.
+            shape: Of the images, or of what the first `start` stages made of them.
+            start: Number of stages that are done.
+        """
+        self._recording = Recording(compute, (shape, start))
 
     def feature_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the last feature map for images of this size."""

@@ -10,9 +10,12 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import Conv2dSame
+from timm.layers.conv2d_same import conv2d_same
 from torch import nn
+from torch.nn.utils import skip_init
 
-from kproba.network.depthwise import use_depthwise
+from kproba.network.convolutions import use_depthwise
 
 MODEL = "tf_efficientnet_lite0"
 
@@ -23,7 +26,44 @@ def build(output_stride: int) -> nn.Module:
         MODEL, features_only=True, output_stride=output_stride, out_indices=(4,)
     )
     use_depthwise(body)
+    _use_same_padded(body)
     return body
+
+
+class SamePadded(nn.Conv2d):
+    """timm's `Conv2dSame`, with the one method that other layers build on.
+
+    TensorFlow's padding "SAME" of a stride of 2: where a side is even, all of the odd
+    number of zeros goes to the bottom or to the right.
+    """
+
+    def _conv_forward(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        stride, dilation = self.stride, self.dilation
+        result: torch.Tensor = conv2d_same(
+            *(x, weight, bias, stride, (0, 0), dilation, self.groups)
+        )
+        return result
+
+
+def _use_same_padded(body: nn.Module) -> None:
+    """Replace timm's `Conv2dSame` in place; the weights stay the same parameters."""
+    for name, module in list(body.named_modules()):
+        if isinstance(module, Conv2dSame):
+            # Without initial weights: nothing may be drawn from the global generator.
+            padded = skip_init(
+                SamePadded,
+                module.in_channels,
+                module.out_channels,
+                module.kernel_size,
+                stride=module.stride,
+                dilation=module.dilation,
+                groups=module.groups,
+                bias=False,
+            )
+            padded.weight = module.weight
+            body.set_submodule(name, padded)
 
 
 def stages(body: nn.Module) -> list[nn.Module]:

@@ -1,11 +1,14 @@
-"""Depthwise convolutions with fast gradients on a CPU."""
+"""Convolutions that are fast on a CPU: depthwise ones, and those of one pixel."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import skip_init
 
 # Values of a feature map that fit into a processor's cache.
 CACHED = 2**20
+# Values of one image's map up to which PyTorch does not choose oneDNN in any case.
+SMALL = 20480
 
 
 class Depthwise(nn.Conv2d):
@@ -15,16 +18,25 @@ class Depthwise(nn.Conv2d):
     times as long as its forward pass. On other devices this is `nn.Conv2d`.
     """
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) to the same shape, in the dtype of autocast."""
-        if x.device.type != "cpu" or not torch.is_grad_enabled():
-            return super().forward(x)
-        weight = self.weight
+    def _conv_forward(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(B, C, H, W) to the same shape, in the dtype of autocast.
+
+        Args:
+            x: (B, C, H, W).
+            weight: (C, 1, k, k).
+            bias: (C,), which does not train, or None.
+        """
+        trains = bias is not None and bias.requires_grad
+        if x.device.type != "cpu" or not torch.is_grad_enabled() or trains:
+            return super()._conv_forward(x, weight, bias)
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
             x, weight = x.to(dtype), weight.to(dtype)
+            bias = bias if bias is None else bias.to(dtype)
         result: torch.Tensor = _DepthwiseFunction.apply(
-            x, weight, self.padding[0], self.dilation[0]
+            x, weight, bias, self.padding[0], self.dilation[0]
         )
         return result
 
@@ -38,10 +50,10 @@ class _DepthwiseFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, padding, dilation):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, weight, bias, padding, dilation):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, weight)
         ctx.padding, ctx.dilation = padding, dilation
-        return F.conv2d(x, weight, None, 1, padding, dilation, groups=len(weight))
+        return F.conv2d(x, weight, bias, 1, padding, dilation, groups=len(weight))
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
@@ -76,7 +88,46 @@ class _DepthwiseFunction(torch.autograd.Function):
             total = torch.stack(parts).sum(0).to(weight.dtype)
             # DistributedDataParallel expects the strides of the weight.
             weight_gradient = total.as_strided(weight.shape, weight.stride())
-        return input_gradient, weight_gradient, None, None
+        return input_gradient, weight_gradient, None, None, None
+
+
+class Pointwise(nn.Conv2d):
+    """A 1×1 convolution that a CPU computes with oneDNN.
+
+    On one thread, PyTorch hands small batches to a matrix product, which takes up to
+    twice as long. It does not do so where the convolution has a dilation, and a
+    dilation changes nothing of a kernel of one pixel. On other devices this is
+    `nn.Conv2d`.
+    """
+
+    def _conv_forward(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(B, C, H, W) to (B, C', H', W'), with a kernel of one pixel."""
+        small = len(x) == 1 and x.numel() <= SMALL
+        if x.device.type != "cpu" or small or torch.jit.is_tracing():
+            return super()._conv_forward(x, weight, bias)
+        return F.conv2d(x, weight, bias, self.stride, 0, 2, self.groups)
+
+
+def use_pointwise(module: nn.Module) -> None:
+    """Replace, in place, plain 1×1 convolutions; the parameters stay the same."""
+    for name, each in list(module.named_modules()):
+        if type(each) is not nn.Conv2d or each.kernel_size != (1, 1):
+            continue
+        if each.padding != (0, 0) or each.groups != 1 or each.dilation != (1, 1):
+            continue
+        # Without initial weights: nothing may be drawn from the global generator.
+        fast = skip_init(
+            Pointwise,
+            each.in_channels,
+            each.out_channels,
+            1,
+            stride=each.stride,
+            bias=each.bias is not None,
+        )
+        fast.weight, fast.bias = each.weight, each.bias
+        module.set_submodule(name, fast.train(each.training))
 
 
 def use_depthwise(body: nn.Module) -> None:

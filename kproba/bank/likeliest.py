@@ -1,0 +1,73 @@
+"""The likeliest class of every pixel, without the scores of all classes.
+
+A test needs labels alone. `kproba.bank.fusion` gives log s of every class; here the
+same rule is computed with probabilities, in about a third of the passes over the
+(C, H, W) values. Both agree up to rounding: labels differ only where two classes tie.
+"""
+
+import torch
+
+from kproba.bank.fusion import LEAST_SHARE, Combination
+from kproba.bank.views import View
+from kproba.network.layers import upsample
+from kproba.network.logits import compose_logits
+from kproba.network.network import SegmentationNetwork
+
+LEAST = 1e-30  # of a sum of scores
+
+
+def likeliest_classes(
+    network: SegmentationNetwork,
+    combination: Combination,
+    view: View,
+) -> torch.Tensor:
+    """Labels by network and bank, (B, H, W) int64 in output indices; 0 is background.
+
+    With p the network's probabilities and q the bank's evidence, u_c = p_c^w q_c^a, and
+    r_c = 1, or with an image prior π'_c / π_c (`kproba.bank.fusion.fit_to_image`):
+
+        s_0 = p_0 / Σ_c p_c,  s_c = (1 - s_0) r_c u_c / Σ_{c'>0} r_c' u_c'.
+
+    Args:
+        network: Network of the step.
+        combination: Its bank, with a decision whose `foreground` is "network".
+        view: What network and bank see of the images.
+    """
+    size, decision = view.size, combination.decision
+    logits = compose_logits(view.outputs.logits).float()
+    p = network.probabilities(upsample(logits, size))
+    background, foreground = p[:, 0].clone(), p[:, 1:].sum(dim=1)
+    # Interpolation is linear: the exponent may be applied to the cells.
+    evidence = combination.log_evidence(view.features) * decision.evidence_weight
+    u = p if decision.probability_weight == 1 else p.pow_(decision.probability_weight)
+    u = u.mul_(upsample(evidence, size).exp_())[:, 1:]
+    if decision.image_prior:
+        share = foreground / (foreground + background).clamp(min=LEAST)
+        u.mul_(_changes(u, share, combination)[:, :, None, None])
+    best, label = u.max(dim=1)
+    # s_c / (1 - s_0) of the best class
+    within = best / u.sum(dim=1).clamp(min=LEAST)
+    return (label + 1) * (foreground * within > background)
+
+
+def _changes(
+    u: torch.Tensor, weight: torch.Tensor, combination: Combination
+) -> torch.Tensor:
+    """How the shares of the classes change in each image: r, (B, C - 1).
+
+    Args:
+        u: Scores of the classes but the background, (B, C - 1, H, W).
+        weight: 1 - s_0 of every pixel, (B, H, W).
+        combination: The bank, whose shares in training are π, and the decision.
+    """
+    trained = combination.bank.share[1:].to(u)
+    trained = (trained / trained.sum()).clamp(min=LEAST_SHARE)
+    values = u.permute(0, 2, 3, 1).flatten(1, 2)  # (B, pixels, C - 1)
+    weight = weight.flatten(1)
+    whole = weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
+    change = torch.ones_like(values[:, 0])
+    for _ in range(combination.decision.image_prior):
+        total = torch.bmm(values, change[:, :, None])[:, :, 0].clamp(min=LEAST)
+        counted = torch.bmm((weight / total)[:, None], values)[:, 0]
+        change = (change * counted / whole).clamp(min=LEAST_SHARE) / trained
+    return change

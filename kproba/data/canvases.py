@@ -1,0 +1,95 @@
+"""Pictures of several sizes in one batch, each padded to a common canvas.
+
+A GPU plans its kernels anew for every size of picture, and small batches leave it idle.
+VOC's pictures have some hundred sizes; on canvases they have about ten. What is beyond
+a picture does not reach its features (`kproba.network.canvas`), so padding changes
+nothing but rounding.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from kproba.data.labels import IGNORE
+
+# Where a picture lies on its canvas: at its top left, or at its bottom right.
+Anchor = Literal["start", "end"]
+STEP = 128  # pixels between the sizes of canvases
+ALIGNED = 32  # pixels: sides are multiples, so that cells of all strides fit
+
+
+class Size(NamedTuple):
+    """Height and width in pixels."""
+
+    height: int
+    width: int
+
+
+def choose_canvases(
+    sizes: Iterable[tuple[int, int]], most_side: int
+) -> list[Size | None]:
+    """The canvas of every picture; None where no picture needs one.
+
+    Pictures whose sides round up to the same multiples of `STEP` share a canvas. It is
+    as large as the largest of them; pictures that are all of one size need none.
+
+    Args:
+        sizes: Height and width of each picture.
+        most_side: A picture with a longer side is not padded: it is cut into tiles.
+    """
+    known = [Size(*size) for size in sizes]
+    groups: dict[tuple[int, int], set[Size]] = defaultdict(set)
+    for size in known:
+        groups[_rounded(size, STEP)].add(size)
+    canvases: dict[tuple[int, int], Size | None] = {}
+    for key, members in groups.items():
+        highest = max(size.height for size in members)
+        widest = max(size.width for size in members)
+        common = Size(*_rounded(Size(highest, widest), ALIGNED))
+        canvases[key] = common if len(members) > 1 else None
+    return [
+        canvases[_rounded(size, STEP)] if max(size) <= most_side else None
+        for size in known
+    ]
+
+
+def _rounded(size: Size, step: int) -> tuple[int, int]:
+    """Sides rounded up to multiples of a step."""
+    return -(-size.height // step) * step, -(-size.width // step) * step
+
+
+def pad(pixels: torch.Tensor, canvas: Size, anchor: Anchor, value: int) -> torch.Tensor:
+    """Pixels (.., h, w) on a canvas, (.., H, W), with `value` beyond them."""
+    height, width = pixels.shape[-2:]
+    down, across = canvas.height - height, canvas.width - width
+    sides = (0, across, 0, down) if anchor == "start" else (across, 0, down, 0)
+    return F.pad(pixels, sides, value=value)
+
+
+def pad_pair(
+    image: torch.Tensor, target: torch.Tensor, canvas: Size, anchor: Anchor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """An image (3, h, w) and its target (h, w) on a canvas; 255 beyond the target."""
+    return pad(image, canvas, anchor, 0), pad(target, canvas, anchor, IGNORE)
+
+
+def places(
+    canvas: Sequence[int], sizes: Sequence[tuple[int, int]], anchor: Anchor
+) -> list[tuple[slice, slice, slice]]:
+    """Where each picture lies in a batch (B, H, W) of a canvas.
+
+    Args:
+        canvas: (.., H, W).
+        sizes: Height and width of each picture.
+        anchor: Where they lie.
+    """
+    height, width = canvas[-2:]
+    found = []
+    for number, (high, wide) in enumerate(sizes):
+        top, left = (0, 0) if anchor == "start" else (height - high, width - wide)
+        rows, columns = slice(top, top + high), slice(left, left + wide)
+        found.append((slice(number, number + 1), rows, columns))
+    return found

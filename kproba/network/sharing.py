@@ -1,0 +1,73 @@
+"""First stages that two networks have in common are computed once.
+
+Stages that are frozen (`frozen_stages`) have the weights of step 0 in every step. Then
+the student, its teacher and the network of the bank's features differ only behind them,
+as do the two networks of a test. The early stages are those of high resolution, so this
+saves a good part of a forward pass.
+"""
+
+import torch
+
+from kproba.network.network import Outputs, SegmentationNetwork
+
+
+def equal_stages(first: SegmentationNetwork, second: SegmentationNetwork) -> int:
+    """How many of the first stages of two backbones are equal, bit by bit.
+
+    Args:
+        first: In evaluation mode, at least in the stages that count.
+        second: The other network.
+    """
+    ours, theirs = first.backbone, second.backbone
+    kind = ours.name, ours.output_stride, ours.normalisation
+    if kind != (theirs.name, theirs.output_stride, theirs.normalisation):
+        return 0
+    count = 0
+    for one, other in zip(ours.stages(), theirs.stages(), strict=True):
+        if not _equal(_tensors(one), _tensors(other)):
+            break
+        count += 1
+    return count
+
+
+def _tensors(stage: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All that a stage computes with, folded or not; not how often it was trained."""
+    tensors = dict(stage.named_parameters())
+    buffers = dict(stage.named_buffers())
+    kept = {n: b for n, b in buffers.items() if not n.endswith("num_batches_tracked")}
+    return {**tensors, **kept}
+
+
+def _equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(tensor, other[name].to(tensor.device))
+        for name, tensor in one.items()
+    )
+
+
+def forward_beside(
+    network: SegmentationNetwork, outputs: Outputs, images: torch.Tensor, shared: int
+) -> Outputs:
+    """Outputs of a network for images that another one has seen.
+
+    Args:
+        network: Computes what is its own.
+        outputs: Outputs of the other, whose `shared_stages` are at least `shared`.
+        images: (B, 3, H, W) uint8, which they are of.
+        shared: How many first stages both have in common; 0: all is computed.
+    """
+    if not shared:
+        alone: Outputs = network(images)
+        return alone
+    done = [stage.detach() for stage in outputs.stages[:shared]]
+    return network.go_on(done[-1], done)
+
+
+def frozen_stages(network: SegmentationNetwork) -> int:
+    """How many of the first stages of a backbone do not train."""
+    count = 0
+    for stage in network.backbone.stages():
+        if any(parameter.requires_grad for parameter in stage.parameters()):
+            break
+        count += 1
+    return count

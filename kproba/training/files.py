@@ -1,0 +1,58 @@
+"""The files of a training. Its command line names them, so this loads no library."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from kproba import artifacts
+from kproba.data.folders import Folders
+
+OUTPUTS = ("model", "metrics", "usage", "tensorboard")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Inputs and outputs of a training.
+
+    Attributes:
+        split: CSV of the step's images.
+        model, metrics, usage, tensorboard: Outputs.
+        previous: Model of step t-1; None at step 0.
+        pseudo_labels: Folder of targets; None to train on the raw labels.
+        weights: Weights of the backbone at step 0, if they come from a file.
+        bank: Bank of step t-1, where it corrects the teacher.
+        feature_network: Model whose features the bank reads, if not `previous`.
+        validation: Index of the dataset and of its additions, of which some validation
+            images are tested now and then; empty for none.
+        folders: Where the pictures of each dataset and addition are.
+        names: Names of the classes so far, for pictures; empty: labels stand there.
+    """
+
+    split: Path
+    model: Path
+    metrics: Path
+    usage: Path
+    tensorboard: Path
+    previous: Path | None = None
+    pseudo_labels: Path | None = None
+    weights: Path | None = None
+    bank: Path | None = None
+    feature_network: Path | None = None
+    validation: tuple[Path, ...] = ()
+    folders: Mapping[str, Folders] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> Path:
+        """State of an unfinished run; removed at the end."""
+        return self.model.with_name(Path(artifacts.STATE).name)
+
+    def inputs(self) -> list[Path]:
+        """The files whose content determines the result: all but these two kinds."""
+        others = (*OUTPUTS, "validation", "folders", "names")
+        names = [field.name for field in fields(self) if field.name not in others]
+        files: list[Path] = []
+        for path in (getattr(self, name) for name in names):
+            if path is not None:
+                files += sorted(path.glob("*.png")) if path.is_dir() else [path]
+        return files
