@@ -3,6 +3,9 @@
 Every ratio is the median of `REPEATS` pairs, the two sides in turn, on `THREADS`
 threads with OMP_WAIT_POLICY=passive; peak memory is that of a fresh process. Without
 groups, all are measured and benchmarks/README.md is written.
+
+How time and memory grow with the number of pictures, classes, steps and trainings is
+another table: `python -m benchmarks.scale` writes benchmarks/scale.md.
 """
 
 import argparse

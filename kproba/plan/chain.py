@@ -88,6 +88,7 @@ class Chain:
     ):
         self._config, self._datasets, self._methods = config, datasets, methods
         self._jobs: dict[tuple[str, Run, int], Any] = {}
+        self._listed: dict[tuple[str, str, int], list[list[int]]] = {}
 
     def jobs(self, run: Run, step: int) -> Iterator[Job]:
         """All jobs of a step."""
@@ -268,8 +269,11 @@ class Chain:
         return self._datasets.groups(run.dataset, run.task, step)
 
     def _group_lists(self, run: Run, step: int) -> list[list[int]]:
-        """Raw labels of the classes of the steps 0..t."""
-        return [list(group) for group in self._groups(run, step)]
+        """Raw labels of the classes of the steps 0..t; one list for all runs."""
+        key = run.dataset, run.task, step
+        if key not in self._listed:
+            self._listed[key] = [list(group) for group in self._groups(run, step)]
+        return self._listed[key]
 
     def _joint_run(self, run: Run) -> Run:
         """The run of one step that trains all classes of a task at once."""

@@ -27,6 +27,9 @@ FILES = records.record(
     },
     {"known": records.list_of(records.text())},
 )
+MOST_BYTES = 2**30  # of files.json; a million pictures have some hundred MiB
+# Lines around the entry `files`. In JSON a line break is in no name.
+_FILES_BEGIN, _FILES_END = b'\n  "files": {', b"\n  }"
 KNOWN = 20  # digests of sizes and times that belong to the same contents
 
 
@@ -40,14 +43,15 @@ def state_of_files(kind: DatasetKind, folder: str | Path, recorded: str | Path) 
             the new sizes and times where the contents are the same.
     """
     current = kind.digest_files(folder)
-    content = _read(recorded)
+    content = _read(recorded, files=False)
     if content is None:
         return current
     state: str = content["state"]
     known = content.get("known", [])
     if current == state or current in known:
         return state
-    if not _same_contents(kind.list_files(folder), content["files"]):
+    content = _read(recorded)
+    if content is None or not _same_contents(kind.list_files(folder), content["files"]):
         return current
     content["known"] = [*known, current][-KNOWN:]
     try:
@@ -59,7 +63,7 @@ def state_of_files(kind: DatasetKind, folder: str | Path, recorded: str | Path) 
 
 def recorded_state(recorded: str | Path) -> str | None:
     """The state of the files when the index was made; None if it is not known."""
-    content = _read(recorded)
+    content = _read(recorded, files=False)
     return None if content is None else str(content["state"])
 
 
@@ -76,12 +80,40 @@ def training_classes(index: str | Path) -> list[str] | None:
         return None
 
 
-def _read(path: str | Path) -> dict[str, Any] | None:
-    """The record of an index; None if there is none that can be used."""
+def _read(path: str | Path, *, files: bool = True) -> dict[str, Any] | None:
+    """The record of an index; None if there is none that can be used.
+
+    Args:
+        path: files.json.
+        files: Whether the entry `files` is read. A dataset of a million pictures has
+            some hundred MiB of it, which are rarely needed.
+    """
     try:
-        content: dict[str, Any] = records.read_record(path, FILES)
+        raw = records.read_bytes(path, MOST_BYTES)
+        content: dict[str, Any] = {}
+        if not files:
+            content = _parse_without_files(raw, path)
+        content = content or records.parse_json(raw, path)
+        records.check_content(content, FILES, path)
     except (OSError, ValueError):
         return None
+    return content
+
+
+def _parse_without_files(raw: bytes, path: str | Path) -> dict[str, Any]:
+    """The record with `files` empty, from the lines before and after that entry.
+
+    Nothing if the lines are not as `write_json` writes them.
+    """
+    start = raw.find(_FILES_BEGIN)
+    end = raw.find(_FILES_END, start)
+    if start < 0 or end < 0:
+        return {}
+    try:
+        short = raw[: start + len(_FILES_BEGIN)] + raw[end:]
+        content: dict[str, Any] = records.parse_json(short, path)
+    except ValueError:
+        return {}
     return content
 
 

@@ -9,12 +9,7 @@ from kproba.data.download import Archive
 from kproba.data.kinds import KINDS, DatasetKind
 from kproba.data.kinds.labelling import without_names
 from kproba.data.kinds.pairs import VAL_SHARE
-from kproba.data.tasks import (
-    Groups,
-    canonical_task,
-    parse_task,
-    resolve_groups,
-)
+from kproba.data.tasks import Groups, canonical_task, parse_task, resolve_groups
 from kproba.extensions import find_origins
 from kproba.plan.dataset_state import (
     recorded_state,
@@ -23,6 +18,7 @@ from kproba.plan.dataset_state import (
 )
 from kproba.plan.errors import ConfigError, suggestion
 from kproba.plan.packed_steps import groups_of_packed, read_packed_step
+from kproba.plan.parts import part_names, with_additions
 from kproba.predict.packed import PackedStep
 
 Config = dict[str, Any]
@@ -45,12 +41,16 @@ class Datasets:
 
     def __init__(self, config: Config):
         self._config = config
-        self._parts = _with_additions(config["datasets"])
+        self._parts = with_additions(config["datasets"])
+        self._part_names = {
+            name: part_names(config["datasets"], name) for name in config["datasets"]
+        }
         self._names: dict[str, list[str]] = {}
         self._counts: dict[str, int] = {}  # classes up to and with a part
         self._added: dict[str, tuple[int, ...]] = {}  # raw labels of an addition
         self._groups: dict[tuple[str, str], Groups] = {}
         self._packed: dict[str, PackedStep] = {}
+        self._states: dict[str, str] = {}  # of the files of a part
         planned = {experiment["dataset"] for experiment in config["experiments"]}
         for name in config["datasets"]:
             if name in planned:
@@ -68,7 +68,7 @@ class Datasets:
 
     def _use_size_of_packed(self, dataset: str) -> None:
         """Scale new pictures as those of the packed step were, by default."""
-        for part in _part_names(self._config["datasets"], dataset):
+        for part in self._part_names[dataset]:
             if self._parts[part]["long_side"] is None:
                 self._parts[part]["long_side"] = self._packed[dataset].long_side
 
@@ -118,8 +118,7 @@ class Datasets:
 
     def dataset_of(self, part: str) -> str:
         """The dataset that a part belongs to."""
-        datasets = self._config["datasets"]
-        return next(name for name in datasets if part in _part_names(datasets, name))
+        return next(name for name, parts in self._part_names.items() if part in parts)
 
     # Tasks
 
@@ -137,7 +136,7 @@ class Datasets:
             groups = groups_of_packed(where, packed, task)
         else:
             groups = self._parse(where, dataset, task)
-        additions = _part_names(self._config["datasets"], dataset)[1:]
+        additions = self._part_names[dataset][1:]
         groups += tuple(self._added[part] for part in additions)
         self._groups[dataset, task] = groups
         if packed is not None:
@@ -193,10 +192,12 @@ class Datasets:
 
     def parts(self, dataset: str, groups: Iterable[Iterable[int]]) -> list[str]:
         """A dataset and those of its additions whose classes `groups` hold."""
-        seen = {label for group in groups for label in group}
-        parts = _part_names(self._config["datasets"], dataset)
+        parts = self._part_names[dataset]
         # A packed step may have no pictures of its own.
         own = parts[:1] if self._parts[dataset].get("path", True) else []
+        if len(parts) == 1:
+            return own
+        seen = {label for group in groups for label in group}
         return own + [part for part in parts[1:] if seen >= set(self._added[part])]
 
     def indices(self, dataset: str, groups: Groups) -> list[str]:
@@ -242,7 +243,7 @@ class Datasets:
         They are no part of what a job depends on: the same pictures elsewhere are the
         same dataset.
         """
-        parts = _part_names(self._config["datasets"], dataset)
+        parts = self._part_names[dataset]
         return {
             part: (
                 self.folder(part),
@@ -252,16 +253,22 @@ class Datasets:
         }
 
     def state_of_files(self, part: str) -> str:
-        """Changes when the content of files changes that no rule makes."""
+        """Changes when the content of files changes that no rule makes.
+
+        The files are looked at once: there may be millions.
+        """
         if self.made_folders(part):
             return ""
-        recorded = artifacts.fill(artifacts.FILES, {"dataset": part})
-        return state_of_files(self.kind(part), self._parts[part]["path"], recorded)
+        if part not in self._states:
+            recorded = artifacts.fill(artifacts.FILES, {"dataset": part})
+            self._states[part] = state_of_files(
+                self.kind(part), self._parts[part]["path"], recorded
+            )
+        return self._states[part]
 
     def planned_parts(self) -> list[str]:
         """The datasets of the experiments and their additions."""
-        datasets = self._config["datasets"]
-        parts = [part for name in self._names for part in _part_names(datasets, name)]
+        parts = [part for name in self._names for part in self._part_names[name]]
         return [part for part in parts if self._parts[part].get("path", True)]
 
     def check_folders(self) -> None:
@@ -336,7 +343,7 @@ class Datasets:
     def _read_names(self, dataset: str) -> list[str]:
         """Names of a dataset's classes, those of its additions last."""
         known: list[str] = []
-        for part in _part_names(self._config["datasets"], dataset):
+        for part in self._part_names[dataset]:
             settings = self._parts[part]
             path = settings.get("path")
             try:
@@ -390,34 +397,3 @@ class Datasets:
 def all_classes(groups: Groups) -> tuple[int, ...]:
     """Raw labels of all groups, in the dataset's order."""
     return tuple(sorted(label for group in groups for label in group))
-
-
-def _part_names(datasets: Config, dataset: str) -> list[str]:
-    """The names of a dataset and of its additions."""
-    additions = datasets[dataset].get("additions", [])
-    return [dataset, *(f"{dataset}+{number + 1}" for number in range(len(additions)))]
-
-
-def _with_additions(datasets: Config) -> Config:
-    """The settings of all datasets, and of their additions as folders of their own."""
-    parts = {}
-    for name, settings in datasets.items():
-        parts[name] = dict(settings)
-        if settings["kind"] == "packed":  # its pictures, if there are any
-            parts[name]["path"] = settings["validation"] or ""
-        elif "path" in settings:
-            parts[name]["path"] = str(Path(settings["path"]).expanduser())
-        additions = _part_names(datasets, name)[1:]
-        for part, entry in zip(additions, settings.get("additions", []), strict=True):
-            parts[part] = {
-                "kind": "folder",
-                "path": str(Path(entry["path"]).expanduser()),
-                "epochs": entry["epochs"],
-                "on_error": settings.get("on_error", "stop"),
-                "val_share": entry["val_share"] or settings.get("val_share", VAL_SHARE),
-                "long_side": settings.get("long_side"),
-                **{
-                    key: entry.get(key) for key in ("labels", "labelmap", "mask_suffix")
-                },
-            }
-    return parts

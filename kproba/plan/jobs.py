@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
+SEED = "seed"  # the key of the seed in settings
 Settings = Mapping[str, Any]
 Classes = tuple[tuple[int, ...], ...]
 
@@ -23,13 +24,35 @@ class Job:
     """A job; equal to another if settings and inputs are, all the way down."""
 
     @cached_property
-    def digest(self) -> str:
-        """SHA-256 over the kind of job, its settings and the digests of its inputs."""
+    def shape(self) -> str:
+        """SHA-256 over the kind of job, its settings and the shapes of its inputs.
+
+        The seed is left out: the jobs of two seeds have the same shapes.
+        """
         content = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            content[field.name] = value.digest if isinstance(value, Job) else value
+            if isinstance(value, Job):
+                value = value.shape
+            elif field.name == "settings":
+                value = {key: item for key, item in value.items() if key != SEED}
+            content[field.name] = value
         text = json.dumps([type(self).__name__, content], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def seeds(self) -> frozenset[int]:
+        """The seeds of it and its inputs; of the jobs of a run only one, or none."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        inputs = [value.seeds for value in values if isinstance(value, Job)]
+        settings = getattr(self, "settings", {})
+        own = [settings[SEED]] if SEED in settings else []
+        return frozenset(own).union(*inputs)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over shape and seeds."""
+        text = json.dumps([self.shape, sorted(self.seeds)])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __repr__(self) -> str:

@@ -6,12 +6,10 @@ the first of them (`Plan.owner`), in whose folder they are made once.
 """
 
 import itertools
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kproba import artifacts
-from kproba.data.splits import SETTINGS
 from kproba.data.task_check import TaskSteps, describe_empty, empty_steps
 from kproba.methods.builtin import base_methods
 from kproba.network.backbones import BACKBONES
@@ -21,7 +19,7 @@ from kproba.plan.datasets import Datasets
 from kproba.plan.errors import ConfigError, suggestion
 from kproba.plan.jobs import Bank, Job, Received, ReceivedBank, Test, Training
 from kproba.plan.methods import PlannedMethod, plan_methods
-from kproba.plan.received import can_go_on
+from kproba.plan.owners import Owners, Place
 from kproba.plan.results import StepResult
 from kproba.runtime.compute import Compute
 
@@ -33,23 +31,6 @@ _RECEIVED = {
 }
 # A rule's input: no file, one, or several.
 Files = str | list[str]
-
-
-@dataclass(frozen=True)
-class Place:
-    """The place of an artifact: a step of a run.
-
-    Attributes:
-        run: The run.
-        step: Its step.
-    """
-
-    run: Run
-    step: int
-
-    def path(self, pattern: str) -> str:
-        """Path of one of its artifacts, by a pattern of `kproba.artifacts`."""
-        return artifacts.fill(pattern, vars(self.run), step=self.step)
 
 
 class Plan:
@@ -70,10 +51,11 @@ class Plan:
         self._bases = base_methods().keys()
         self.chain = Chain(config, self.datasets, self.methods)
         self.compute = Compute.from_dict(config["compute"])
-        self._owners: dict[tuple[str, int], dict[Job, Place]] = {}
-        self.runs: list[Run] = []
+        self._owners = Owners(self.datasets, self.methods, self.chain)
+        runs: dict[Run, None] = {}  # in order, each once
         for number, experiment in enumerate(config["experiments"]):
-            self._add(f"experiments.{number}", experiment)
+            runs |= dict.fromkeys(self._add(f"experiments.{number}", experiment))
+        self.runs = list(runs)
         names = dict.fromkeys(run.method for run in self.runs)
         increments = {name: self.method(name).increment for name in names}
         check_batches(config["base"], increments, self.compute)
@@ -128,29 +110,14 @@ class Plan:
     def owner(self, job: Job, run: Run) -> Place:
         """The place of a job's artifacts: the first run that needs the job.
 
-        The order is fixed: one-step tasks by their canonical name, then tasks in the
-        order of the experiments; within a task overlap, disjoint, sequential; within
-        these the trainings of step 0, built-in methods, custom methods. Settings and
-        methods count whether an experiment names them or not. So artifacts do not move
-        when an experiment is added, but where a task with the same first steps is put
-        in front of another.
-
         Args:
             job: A job of `run`.
             run: Any run that needs it.
+
+        Raises:
+            ConfigError: It is no job of the plan.
         """
-        key = run.dataset, run.seed
-        if key not in self._owners:
-            self._owners[key] = {}
-            for task in self.datasets.tasks(run.dataset):
-                for setting in SETTINGS:
-                    self._add_owners(replace(run, task=task, setting=setting))
-        if job not in self._owners[key]:
-            raise ConfigError(
-                f"Expected a job of the plan for {run}, but got {job}. Let Chain.jobs "
-                f"yield every job of a step."
-            )
-        return self._owners[key][job]
+        return self._owners.place(job, run)
 
     def path(self, job: Job | None, run: Run, pattern: str) -> Files:
         """Path of an artifact of a job; nothing without a job."""
@@ -161,21 +128,6 @@ class Plan:
             values = {"dataset": run.dataset, "network": network}
             return artifacts.fill(_RECEIVED[pattern], values)
         return self.owner(job, run).path(pattern)
-
-    def _add_owners(self, run: Run) -> None:
-        """Let the methods own what no one owns yet of the task and setting of a run."""
-        owners = self._owners[run.dataset, run.seed]
-        count = len(self.datasets.groups(run.dataset, run.task))
-        for name in self.methods:
-            if count > 1 and name in self._bases:
-                continue  # a training of one step
-            place = replace(run, method=name)
-            packed = self.datasets.packed(run.dataset)
-            if packed and not can_go_on(packed, self.methods[name]):
-                continue
-            for step in range(count):
-                for job in self.chain.jobs(place, step):
-                    owners.setdefault(job, Place(place, step))
 
     # Settings and inputs of the rules
 
@@ -374,7 +326,8 @@ class Plan:
 
     # Reading the experiments
 
-    def _add(self, where: str, experiment: Config) -> None:
+    def _add(self, where: str, experiment: Config) -> list[Run]:
+        """The runs of an experiment, whose tasks the datasets then know."""
         dataset = experiment["dataset"]
         if dataset not in self.config["datasets"]:
             known = self.config["datasets"]
@@ -394,7 +347,7 @@ class Plan:
         chains = itertools.product(
             *(experiment[key] for key in ("task", "setting", "seeds", "methods"))
         )
-        for task, setting, seed, method in chains:
-            run = Run(dataset, task, setting, method, seed)
-            if run not in self.runs:
-                self.runs.append(run)
+        return [
+            Run(dataset, task, setting, method, seed)
+            for task, setting, seed, method in chains
+        ]

@@ -1,8 +1,9 @@
 """The record of a step for the report: which run it is of, and where its files are."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, overload
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,44 @@ class StepResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the parameters of a rule."""
-        return asdict(self)
+        return {**vars(self), "times": dict(self.times)}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "StepResult":
         """Read the values that `to_dict` wrote."""
         return cls(**content)
+
+
+class LazyResults(Sequence[StepResult]):
+    """Results that are found when they are first needed.
+
+    Args:
+        find: Returns them.
+    """
+
+    def __init__(self, find: Callable[[], list[StepResult]]):
+        self._find = cache(find)
+
+    def __len__(self) -> int:
+        return len(self._find())
+
+    @overload
+    def __getitem__(self, place: int) -> StepResult: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[StepResult]: ...
+
+    def __getitem__(self, place: int | slice) -> StepResult | list[StepResult]:
+        return self._find()[place]
+
+
+def by_experiment(
+    results: Iterable[StepResult],
+) -> dict[tuple[str, str, str], list[StepResult]]:
+    """Results by `StepResult.experiment`, in their order."""
+    found: dict[tuple[str, str, str], list[StepResult]] = {}
+    for result in results:
+        found.setdefault(result.experiment, []).append(result)
+    return found
 
 
 def list_files(results: Iterable[StepResult], *kinds: str) -> list[str]:

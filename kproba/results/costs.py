@@ -1,6 +1,7 @@
 """Costs of the jobs of a step, from the files that they left."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,16 @@ KINDS = (TRAINING, "pseudo labels", "bank")
 MIB = 2**20
 
 
-def read_seconds(result: StepResult) -> dict[str, float]:
+def read_seconds(
+    result: StepResult, usage: Mapping[str, Any] | None = None
+) -> dict[str, float]:
     """Seconds of a step's jobs by kind, of those that were measured.
 
     Snakemake knows the last attempt of a training; usage.json knows all of them.
+
+    Args:
+        result: The step.
+        usage: Content of usage.json; None reads it.
     """
     seconds = {
         kind: _read_times(path, "s")
@@ -28,7 +35,8 @@ def read_seconds(result: StepResult) -> dict[str, float]:
         if Path(path).is_file()
     }
     if TRAINING in seconds:
-        trained = read_usage(result).get("seconds", 0.0)
+        usage = read_usage(result) if usage is None else usage
+        trained = usage.get("seconds", 0.0)
         seconds[TRAINING] = max(seconds[TRAINING], trained)
     return seconds
 
@@ -44,7 +52,7 @@ def read_costs(result: StepResult) -> dict[str, float]:
     peak = usage.get("peak_memory_bytes")
     return {
         **dict.fromkeys(KINDS, math.nan),
-        **read_seconds(result),
+        **read_seconds(result, usage),
         "images/s": usage.get("images_per_second", math.nan),
         "memory": _process_memory(result) if peak is None else peak / MIB,
         "model": _file_size(result.model),

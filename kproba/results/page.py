@@ -13,11 +13,16 @@ import jinja2
 import pandas as pd
 
 from kproba import __version__
-from kproba.plan.results import StepResult
+from kproba.plan.results import StepResult, by_experiment
 from kproba.results import page_pictures, page_tables
 from kproba.results.experiment import Experiment
 from kproba.results.figures import MOST_CURVES
-from kproba.results.tables import keep_first_seed, read_evaluation, read_summary
+from kproba.results.tables import (
+    EXPERIMENT,
+    keep_first_seed,
+    read_evaluation,
+    read_summary,
+)
 from kproba.runtime.files import atomic_path
 
 
@@ -41,11 +46,15 @@ def write_report(
         pseudo_labels: pseudo_labels.csv.
     """
     tables = [read_summary(path) for path in (summary, classes, pseudo_labels)]
+    parts = [_by_experiment(table) for table in tables]
+    steps = by_experiment(results)
     sections = []
     for experiment in experiments:
-        steps = [result for result in results if result.experiment == experiment.key]
-        numbers = [experiment.select(table) for table in tables]
-        sections.append(_section(experiment, steps, *numbers))
+        numbers = [
+            part.get(experiment.key, table.iloc[:0])
+            for part, table in zip(parts, tables, strict=True)
+        ]
+        sections.append(_section(experiment, steps.get(experiment.key, []), *numbers))
     template = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -56,6 +65,12 @@ def write_report(
     html = template.from_string(source).render(sections=sections, version=__version__)
     with atomic_path(page) as temporary:
         temporary.write_text(html, encoding="utf-8")
+
+
+def _by_experiment(table: pd.DataFrame) -> dict[tuple[str, ...], pd.DataFrame]:
+    """The rows of each experiment, by `Experiment.key`."""
+    groups = table.groupby(EXPERIMENT, sort=False)
+    return {tuple(map(str, key)): rows for key, rows in groups}
 
 
 def _section(

@@ -103,8 +103,9 @@ def draw_examples(
         step, or None.
     """
     index = pd.concat(read_indices(experiment.indices, experiment.folders))
-    images = {image["id"]: image for image in index.to_dict("records")}
     names = {path.stem for r in results for path in Path(r.examples).glob("*.png")}
+    shown = index[index["id"].isin(names)]  # of an index that may have a million rows
+    images = {image["id"]: image for image in shown.to_dict("records")}
     examples = []
     for name in sorted(names):
         lines: dict[str, list[Picture | None]] = {}

@@ -225,11 +225,13 @@ def class_tables(experiment: Experiment, classes: pd.DataFrame) -> dict[str, Tab
     steps = range(len(experiment.groups))
     tables = {}
     for method, runs in classes.groupby("method", sort=False):
+        places = runs.groupby(["index", "step"]).indices
+        none = np.zeros(0, np.intp)
         rows = []
         for index, name in enumerate(experiment.names):
-            values = runs[runs["index"] == index]
-            cells = [heat_cell(values[values["step"] == step]["iou"]) for step in steps]
-            lost = values[values["step"] == steps[-1]]["forgetting"]
+            found = [places.get((index, step), none) for step in steps]
+            cells = [heat_cell(runs["iou"].iloc[place]) for place in found]
+            lost = runs["forgetting"].iloc[found[-1]]
             rows.append([Cell(name), *cells, number_cell(lost)])
         columns = [("class", ""), *((f"step {step}", "") for step in steps)]
         columns.append(("forgotten", "best earlier IoU minus IoU now, in points"))

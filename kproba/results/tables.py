@@ -7,6 +7,7 @@ python -m kproba.results.tables --markdown results/summary.csv    # the last ste
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ import pandas as pd
 from kproba.plan.results import StepResult
 from kproba.results import measures
 from kproba.results.costs import duration
-from kproba.results.measures import ClassScores, CostMeasure, class_forgetting
+from kproba.results.measures import (
+    ClassScores,
+    CostMeasure,
+    Measure,
+    class_forgetting,
+)
 from kproba.results.record import read_evaluation_record
 from kproba.runtime.files import atomic_path
 from kproba.runtime.logs import exit_on_error
@@ -92,6 +98,7 @@ def summarise(
     runs: dict[tuple[Any, ...], list[tuple[StepResult, dict[str, Any]]]] = {}
     for result, evaluation in zip(results, evaluations, strict=True):
         runs.setdefault(_run_key(result), []).append((result, evaluation))
+    entries = [_computed_once(measure) for measure in measures.all_measures()]
     for result, evaluation in zip(results, evaluations, strict=True):
         steps = [
             entry for entry in runs[_run_key(result)] if entry[0].step <= result.step
@@ -102,7 +109,7 @@ def summarise(
             m.name: m.of_run(made)
             if isinstance(m, CostMeasure)
             else m.value(result, so_far)
-            for m in measures.all_measures()
+            for m in entries
         }
         absent = "; ".join(evaluation.get("without_pixels", []))
         more = {"folder": result.folder, "without_pixels": absent}
@@ -122,6 +129,23 @@ def summarise(
     for path, table in ((summary, numbers), (classes, per_class)):
         with atomic_path(path) as temporary:
             pd.DataFrame(table).to_csv(temporary, index=False, float_format="%.4f")
+
+
+def _computed_once(measure: Measure) -> Measure:
+    """A measure; one of costs reads the files of a step once, not for each later step.
+
+    It is used as long as the results that it gets are there.
+    """
+    if not isinstance(measure, CostMeasure):
+        return measure
+    compute, known = measure.compute, dict[int, float]()
+
+    def remembered(result: StepResult) -> float:
+        if id(result) not in known:
+            known[id(result)] = compute(result)
+        return known[id(result)]
+
+    return replace(measure, compute=remembered)
 
 
 def _run_key(result: StepResult) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -19,7 +20,7 @@ from kproba.plan.config_files import name_of_files
 from kproba.plan.errors import ConfigError
 from kproba.plan.listing import shorten_log
 from kproba.plan.plan import Plan, Run
-from kproba.plan.results import list_files
+from kproba.plan.results import LazyResults, by_experiment, list_files
 from kproba.plan.schema import check
 from kproba.plan.targets import check_targets
 from kproba.results.measures import MEASURES
@@ -52,9 +53,13 @@ SCHEMA = workflow.source_path("../schemas/config.schema.yaml")
 try:
     plan = Plan(check(config, SCHEMA))
     plan.datasets.check_folders()
-    plan.check_images()
     check_targets(plan, sys.argv[1:])
-    all_results = plan.results(plan.runs)
+    # A job that Snakemake starts in another process, as on a cluster, reads this file
+    # too: it needs no more of the plan than its own inputs.
+    all_results = LazyResults(lambda: plan.results(plan.runs))
+    if workflow.is_main_process:
+        plan.check_images()
+        len(all_results)  # names what is wrong before anything is run
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -301,12 +306,18 @@ def of_configuration(pattern):
 measure_extensions = find_origins(("measure", name) for name in MEASURES)
 
 
+@cache
+def results_by_experiment():
+    return by_experiment(all_results)
+
+
 def results_of_experiment(wildcards):
     names = (wildcards.dataset, wildcards.task, wildcards.setting)
-    return [result for result in all_results if result.experiment == names]
+    return results_by_experiment().get(names, [])
 
 
-def all_rows(wildcards):
+@cache
+def all_rows():
     return [result.to_dict() for result in all_results]
 
 
@@ -323,6 +334,16 @@ def experiment_files(*kinds):
     return files
 
 
+def files_of_all(*kinds):
+    """Input function: files of some kinds of all steps."""
+    return lambda wildcards: list_files(all_results, *kinds)
+
+
+def last_banks(wildcards):
+    """The banks from which a next step would start."""
+    return plan.last_banks()
+
+
 def report_files(wildcards):
     """What the page shows beside tables and figures."""
     kinds = ("confusion", "examples", "usage", "labels", "split")
@@ -335,7 +356,7 @@ def report_files(wildcards):
 
 
 def summary_table(wildcards):
-    return {"rows": all_rows(wildcards), "extensions": measure_extensions}
+    return {"rows": all_rows(), "extensions": measure_extensions}
 
 
 def figure_table(wildcards):

@@ -1,9 +1,9 @@
 rule summarise:
     """Collect the results of all steps and runs in tables."""
     input:
-        evaluations=list_files(all_results, "evaluation"),
-        times=list_files(all_results, "times"),
-        qualities=list_files(all_results, "quality"),
+        evaluations=files_of_all("evaluation"),
+        times=files_of_all("times"),
+        qualities=files_of_all("quality"),
     output:
         summary=report(
             of_configuration(artifacts.SUMMARY),
@@ -94,7 +94,7 @@ rule write_report:
         figures=figures_of_experiments,
         files=report_files,
         class_lists=class_lists,
-        banks=plan.last_banks(),  # a next step would start from these
+        banks=last_banks,
     output:
         page=report(
             of_configuration(artifacts.REPORT),

@@ -1,0 +1,96 @@
+"""Who owns each artifact: the first run, in a fixed order, that needs its job."""
+
+from dataclasses import dataclass, replace
+
+from kproba import artifacts
+from kproba.data.splits import SETTINGS
+from kproba.methods.builtin import base_methods
+from kproba.plan.chain import Chain, Run
+from kproba.plan.datasets import Datasets
+from kproba.plan.errors import ConfigError
+from kproba.plan.jobs import Job
+from kproba.plan.methods import PlannedMethod
+from kproba.plan.received import can_go_on
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of an artifact: a step of a run.
+
+    Attributes:
+        run: The run.
+        step: Its step.
+    """
+
+    run: Run
+    step: int
+
+    def path(self, pattern: str) -> str:
+        """Path of one of its artifacts, by a pattern of `kproba.artifacts`."""
+        return artifacts.fill(pattern, vars(self.run), step=self.step)
+
+
+class Owners:
+    """The places of all jobs of a plan.
+
+    The order is fixed: one-step tasks by their canonical name, then tasks in the order
+    of the experiments; within a task overlap, disjoint, sequential; within these the
+    trainings of step 0, built-in methods, custom methods. Settings and methods count
+    whether an experiment names them or not. So artifacts do not move when an experiment
+    is added, but where a task with the same first steps is put in front of another.
+
+    Seeds do not matter: jobs of two seeds differ in the seed alone. So the owners of a
+    dataset are found for one seed and hold for all of them.
+
+    Args:
+        datasets: The datasets of the plan, with all its tasks.
+        methods: Its methods, and those of step 0, by name.
+        chain: Builds the jobs.
+    """
+
+    def __init__(
+        self, datasets: Datasets, methods: dict[str, PlannedMethod], chain: Chain
+    ):
+        self._datasets, self._methods, self._chain = datasets, methods, chain
+        self._bases = base_methods().keys()
+        self._places: dict[str, dict[str, Place]] = {}  # by dataset and shape
+
+    def place(self, job: Job, run: Run) -> Place:
+        """The place of a job's artifacts.
+
+        Args:
+            job: A job of `run`.
+            run: Any run that needs it.
+
+        Raises:
+            ConfigError: It is no job of the plan.
+        """
+        if run.dataset not in self._places:
+            self._places[run.dataset] = {}
+            for task in self._datasets.tasks(run.dataset):
+                for setting in SETTINGS:
+                    self._add(replace(run, task=task, setting=setting))
+        place = self._places[run.dataset].get(job.shape)
+        if place is None or not job.seeds <= {run.seed}:
+            raise ConfigError(
+                f"Expected a job of the plan for {run}, but got {job}. Let Chain.jobs "
+                f"yield every job of a step."
+            )
+        if place.run.seed == run.seed:
+            return place
+        return Place(replace(place.run, seed=run.seed), place.step)
+
+    def _add(self, run: Run) -> None:
+        """Let the methods own what no one owns yet of the task and setting of a run."""
+        places = self._places[run.dataset]
+        count = len(self._datasets.groups(run.dataset, run.task))
+        packed = self._datasets.packed(run.dataset)
+        for name, method in self._methods.items():
+            if count > 1 and name in self._bases:
+                continue  # a training of one step
+            if packed and not can_go_on(packed, method):
+                continue
+            owner = replace(run, method=name)
+            for step in range(count):
+                for job in self._chain.jobs(owner, step):
+                    places.setdefault(job.shape, Place(owner, step))

@@ -1,0 +1,39 @@
+"""The parts of a dataset: itself, and its additions as folders of their own."""
+
+from pathlib import Path
+from typing import Any
+
+from kproba.data.kinds.pairs import VAL_SHARE
+
+Config = dict[str, Any]
+
+
+def part_names(datasets: Config, dataset: str) -> list[str]:
+    """The names of a dataset and of its additions."""
+    additions = datasets[dataset].get("additions", [])
+    return [dataset, *(f"{dataset}+{number + 1}" for number in range(len(additions)))]
+
+
+def with_additions(datasets: Config) -> Config:
+    """The settings of all datasets, and of their additions as folders of their own."""
+    parts = {}
+    for name, settings in datasets.items():
+        parts[name] = dict(settings)
+        if settings["kind"] == "packed":  # its pictures, if there are any
+            parts[name]["path"] = settings["validation"] or ""
+        elif "path" in settings:
+            parts[name]["path"] = str(Path(settings["path"]).expanduser())
+        additions = part_names(datasets, name)[1:]
+        for part, entry in zip(additions, settings.get("additions", []), strict=True):
+            parts[part] = {
+                "kind": "folder",
+                "path": str(Path(entry["path"]).expanduser()),
+                "epochs": entry["epochs"],
+                "on_error": settings.get("on_error", "stop"),
+                "val_share": entry["val_share"] or settings.get("val_share", VAL_SHARE),
+                "long_side": settings.get("long_side"),
+                **{
+                    key: entry.get(key) for key in ("labels", "labelmap", "mask_suffix")
+                },
+            }
+    return parts
