@@ -139,6 +139,11 @@ def add_backbone(backbone: BackboneEntry) -> None:
             isinstance(values, tuple) and len(values) == 3,
             f"{where}: expected three numbers as `{field}`, but got {values!r}.",
         )
+    _expect(
+        backbone.anchor in (None, "start", "end"),
+        f"{where}: expected 'start', 'end' or None as `anchor`, but got "
+        f"{backbone.anchor!r}.",
+    )
     add_entry("backbone", BACKBONES, backbone.name, backbone)
 
 

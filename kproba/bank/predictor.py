@@ -43,6 +43,14 @@ class NetworkPredictor:
             logits = compose_logits(view.outputs.logits).float()
             yield view.place, upsample(logits, view.size).argmax(dim=1)
 
+    def predict_scores(
+        self, images: torch.Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> Iterator[tuple[Place, torch.Tensor]]:
+        """Log p̄ of every pixel; see `FusedPredictor.predict_scores`."""
+        for view in views(self.network, images, sizes):
+            log_p = pixel_log_probabilities(self.network, view.outputs, view.size)
+            yield view.place, log_p.log_softmax(dim=1)
+
     has_image_prior = False
 
     def fit(
@@ -122,6 +130,16 @@ class FusedPredictor:
     def predict_logits(self, images: torch.Tensor) -> torch.Tensor:
         """Log s over S_t, (B, |S_t|, H, W) float32, of images (B, 3, H, W) uint8."""
         return self.fit(self.log_scores(images))
+
+    def predict_scores(
+        self, images: torch.Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> Iterator[tuple[Place, torch.Tensor]]:
+        """Log s of every pixel, with the prior of each image.
+
+        Arguments as in `predict_labels`; the scores are (b, |S_t|, h, w) float32.
+        """
+        for view in views(self.network, images, sizes, self.combination):
+            yield view.place, self.fit(self._log_scores(view))
 
     def predict_labels(
         self, images: torch.Tensor, sizes: Sequence[tuple[int, int]] | None = None

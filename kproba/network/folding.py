@@ -69,7 +69,7 @@ class FoldedConvolution(nn.Module):
         if not self.trains:
             return self._convolve(x, self.constant, self.shift)
         # Of a few images: the choice must not depend on how a batch is divided.
-        if self.weight[0].numel() > IMAGES * x.shape[2] * x.shape[3]:
+        if self.weight.shape[1:].numel() > IMAGES * x.shape[2] * x.shape[3]:
             return self._normalise(self._convolve(x, self.weight, None))
         return self._convolve(x, self.weight * self.scale, self.shift)
 

@@ -225,7 +225,7 @@ class _Prediction:
         return FILES_SKIPPED if self.inputs.skipped else 0
 
     def _batches(self, images: Sequence[ImageFile]) -> list[list[ImageFile]]:
-        """Images of one size together; those that need tiles alone."""
+        """Images of one size, or canvas, together; those that need tiles alone."""
         from kproba.data.whole_images import batches_of_one_size
 
         small: list[ImageFile] = []
@@ -235,7 +235,11 @@ class _Prediction:
                 image.width, image.height, self.settings.long_side
             )
             (small if max(size) <= self.settings.tile else large).append(image)
-        sizes = [(image.width, image.height) for image in small]
+        long_side = self.settings.long_side
+        sizes = [
+            self.segmenter.size_in_batch(image.width, image.height, long_side)
+            for image in small
+        ]
         batches = [
             [small[number] for number in batch]
             for batch in batches_of_one_size(sizes, self.settings.batch_size)

@@ -24,8 +24,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 from kproba.bank.decision import Decision
 from kproba.bank.description import SeenClass, read_description
-from kproba.bank.large import MOST_VALUES, PartlyScored, PixelPredictor
-from kproba.bank.predictor import load_predictor
+from kproba.bank.large import MOST_VALUES, PartlyScored
+from kproba.bank.predictor import FusedPredictor, NetworkPredictor, load_predictor
+from kproba.data.canvases import Anchor, Size, pad, rounded
 from kproba.data.pictures import MOST_PIXELS, scaled_size
 from kproba.data.tiles import TILE
 from kproba.predict.segmentation import (
@@ -59,7 +60,7 @@ class Segmenter:
 
     def __init__(
         self,
-        predictor: PixelPredictor,
+        predictor: NetworkPredictor | FusedPredictor,
         classes: Sequence[SeenClass],
         channels: Sequence[int],
         device: str = "cpu",
@@ -121,6 +122,12 @@ class Segmenter:
                 self._make_segmentation(log_s, picture, 1)
                 for log_s, picture in zip(scores, pictures, strict=True)
             ]
+        if self._can_share_canvas(scaled, tile):
+            found = self._scores_on_canvas(scaled)
+            return [
+                self._make_segmentation(log_s, picture, 1)
+                for log_s, picture in zip(found, pictures, strict=True)
+            ]
         return [
             self._segment_alone(image, picture, tile)
             for image, picture in zip(scaled, pictures, strict=True)
@@ -172,6 +179,51 @@ class Segmenter:
         [(_, height, width)] = shapes
         values = len(images) * len(self.classes) * height * width
         return max(height, width) <= tile and values <= MOST_VALUES
+
+    def size_in_batch(
+        self, width: int, height: int, long_side: int | None = None
+    ) -> tuple[int, int]:
+        """Width and height of the batches that an image may be in.
+
+        Args:
+            width: Of the image, in pixels.
+            height: Of the image, in pixels.
+            long_side: As for `predict`.
+        """
+        width, height = self.used_size(width, height, long_side)
+        if self.anchor is None:
+            return width, height
+        canvas = rounded(Size(height, width))
+        return canvas.width, canvas.height
+
+    @property
+    def anchor(self) -> Anchor | None:
+        """Where images of several sizes lie on a canvas; None: they do not share one.
+
+        See `kproba.data.canvases`: it pays on a GPU.
+        """
+        if self.device == "cpu":
+            return None
+        return self.predictor.network.backbone.anchor
+
+    def _can_share_canvas(self, images: Sequence[torch.Tensor], tile: int) -> bool:
+        """Whether images of several sizes have one canvas and fit into memory on it."""
+        canvases = {rounded(Size(*image.shape[1:])) for image in images}
+        if self.anchor is None or len(images) < 2 or len(canvases) != 1:
+            return False
+        [canvas] = canvases
+        values = len(images) * len(self.classes) * canvas.height * canvas.width
+        largest = max(max(image.shape[1:]) for image in images)
+        return largest <= tile and values <= MOST_VALUES
+
+    def _scores_on_canvas(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Log s (C, h, w) of images of several sizes that share a canvas."""
+        assert self.anchor is not None
+        sizes = [Size(*image.shape[1:]) for image in images]
+        canvas = rounded(sizes[0])
+        padded = torch.stack([pad(each, canvas, self.anchor, 0) for each in images])
+        found = self.predictor.predict_scores(padded.to(self.device), sizes)
+        return [log_s[0] for _, log_s in found]
 
     def _scale(self, image: Image.Image, long_side: int | None) -> torch.Tensor:
         """Image (3, h, w) uint8, scaled as `predict` says."""
