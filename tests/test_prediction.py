@@ -105,12 +105,12 @@ def test_the_shares_of_the_bank_are_fitted_to_each_image(network, images):
 def test_a_bank_without_weight_changes_nothing(network, images):
     bank = bank_of(network, images, "identity")
     decision = decision_by("lda", posterior_weight=0)
-    predicted = FusedPredictor(network, bank, decision).predict(images)
-    assert predicted.dtype == torch.uint8
-    assert torch.equal(predicted, network.predict(images))
+    ((_, predicted),) = FusedPredictor(network, bank, decision).predict_labels(images)
+    assert predicted.dtype == torch.int64
+    assert torch.equal(predicted, network.predict(images).long())
     decision = decision_by("lda", posterior_weight=50)
-    predicted = FusedPredictor(network, bank, decision).predict(images)
-    assert not torch.equal(predicted, network.predict(images))
+    ((_, predicted),) = FusedPredictor(network, bank, decision).predict_labels(images)
+    assert not torch.equal(predicted, network.predict(images).long())
 
 
 def test_defaults_of_a_decision_are_those_of_the_configuration():

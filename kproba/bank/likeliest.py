@@ -6,7 +6,10 @@ same rule is computed with probabilities, in about a third of the passes over th
 or where the scores of all classes are below `LEAST`. That is background.
 """
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 
 from kproba.bank.fusion import LEAST_SHARE, Combination
 from kproba.bank.views import View
@@ -15,6 +18,29 @@ from kproba.network.logits import compose_logits
 from kproba.network.network import SegmentationNetwork
 
 LEAST = 1e-37  # of a sum of scores or probabilities
+ROUNDING = 1e-4  # of logits, so that interpolation cannot make a class win after all
+
+
+def largest_logits(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """The channel with the largest logit of every pixel, (B, H, W) int64.
+
+    A pixel is a mean of the four cells around it. So a class wins nowhere between four
+    cells if its largest logit there is below the smallest of another class. Classes
+    that win nowhere in the batch are not brought to the size of the images: of many
+    classes, an image shows few.
+
+    Args:
+        logits: (B, C, h, w) float32.
+        size: (H, W).
+    """
+    cells = F.pad(logits, (0, 1, 0, 1), mode="replicate")
+    largest = F.max_pool2d(cells, 2, stride=1)
+    smallest = -F.max_pool2d(-cells, 2, stride=1)
+    bound = smallest.amax(dim=1, keepdim=True)
+    bound -= ROUNDING * bound.abs().clamp(min=1)
+    wins = (largest < bound).logical_not()  # NaN is kept: something must win
+    possible = wins.any(dim=3).any(dim=2).any(dim=0).nonzero()[:, 0]
+    return possible[upsample(logits[:, possible], size).argmax(dim=1)]
 
 
 def likeliest_classes(

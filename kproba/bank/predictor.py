@@ -16,10 +16,9 @@ import torch
 from kproba.bank.bank import PrototypeBank
 from kproba.bank.decision import Decision
 from kproba.bank.fusion import Combination, pixel_log_probabilities
-from kproba.bank.likeliest import likeliest_classes
+from kproba.bank.likeliest import largest_logits, likeliest_classes
 from kproba.bank.views import Place, View, views
 from kproba.network.folding import load_folded
-from kproba.network.layers import upsample
 from kproba.network.logits import compose_logits
 from kproba.network.network import SegmentationNetwork
 
@@ -41,7 +40,7 @@ class NetworkPredictor:
         """The likeliest channel of every pixel; see `FusedPredictor.predict_labels`."""
         for view in views(self.network, images, sizes):
             logits = compose_logits(view.outputs.logits).float()
-            yield view.place, upsample(logits, view.size).argmax(dim=1)
+            yield view.place, largest_logits(logits, view.size)
 
     def predict_scores(
         self, images: torch.Tensor, sizes: Sequence[tuple[int, int]] | None = None
