@@ -22,8 +22,11 @@ from kproba.network.backbones import BACKBONES
 GROUPS: dict[str, Callable[[], list[Result]]] = {
     "losses": training.losses,
     "iteration": training.iteration,
+    "increments": training.increments,
     "kappa": prototypes.kappa,
     "evaluation": testing.evaluation,
+    "two-networks": testing.two_networks_and_bank,
+    "sizes": testing.sizes,
     "bank": prototypes.banks,
     "loading": training.loading,
     "memory": training.memory,

@@ -1,4 +1,7 @@
-"""Groups "losses", "iteration", "memory" and "loading": one step of ADE20K 100-5."""
+"""Groups of one step of ADE20K 100-5.
+
+"losses", "iteration", "increments", "memory" and "loading".
+"""
 
 import subprocess
 import sys
@@ -11,13 +14,17 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from benchmarks.case import Case
 from benchmarks.inputs import CROP, images_of, network_of, photographs, targets_of
 from benchmarks.measuring import ROOT, THREADS, Result, compare, growth
+from benchmarks.profiles import operators
+from benchmarks.steps import Step
 from kproba.data.augmentation import Augmentation
 from kproba.data.loaders import TrainingImages, TrainingStream, training_loader
 from kproba.methods.builtin import METHODS
 from kproba.methods.losses.barm import pb_bce
-from kproba.methods.losses.case import Case, Counts, cell_masks
+from kproba.methods.losses.case import Case as LossCase
+from kproba.methods.losses.case import Counts, cell_masks
 from kproba.methods.losses.step import step_losses
 from kproba.network.network import add_branch
 
@@ -125,12 +132,60 @@ def _step(backbone: str, crop: int) -> tuple[Callable[[], None], Callable[[], No
         outputs = student(images)
         with torch.no_grad():
             teacher_outputs = teacher(images)
-        case = Case(outputs, targets, counts, masks, teacher_outputs)
+        case = LossCase(outputs, targets, counts, masks, teacher_outputs)
         terms = step_losses(case, METHODS["barm"].terms)
         torch.stack(list(terms.values())).sum().backward()
         optimizer.step()
 
     return step, passes
+
+
+# --- increments ----------------------------------------------------------------------
+
+# Of the size of the embedded example, and of a network for GPUs.
+INCREMENTS = {
+    "EfficientNet-Lite0": (
+        1,  # thread, as a job of the example has
+        Case(
+            "cpu",
+            "efficientnet_lite0",
+            crop=144,
+            batch=4,
+            channels=128,
+            frozen_stages=3,
+        ),
+    ),
+    "ResNet-50": (THREADS, Case("cpu", "resnet50", crop=129, batch=4)),
+}
+
+
+def increments() -> list[Result]:
+    """What folded batch norms and shared first stages gain, in time and operators."""
+    lines = []
+    for name, (threads, case) in INCREMENTS.items():
+        torch.set_num_threads(threads)
+        plain = Step(case, "barm", "float32", folded=False)
+        folded = Step(case, "barm", "float32")
+        ratio, own, other = compare(plain, folded)
+        most, least = operators(plain), operators(folded)
+        size = f"{name}, {case.batch} × {case.crop}², {case.frozen_stages} frozen"
+        size += f" stages, {threads} thread" + "s" * (threads > 1)
+        lines += [
+            Result(
+                "increment of `barm`, plain networks / folded and shared",
+                ratio,
+                "≥ 1.2",
+                f"{own:.3f} s / {other:.3f} s, {size}",
+            ),
+            Result(
+                "the same, ATen operators of an iteration",
+                most / least,
+                "",
+                f"{most} / {least}",
+            ),
+        ]
+    torch.set_num_threads(THREADS)
+    return lines
 
 
 # --- memory --------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """On a real GPU: all methods, mixed precision, restarts, bank, test, a whole chain."""
 
-import json
+import copy
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from inference_jobs import (
+    KLDA,
+    assert_same_inference,
+    bank_job,
+    infer,
+    write_many_sizes,
+)
 from snakemake_calls import ROOT, jobs, snakemake
 from training_steps import (
     RATES,
@@ -23,20 +30,23 @@ from training_steps import (
     write_data,
 )
 
-from kproba.bank.decision import Decision
+from kproba.data.canvases import choose_canvases
 from kproba.data.label_images import read_label_image
 from kproba.data.splits import read_index
-from kproba.jobs.build_bank import BankFiles, build_step_bank
+from kproba.jobs.step_bank import BankFiles, build_step_bank
+from kproba.network.files import load_model
+from kproba.network.folding import fold_all
 from kproba.network.network import SegmentationNetwork
 from kproba.runtime.compute import Compute
 from kproba.runtime.distributed import Process
 from kproba.runtime.files import read_json
 from kproba.training.checkpoint import Progress, StopFlag
+from kproba.training.files import Files
 from kproba.training.iteration import Learner, Tally
 from kproba.training.loop import training_batches
-from kproba.training.networks import build_networks
+from kproba.training.networks import build_networks, networks_of_loop
 from kproba.training.optimizer import autocast_type, build_optimizer
-from kproba.training.settings import Files, StepSettings
+from kproba.training.settings import StepSettings
 from kproba.training.targets import global_counts, prepare
 
 pytestmark = [
@@ -45,16 +55,6 @@ pytestmark = [
 ]
 
 METHODS = ["kproba", "ssul", "plop", "mib", "lwf", "finetune"]
-BANK = {
-    **{"feature": "backbone", "map": "rff", "dimension": 64, "maps": 2},
-    **{"gamma": "median", "scatter": True, "ridge": 0.01},
-    "calibration_cells": 200,
-}
-KLDA = Decision("klda").to_dict()
-RUN = {
-    **{"dataset": "tiny", "task": "6-2", "setting": "overlap"},
-    **{"method": "kproba", "seed": 0, "step": 0},
-}
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,13 @@ def bases(data: Path) -> dict[bool, Path]:
         / "model.safetensors"
         for softmax, method in ((False, "kproba"), (True, "plop"))
     }
+
+
+@pytest.fixture(autouse=True)
+def own_locks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tests that run side by side may use one card at a time."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        monkeypatch.setenv("KPROBA_LOCKS", str(tmp_path / "locks"))
 
 
 def base_settings(method: str = "kproba", **more: Any) -> dict:
@@ -95,17 +102,6 @@ def bank(data: Path, bases: dict[bool, Path]) -> Path:
     files = BankFiles(bases[False], data / "step0.csv", path)
     build_step_bank(files, bank_job(), Compute(), Process())
     return path
-
-
-def of_base() -> dict[str, Any]:
-    """Classes of step 0, for a job."""
-    settings = step_settings(1)
-    return {"groups": settings["groups"][:1], "names": settings["class_names"][:7]}
-
-
-def bank_job() -> dict[str, Any]:
-    more = {"sequential": False, "seed": 0, "keep_temperature": False}
-    return {"settings": BANK, **more, **of_base()}
 
 
 def corrected(settings: dict) -> dict:
@@ -139,8 +135,10 @@ def gradients(
     precision = autocast_type(step.optimisation.precision, device)
     scaler = torch.amp.GradScaler(enabled=False)
     optimizer = build_optimizer(student, step.optimisation)
+    # Gradients are those of the student, whatever module computes with its weights.
+    network, networks = networks_of_loop(networks, step, Compute(), process)
     learner = Learner(
-        network=student,
+        network=network,
         networks=networks,
         optimizer=optimizer,
         scaler=scaler,
@@ -231,25 +229,51 @@ def test_step_0_trains_with_batch_norm(data: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(losses(two), losses(one), rtol=0.1)
 
 
-def test_a_compiled_step_learns_the_same(
-    data: Path, bases: dict[bool, Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("option", "method"),
+    [
+        ("compile", "kproba"),
+        # All stages for a term, a bank that teaches, a backbone that does not train.
+        *(("cuda_graphs", name) for name in ("kproba", "kproba and bank")),
+        *(("cuda_graphs", name) for name in ("plop", "lwf", "ssul")),
+    ],
+)
+def test_a_step_of_other_kernels_learns_the_same(
+    data: Path,
+    bases: dict[bool, Path],
+    bank: Path,
+    tmp_path: Path,
+    option: str,
+    method: str,
 ) -> None:
-    settings = increment("kproba")
-    one = launch(data, tmp_path / "as it is", settings, previous=bases[False], gpus=1)
-    two = launch(
-        *(data, tmp_path / "compiled", settings),
-        previous=bases[False],
-        gpus=1,
-        compile=True,
+    name, _, with_bank = method.partition(" and ")
+    settings, more = increment(name), []
+    if with_bank:
+        settings, more = corrected(settings), [f"--bank={bank}"]
+    base = bases[name in ("plop", "lwf")]
+    one, two = (
+        launch(
+            *(data, tmp_path / f"{on}", settings, *more),
+            previous=base,
+            gpus=1,
+            **{option: on},
+        )
+        for on in (False, True)
     )
     np.testing.assert_allclose(losses(two), losses(one), rtol=0.02)
+    assert len(losses(one)) >= 3
+    if option == "cuda_graphs":
+        log = (two / "train.log").read_text()
+        assert f"recorded {1 if name == 'ssul' else 2} backbones as CUDA graphs" in log
 
 
+@pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_a_stopped_step_ends_with_the_same_bytes_if_deterministic(
-    data: Path, bases: dict[bool, Path], tmp_path: Path
+    data: Path, bases: dict[bool, Path], tmp_path: Path, cuda_graphs: bool
 ) -> None:
     settings = step_settings(1, epochs=40)
     more: dict[str, Any] = {"previous": bases[False], "gpus": 1, "deterministic": True}
+    more["cuda_graphs"] = cuda_graphs
     whole = launch(data, tmp_path / "whole", settings, **more)
     out = tmp_path / "out"
     words = command(data, out, settings, **more)
@@ -262,6 +286,32 @@ def test_a_stopped_step_ends_with_the_same_bytes_if_deterministic(
     assert "resumed after" in (out / "train.log").read_text()
     for name in ("model.safetensors", "metrics.csv"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_folded_networks_of_mixed_precision_say_what_float32_says(
+    bases: dict[bool, Path], monkeypatch: pytest.MonkeyPatch, precision: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    network = load_model(bases[False], device="cuda:0").eval()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (4, 3, 48, 48), generator=generator)
+    images = images.to(torch.uint8).cuda()
+
+    @torch.inference_mode()
+    def logits(of: SegmentationNetwork, *, mixed: bool) -> torch.Tensor:
+        with torch.autocast("cuda", precision, enabled=mixed):
+            return of(images).logits[0].float()
+
+    exact = logits(network, mixed=False)
+
+    def away(of: SegmentationNetwork, *, mixed: bool) -> float:
+        return float((logits(of, mixed=mixed) - exact).norm() / exact.norm())
+
+    folded = fold_all(copy.deepcopy(network))
+    assert away(folded, mixed=False) < 1e-4
+    unfolded, small = away(network, mixed=True), fold_all(network, precision)
+    assert away(small, mixed=True) < max(0.02, 2 * unfolded)
 
 
 @pytest.mark.gpus
@@ -281,61 +331,21 @@ def test_two_gpus_give_the_weights_of_one(
     assert largest_relative_difference(one, two) < 1e-3
 
 
-def infer(data: Path, base: Path, out: Path, gpus: int) -> None:
-    """Bank of step 0, pseudo labels of step 1 and test of step 0."""
-    settings = step_settings(1)
-    of_both = {"groups": settings["groups"], "names": settings["class_names"]}
-    bank = out / "prototypes.safetensors"
-    labels = {"rule": "klda", "score_threshold": 0.0, "decision": KLDA}
-    test = {"policy": "ssul", "ignore_background": False, "crop": None, "examples": 2}
-    jobs = {
-        "build_bank": (bank_job(), *("--split", data / "step0.csv", "--bank", bank)),
-        "export_labels": (
-            {"settings": labels, "sequential": False, **of_both},
-            *("--split", data / "step1.csv", "--bank", bank),
-            *("--labels", out / "labels", "--table", out / "labels.csv"),
-            *("--quality", out / "quality.csv"),
-        ),
-        "evaluate": (
-            {"settings": test, "run": RUN, "decision": KLDA, **of_base()},
-            *("--bank", bank, "--indices", data / "index.csv"),
-            *("--confusion", out / "confusion.csv", "--examples", out / "examples"),
-            *("--evaluation", out / "evaluation.json"),
-            *("--predictor", out / "predictor.json"),
-        ),
-    }
-    compute = Compute(gpus=gpus, batch_size=4)
-    for name, (job, *files) in jobs.items():
-        words = [sys.executable, "-m", "kproba.runtime.launch"]
-        words += [f"--compute={compute.to_json()}", f"kproba.jobs.{name}"]
-        words += ["--job", json.dumps(job), "--model", base, *files]
-        done = subprocess.run(
-            list(map(str, words)), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-
-
+@pytest.mark.parametrize("many_sizes", [False, True])
 def test_bank_labels_and_test_are_those_of_the_cpu(
-    data: Path, bases: dict[bool, Path], tmp_path: Path
+    data: Path, bases: dict[bool, Path], tmp_path: Path, many_sizes: bool
 ) -> None:
+    if many_sizes:
+        data = write_many_sizes(tmp_path)
+        rows = read_index(data / "step1.csv")
+        sizes = list(zip(rows["height"], rows["width"], strict=True))
+        # A GPU gets them on canvases, a CPU each size by itself.
+        assert len(set(choose_canvases(sizes, 1024))) < len(set(sizes)) // 4
     folders = [tmp_path / name for name in ("cpu", "gpu")]
     for gpus, folder in enumerate(folders):
         folder.mkdir()
         infer(data, bases[False], folder, gpus)
-    banks = [load_file(folder / "prototypes.safetensors") for folder in folders]
-    for key, tensor in banks[0].items():
-        torch.testing.assert_close(banks[1][key], tensor, rtol=0.02, atol=0.02)
-    assert torch.equal(banks[0]["count"], banks[1]["count"])
-    for kind in ("labels", "examples"):
-        images = sorted((folders[0] / kind).glob("*.png"))
-        assert images
-        same = [
-            (read_label_image(i) == read_label_image(folders[1] / kind / i.name)).mean()
-            for i in images
-        ]
-        assert np.mean(same) > 0.99, kind
-    tests = [read_json(folder / "evaluation.json")["all"] for folder in folders]
-    assert tests[0] == pytest.approx(tests[1], abs=0.5)
+    assert_same_inference(*folders)
 
 
 @pytest.mark.workflow
