@@ -83,7 +83,9 @@ class Teacher:
 
     def __init__(self, outputs_of, *, head="branches", channels=3):
         self.outputs_of, self.channels = outputs_of, channels
-        self.log_probabilities = resolve(HEADS[head].implementation)().log_probabilities
+        implementation = resolve(HEADS[head].implementation)()
+        self.log_probabilities = implementation.log_probabilities
+        self.probabilities = implementation.probabilities
 
     def __call__(self, images):
         """Outputs that answer to images, whatever they are."""

@@ -1,5 +1,6 @@
 """Labels in fewer passes: the argmax of the scores, but for ties."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from kproba.bank.fusion import LEAST_EVIDENCE, Combination
 from kproba.bank.likeliest import largest_logits, likeliest_classes
 from kproba.bank.predictor import FusedPredictor, NetworkPredictor
 from kproba.bank.views import View
+from kproba.methods.labels import Labeller, LabelSettings
+from kproba.methods.rules import RULES
 from kproba.network.layers import get_classifier, log_sigmoid, upsample
 from kproba.network.logits import compose_logits
 from kproba.network.network import SegmentationNetwork
@@ -195,7 +198,7 @@ def test_extreme_logits_give_labels_and_no_nan(
         logits[0][2, 0, 0] = extreme  # one row of the background
     outputs = outputs._replace(logits=logits)
     view = View((slice(None),), SIZE, outputs, outputs)
-    labels = likeliest_classes(network, Combination(bank, decision), view)
+    _, labels = likeliest_classes(network, Combination(bank, decision), view)
     predictor = FusedPredictor(network, bank, decision)
     log_s = predictor.fit(predictor._log_scores(view))
     assert not log_s.isnan().any()
@@ -270,3 +273,53 @@ def test_log_sigmoid_has_a_gradient_where_it_is_wanted() -> None:
     with torch.no_grad():
         assert not log_sigmoid(x).requires_grad
     assert not log_sigmoid(x.detach()).requires_grad
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.4])
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("rule", ["lda", "klda", "kappa", "confidence"])
+def test_quick_pseudo_labels_are_those_of_the_rule(
+    network: SegmentationNetwork,
+    images: torch.Tensor,
+    banks: dict[str, PrototypeBank],
+    monkeypatch: pytest.MonkeyPatch,
+    rule: str,
+    mask: bool,
+    threshold: float,
+) -> None:
+    reads_bank = rule in banks
+    decision = decision_by(rule, image_prior=1) if reads_bank else None
+    settings = LabelSettings(
+        rule, threshold=threshold, score_threshold=threshold, decision=decision
+    )
+    combination = Combination(banks[rule], decision) if decision else None
+    labeller = Labeller(network, settings, combination)
+    hidden = None
+    if mask:
+        hidden = torch.zeros(len(images), *SIZE, dtype=torch.bool)
+        hidden[:, :40, 5:30] = True
+    assert RULES[rule].quick is not None
+    quick = labeller.label(images, hidden)
+    monkeypatch.setitem(RULES, rule, replace(RULES[rule], quick=None))
+    usual = labeller.label(images, hidden)
+    assert quick.dtype == usual.dtype == torch.uint8
+    assert (quick != usual).double().mean() < 0.001
+    assert len(usual.unique()) >= 2
+
+
+def test_thresholds_and_hidden_pixels_change_the_quick_labels(
+    network: SegmentationNetwork,
+    images: torch.Tensor,
+    banks: dict[str, PrototypeBank],
+) -> None:
+    hidden = torch.zeros(len(images), *SIZE, dtype=torch.bool)
+    hidden[:, :40, 5:30] = True
+    found = []
+    for threshold, where in ((0.0, None), (0.9, None), (0.0, hidden)):
+        decision = decision_by("lda", image_prior=1)
+        settings = LabelSettings("lda", score_threshold=threshold, decision=decision)
+        labeller = Labeller(network, settings, Combination(banks["lda"], decision))
+        found.append(labeller.label(images, where))
+    plain, sure, of_hidden = found
+    assert (sure == 0).sum() > (plain == 0).sum()
+    assert not torch.equal(plain, of_hidden)

@@ -47,8 +47,9 @@ def likeliest_classes(
     network: SegmentationNetwork,
     combination: Combination,
     view: View,
-) -> torch.Tensor:
-    """Labels by network and bank, (B, H, W) int64 in output indices; 0 is background.
+    counted: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels by network and bank, and their scores.
 
     With p the network's probabilities and q the bank's evidence, u_c = p_c^w q_c^a, and
     r_c = 1, or with an image prior π'_c / π_c (`kproba.bank.fusion.fit_to_image`):
@@ -59,6 +60,10 @@ def likeliest_classes(
         network: Network of the step.
         combination: Its bank, with a decision whose `foreground` is "network".
         view: What network and bank see of the images.
+        counted: Pixels that tell of the image's classes, (B, H, W) bool; None: all.
+
+    Returns:
+        max_c s_c, (B, H, W) float32, and its class, int64; 0 is background.
     """
     size, decision = view.size, combination.decision
     logits = compose_logits(view.outputs.logits).float()
@@ -72,13 +77,15 @@ def likeliest_classes(
     evidence[:, 0] = 0  # is not read
     u = p if decision.probability_weight == 1 else p.pow_(decision.probability_weight)
     u = u.mul_(upsample(evidence, size).exp_())[:, 1:]
+    share = foreground / (foreground + background).clamp(min=LEAST)
     if decision.image_prior:
-        share = foreground / (foreground + background).clamp(min=LEAST)
-        u.mul_(_changes(u, share, combination)[:, :, None, None])
+        weight = share if counted is None else share * counted
+        u.mul_(_changes(u, weight, combination)[:, :, None, None])
     best, label = u.max(dim=1)
-    # s_c / (1 - s_0) of the best class
-    within = best / u.sum(dim=1).clamp(min=LEAST)
-    return (label + 1) * (foreground * within > background)
+    best *= foreground / u.sum(dim=1).clamp(min=LEAST)
+    is_class = best > background
+    best = torch.where(is_class, best, background)
+    return best / (foreground + background).clamp(min=LEAST), (label + 1) * is_class
 
 
 def _changes(
@@ -88,7 +95,7 @@ def _changes(
 
     Args:
         u: Scores of the classes but the background, (B, C - 1, H, W).
-        weight: 1 - s_0 of every pixel, (B, H, W).
+        weight: 1 - s_0 of every pixel that counts, (B, H, W).
         combination: The bank, whose shares in training are π, and the decision.
     """
     trained = combination.bank.share[1:].to(u)

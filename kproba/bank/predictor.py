@@ -156,7 +156,7 @@ class FusedPredictor:
         network, combination = self.network, self.combination
         for view in views(network, images, sizes, combination):
             if combination.decision.foreground == "network":
-                labels = likeliest_classes(network, combination, view)
+                _, labels = likeliest_classes(network, combination, view)
             else:
                 labels = self.fit(self._log_scores(view)).argmax(dim=1)
             yield view.place, labels

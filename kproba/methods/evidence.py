@@ -10,7 +10,7 @@ import torch
 
 from kproba.bank.fusion import Combination, pixel_log_probabilities
 from kproba.bank.large import PartlyScored
-from kproba.bank.views import Place, views
+from kproba.bank.views import Place, View, views
 from kproba.network.network import SegmentationNetwork
 
 
@@ -41,13 +41,16 @@ class PixelEvidence:
         Yields:
             The place of some images in (B, H, W), and both of them.
         """
-        combination = self.combination
-        for view in views(self.network, images, sizes, combination):
-            log_p = pixel_log_probabilities(self.network, view.outputs, view.size)
-            evidence = None
-            if combination is not None:
-                evidence = combination.log_evidence_of_pixels(view.features, view.size)
-            yield view.place, log_p, evidence
+        for view in views(self.network, images, sizes, self.combination):
+            yield view.place, *self.of_view(view)
+
+    def of_view(self, view: View) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log p and log evidence of what the networks see of some images."""
+        log_p = pixel_log_probabilities(self.network, view.outputs, view.size)
+        if self.combination is None:
+            return log_p, None
+        evidence = self.combination.log_evidence_of_pixels(view.features, view.size)
+        return log_p, evidence
 
     def log_scores(self, images: torch.Tensor) -> torch.Tensor:
         """What `compute` gives as one map, (B, C, H, W) or (B, 2 C, H, W)."""

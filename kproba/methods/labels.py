@@ -27,12 +27,15 @@ import torch
 
 from kproba.bank.decision import Decision
 from kproba.bank.fusion import Combination
-from kproba.bank.views import Place
+from kproba.bank.likeliest import likeliest_classes
+from kproba.bank.views import Place, View, views
 from kproba.data.labels import UNSURE, LabelMap
 from kproba.data.loaders import Batch
 from kproba.data.tiles import needs_tiles
 from kproba.methods.evidence import PixelEvidence
 from kproba.methods.rules import RULES
+from kproba.network.layers import upsample
+from kproba.network.logits import compose_logits
 from kproba.network.network import SegmentationNetwork
 from kproba.runtime.distributed import ALONE, Process
 from kproba.runtime.references import resolve
@@ -161,6 +164,26 @@ def decide(case: LabelCase) -> torch.Tensor:
     return labels.to(torch.uint8)
 
 
+def quick_scores(
+    labeller: "Labeller", view: View, hidden: torch.Tensor | None
+) -> torch.Tensor | None:
+    """`by_score` from what network and bank see; None if both decide everything."""
+    combination = labeller.combination
+    if combination is None or combination.decision.foreground != "network":
+        return None
+    best, label = likeliest_classes(labeller.network, combination, view, hidden)
+    return label * (best >= labeller.settings.score_threshold)
+
+
+def quick_confidence(
+    labeller: "Labeller", view: View, hidden: torch.Tensor | None
+) -> torch.Tensor:
+    """`by_confidence` from what the network sees."""
+    logits = upsample(compose_logits(view.outputs.logits).float(), view.size)
+    best, label = labeller.network.probabilities(logits).max(dim=1)
+    return label * (best >= labeller.settings.threshold)
+
+
 def entropy(log_p: torch.Tensor) -> torch.Tensor:
     """Entropy of p̄ as a share of the largest, log C; (B, C, H, W) to (B, H, W)."""
     log_p = log_p.log_softmax(dim=1)
@@ -261,13 +284,24 @@ class Labeller:
         evidence = PixelEvidence(self.network, self.combination)
         if not needs_tiles(images.shape):
             labels = torch.zeros_like(images[:, 0], dtype=torch.uint8)
-            for place, log_p, log_evidence in evidence.compute(images, sizes):
-                mask = None if hidden is None else hidden[place]
-                labels[place] = decide(self._case(log_p, log_evidence, mask))
+            for view in views(self.network, images, sizes, self.combination):
+                mask = None if hidden is None else hidden[view.place]
+                labels[view.place] = self._label_view(evidence, view, mask)
             return labels
         masks = [None] * len(images) if hidden is None else list(hidden)
         pairs = zip(images, masks, strict=True)
         return torch.stack([self._label_in_tiles(evidence, *pair) for pair in pairs])
+
+    def _label_view(
+        self, evidence: PixelEvidence, view: View, hidden: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Labels (b, h, w) of what the networks see, quickly if the rule can."""
+        rule = RULES.get(self.settings.rule)
+        if rule is not None and rule.quick is not None:
+            found: torch.Tensor | None = resolve(rule.quick)(self, view, hidden)
+            if found is not None:
+                return found
+        return decide(self._case(*evidence.of_view(view), hidden))
 
     def _label_in_tiles(
         self, evidence: PixelEvidence, image: torch.Tensor, hidden: torch.Tensor | None

@@ -33,6 +33,9 @@ class LabelRule:
         by_distance: Whether the bank's evidence is the distance to its prototypes, and
             not the posterior of the discriminant analysis.
         scores: Whether it scores every class by network and bank, and so can predict.
+        quick: Takes the `Labeller`, a `kproba.bank.views.View` and the hidden pixels,
+            and returns the same labels without the scores of all classes, or None where
+            the decision does not allow that. None: there is no such function.
         prepare: Takes the teacher, the batches, the label map and the process, and
             returns what `LabelCase.thresholds` holds; None: nothing is prepared.
     """
@@ -46,6 +49,7 @@ class LabelRule:
     combines: str | None = None
     by_distance: bool = False
     scores: bool = False
+    quick: Reference | None = None
     prepare: Reference | None = None
 
 
@@ -60,6 +64,7 @@ _ENTRIES = (
         bank="identity",
         combines="lda",
         scores=True,
+        quick=f"{_LABELS}:quick_scores",
     ),
     LabelRule(
         "klda",
@@ -70,6 +75,7 @@ _ENTRIES = (
         bank="rff",
         combines="klda",
         scores=True,
+        quick=f"{_LABELS}:quick_scores",
     ),
     LabelRule(
         "kappa",
@@ -81,12 +87,14 @@ _ENTRIES = (
         combines="kappa",
         by_distance=True,
         scores=True,
+        quick=f"{_LABELS}:quick_scores",
     ),
     LabelRule(
         "confidence",
         "The network's class where its probability reaches the threshold (BARM).",
         f"{_LABELS}:by_confidence",
         reads=("threshold",),
+        quick=f"{_LABELS}:quick_confidence",
     ),
     LabelRule("argmax", "The network's class.", f"{_LABELS}:by_argmax"),
     LabelRule(
