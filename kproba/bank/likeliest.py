@@ -1,12 +1,14 @@
 """The likeliest class of every pixel, without the scores of all classes.
 
-A test needs labels alone. `kproba.bank.fusion` gives log s of every class; here the
-same rule is computed with probabilities, in about a third of the passes over the
-(C, H, W) values. Both agree up to rounding: labels differ only where two classes tie,
-or where the scores of all classes are below `LEAST`. That is background.
+Test and pseudo labels need labels alone. `kproba.bank.fusion` gives log s of every
+class; here the same rule is computed with probabilities, in few passes over the
+(H, W, C) values, and strip by strip, so that they stay in a processor's cache. Both
+agree up to rounding: labels differ only where two classes tie, or where the scores of
+all classes are below `LEAST`. That is background.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,42 @@ from kproba.network.network import SegmentationNetwork
 
 LEAST = 1e-37  # of a sum of scores or probabilities
 ROUNDING = 1e-4  # of logits, so that interpolation cannot make a class win after all
+# Values of a strip: as many as stay in a processor's cache, or as keep a GPU busy.
+STRIP = {"cpu": 2**19, "cuda": 2**26}
+
+
+class Rows:
+    """Bilinear interpolation of cells to pixels, for some rows of pixels at a time.
+
+    The same as `upsample` up to rounding: columns are interpolated here, rows when they
+    are asked for.
+
+    Args:
+        cells: (B, C, h, w) float32.
+        size: (H, W).
+    """
+
+    def __init__(self, cells: torch.Tensor, size: Sequence[int]):
+        high, (height, width) = cells.shape[2], size
+        wide = upsample(cells, (high, width)).permute(0, 2, 3, 1).contiguous()
+        self.wide = wide  # (B, h, W, C)
+        place = (torch.arange(height, device=cells.device) + 0.5) * high / height - 0.5
+        place = place.clamp(min=0)
+        self.upper = place.long().clamp(max=high - 1)
+        self.lower = (self.upper + 1).clamp(max=high - 1)
+        self.share = (place - self.upper).view(-1, 1, 1)
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        """Some rows of pixels, (B, rows, W, C)."""
+        above, below = self.wide[:, self.upper[rows]], self.wide[:, self.lower[rows]]
+        return above.lerp_(below, self.share[rows])
+
+    def strips(self) -> Iterator[slice]:
+        """Rows that have few enough values together, one strip after the other."""
+        images, _, width, channels = self.wide.shape
+        step = max(1, STRIP[self.wide.device.type] // (images * width * channels))
+        for top in range(0, len(self.upper), step):
+            yield slice(top, min(top + step, len(self.upper)))
 
 
 def largest_logits(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -40,7 +78,11 @@ def largest_logits(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     bound -= ROUNDING * bound.abs().clamp(min=1)
     wins = (largest < bound).logical_not()  # NaN is kept: something must win
     possible = wins.any(dim=3).any(dim=2).any(dim=0).nonzero()[:, 0]
-    return possible[upsample(logits[:, possible], size).argmax(dim=1)]
+    rows_of = Rows(logits[:, possible], size)
+    labels = logits.new_empty(len(logits), *size, dtype=torch.int64)
+    for rows in rows_of.strips():
+        labels[:, rows] = possible[rows_of[rows].argmax(dim=3)]
+    return labels
 
 
 def likeliest_classes(
@@ -65,47 +107,78 @@ def likeliest_classes(
     Returns:
         max_c s_c, (B, H, W) float32, and its class, int64; 0 is background.
     """
-    size, decision = view.size, combination.decision
-    logits = compose_logits(view.outputs.logits).float()
-    p = network.probabilities(upsample(logits, size))
-    background, foreground = p[:, 0].clone(), p[:, 1:].sum(dim=1)
+    parts: Iterable[Part] = _parts(network, combination, view)
+    if combination.decision.image_prior:
+        parts = _fitted(list(parts), combination, counted)
+    images = len(view.outputs.backbone)
+    best = view.outputs.backbone.new_empty(images, *view.size, dtype=torch.float32)
+    labels = torch.empty_like(best, dtype=torch.int64)
+    for rows, u, share in parts:
+        score, label = u.max(dim=3)
+        score *= share / u.sum(dim=3).clamp(min=LEAST)
+        is_class = score > 1 - share
+        best[:, rows] = torch.where(is_class, score, 1 - share)
+        labels[:, rows] = (label + 1) * is_class
+    return best, labels
+
+
+class Part(NamedTuple):
+    """Scores of some rows of pixels.
+
+    Attributes:
+        rows: Which rows.
+        u: Scores of the classes but the background, (B, rows, W, C - 1), any scale.
+        share: 1 - s_0, (B, rows, W).
+    """
+
+    rows: slice
+    u: torch.Tensor
+    share: torch.Tensor
+
+
+def _parts(
+    network: SegmentationNetwork, combination: Combination, view: View
+) -> Iterator[Part]:
+    """u_c of all pixels, strip by strip."""
+    weight = combination.decision.probability_weight
     # Interpolation is linear: the exponent may be applied to the cells.
-    evidence = combination.log_evidence(view.features) * decision.evidence_weight
+    evidence = combination.log_evidence(view.features)[:, 1:]
+    evidence = evidence * combination.decision.evidence_weight
     # A factor that the classes have in common changes nothing. Without it, all of them
     # could be 0 in float32 where the bank is sure of the background.
-    evidence -= evidence[:, 1:].amax(dim=1, keepdim=True)
-    evidence[:, 0] = 0  # is not read
-    u = p if decision.probability_weight == 1 else p.pow_(decision.probability_weight)
-    u = u.mul_(upsample(evidence, size).exp_())[:, 1:]
-    share = foreground / (foreground + background).clamp(min=LEAST)
-    if decision.image_prior:
-        weight = share if counted is None else share * counted
-        u.mul_(_changes(u, weight, combination)[:, :, None, None])
-    best, label = u.max(dim=1)
-    best *= foreground / u.sum(dim=1).clamp(min=LEAST)
-    is_class = best > background
-    best = torch.where(is_class, best, background)
-    return best / (foreground + background).clamp(min=LEAST), (label + 1) * is_class
+    evidence -= evidence.amax(dim=1, keepdim=True)
+    logits = Rows(compose_logits(view.outputs.logits).float(), view.size)
+    log_q = Rows(evidence, view.size)
+    for rows in logits.strips():
+        p = network.probabilities(logits[rows].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        foreground = p[..., 1:].sum(dim=3)
+        share = foreground / (foreground + p[..., 0]).clamp(min=LEAST)
+        classes = p[..., 1:] if weight == 1 else p[..., 1:].pow(weight)
+        yield Part(rows, log_q[rows].exp_().mul_(classes), share)
 
 
-def _changes(
-    u: torch.Tensor, weight: torch.Tensor, combination: Combination
-) -> torch.Tensor:
-    """How the shares of the classes change in each image: r, (B, C - 1).
+def _fitted(
+    parts: list[Part], combination: Combination, counted: torch.Tensor | None
+) -> Iterator[Part]:
+    """r_c u_c: the scores with the prior of each image.
 
     Args:
-        u: Scores of the classes but the background, (B, C - 1, H, W).
-        weight: 1 - s_0 of every pixel that counts, (B, H, W).
+        parts: All pixels of the images.
         combination: The bank, whose shares in training are π, and the decision.
+        counted: Pixels that tell of the image's classes, (B, H, W) bool; None: all.
     """
-    trained = combination.bank.share[1:].to(u)
+    trained = combination.bank.share[1:].to(parts[0].u)
     trained = (trained / trained.sum()).clamp(min=LEAST_SHARE)
-    values = u.permute(0, 2, 3, 1).flatten(1, 2)  # (B, pixels, C - 1)
-    weight = weight.flatten(1)
-    whole = weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
-    change = torch.ones_like(values[:, 0])
+    change = torch.ones_like(parts[0].u[:, 0, 0])  # r, (B, C - 1)
     for _ in range(combination.decision.image_prior):
-        total = torch.bmm(values, change[:, :, None])[:, :, 0].clamp(min=LEAST)
-        counted = torch.bmm((weight / total)[:, None], values)[:, 0]
-        change = (change * counted / whole).clamp(min=LEAST_SHARE) / trained
-    return change
+        whole, seen = torch.zeros_like(change[:, :1]), torch.zeros_like(change)
+        for rows, u, share in parts:
+            weight = share if counted is None else share * counted[:, rows]
+            values, weight = u.flatten(1, 2), weight.flatten(1)
+            total = torch.bmm(values, change[:, :, None])[:, :, 0].clamp(min=LEAST)
+            seen += torch.bmm((weight / total)[:, None], values)[:, 0]
+            whole += weight.sum(dim=1, keepdim=True)
+        change = (change * seen / whole.clamp(min=1e-6)).clamp(min=LEAST_SHARE)
+        change /= trained
+    for rows, u, share in parts:
+        yield Part(rows, u.mul_(change[:, None, None]), share)
