@@ -42,7 +42,7 @@ RAW = np.arange(256, dtype=np.uint8)
 SIDES = [(64, 96), (63, 95), (49, 66), (34, 81), (1, 96), (64, 7)]
 CANVAS = Size(64, 96)
 # Of the largest value. ResNets of random weights make more of rounding.
-TOLERANCE = {"efficientnet_lite0": 1e-5, "resnet50": 1e-3}
+TOLERANCE = {"efficientnet_lite0": 5e-5, "resnet50": 1e-3}
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_views_of_a_canvas_are_those_of_its_pictures() -> None:
         for view, image in zip(found, ordered, strict=True):
             number, rows, columns = view.place
             assert torch.equal(batch[number, :, rows, columns][0], image)
-            assert max(differences(view.outputs, network(image[None]))) < 1e-5
+            assert max(differences(view.outputs, network(image[None]))) < 5e-5
     labels = dict.fromkeys(range(len(SIDES)))
     for place, of_picture in NetworkPredictor(network).predict_labels(together, SIDES):
         labels[place[0].start] = of_picture[0]

@@ -22,7 +22,7 @@ from kproba.network.network import SegmentationNetwork
 LEAST = 1e-37  # of a sum of scores or probabilities
 ROUNDING = 1e-4  # of logits, so that interpolation cannot make a class win after all
 # Values of a strip: as many as stay in a processor's cache, or as keep a GPU busy.
-STRIP = {"cpu": 2**19, "cuda": 2**26}
+STRIP = {"cpu": 2**20, "cuda": 2**26}
 
 
 class Rows:

