@@ -23,8 +23,8 @@ process.
 
 REMARKS = """
 The forward passes that evaluation, tests with two networks and pseudo labels are \
-compared with have become faster: 0.26 s in place of 0.47 s for four images of 513² \
-(EfficientNet-Lite0, folded, one thread). What comes after them takes a larger share \
+compared with have become faster: 0.3 to 0.4 s in place of 0.8 s for four images of \
+513² (EfficientNet-Lite0, one thread). What comes after them takes a larger share \
 now, though less time: a test with two networks took 3.4 times the passes of its \
 version (21 classes), and 4.6 times with ResNet-50 and 101 classes. On one thread it \
 takes 2.2 to 2.4 times now, and 2.0 to 2.2 times a test with one network.

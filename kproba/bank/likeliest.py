@@ -21,8 +21,7 @@ from kproba.network.network import SegmentationNetwork
 
 LEAST = 1e-37  # of a sum of scores or probabilities
 ROUNDING = 1e-4  # of logits, so that interpolation cannot make a class win after all
-# Values of a strip: as many as stay in a processor's cache, or as keep a GPU busy.
-STRIP = {"cpu": 2**20, "cuda": 2**26}
+GPU_VALUES = 2**26  # of a strip on a GPU
 
 
 class Rows:
@@ -48,15 +47,31 @@ class Rows:
 
     def __getitem__(self, rows: slice) -> torch.Tensor:
         """Some rows of pixels, (B, rows, W, C)."""
-        above, below = self.wide[:, self.upper[rows]], self.wide[:, self.lower[rows]]
-        return above.lerp_(below, self.share[rows])
+        upper, lower, share = self.upper[rows], self.lower[rows], self.share[rows]
+        if self.wide.device.type == "cpu" and upper[0] == upper[-1]:
+            # Between two rows of cells; nothing has to be gathered.
+            first, last = int(upper[0]), int(lower[0])
+            return torch.lerp(
+                self.wide[:, first, None], self.wide[:, last, None], share
+            )
+        return self.wide[:, upper].lerp_(self.wide[:, lower], share)
 
     def strips(self) -> Iterator[slice]:
-        """Rows that have few enough values together, one strip after the other."""
-        images, _, width, channels = self.wide.shape
-        step = max(1, STRIP[self.wide.device.type] // (images * width * channels))
-        for top in range(0, len(self.upper), step):
-            yield slice(top, min(top + step, len(self.upper)))
+        """Rows of pixels, one strip after the other: together they are all rows.
+
+        On a GPU as many as keep it busy. On a CPU those between two rows of cells,
+        whose values stay in its cache.
+        """
+        height, device = len(self.upper), self.wide.device
+        if device.type == "cpu":
+            counts = self.upper.unique_consecutive(return_counts=True)[1].tolist()
+        else:
+            step = max(1, GPU_VALUES // self.wide[:, 0].numel())
+            counts = [min(step, height - top) for top in range(0, height, step)]
+        top = 0
+        for count in counts:
+            yield slice(top, top + count)
+            top += count
 
 
 def largest_logits(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -170,12 +185,16 @@ def _fitted(
     trained = combination.bank.share[1:].to(parts[0].u)
     trained = (trained / trained.sum()).clamp(min=LEAST_SHARE)
     change = torch.ones_like(parts[0].u[:, 0, 0])  # r, (B, C - 1)
-    for _ in range(combination.decision.image_prior):
+    for iteration in range(combination.decision.image_prior):
         whole, seen = torch.zeros_like(change[:, :1]), torch.zeros_like(change)
         for rows, u, share in parts:
             weight = share if counted is None else share * counted[:, rows]
             values, weight = u.flatten(1, 2), weight.flatten(1)
-            total = torch.bmm(values, change[:, :, None])[:, :, 0].clamp(min=LEAST)
+            if iteration == 0:  # r is 1
+                total = values.sum(dim=2)
+            else:
+                total = torch.bmm(values, change[:, :, None])[:, :, 0]
+            total = total.clamp_(min=LEAST)
             seen += torch.bmm((weight / total)[:, None], values)[:, 0]
             whole += weight.sum(dim=1, keepdim=True)
         change = (change * seen / whole.clamp(min=1e-6)).clamp(min=LEAST_SHARE)
