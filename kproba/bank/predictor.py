@@ -31,8 +31,8 @@ class NetworkPredictor:
 
     def log_scores(self, images: torch.Tensor) -> torch.Tensor:
         """Log p̄ over S_t, (B, |S_t|, H, W) float32, of images (B, 3, H, W) uint8."""
-        logits = self.network.predict_logits(images)
-        return self.network.log_probabilities(logits).log_softmax(dim=1)
+        ((_, log_p),) = self.predict_scores(images)
+        return log_p
 
     def predict_labels(
         self, images: torch.Tensor, sizes: Sequence[tuple[int, int]] | None = None
