@@ -1,8 +1,12 @@
-# make demo    set up, run the embedded example, print the table and where the report is
-# make test    set up, run the tests
-# make test-slurm  set up, run the tests that need a SLURM with two GPUs (or pretended ones)
-# make lint    set up, check format, style and types
-# make bench   set up, measure benchmarks/README.md again (half an hour, idle machine)
+# make demo        set up, run the embedded example, print the table and where the report is
+# make test        set up with the tools of developers, run the tests
+# make test-slurm  the same for tests that need a SLURM with two GPUs (or pretended ones)
+# make lint        the same, check format, style and types
+# make docs        the same, build the documentation site; dead links are errors
+# make package     the same, build wheel and source archive, and check them
+# make bench       the same, measure benchmarks/README.md again (half an hour, idle machine)
+# make setup       set up what users need
+# make setup-dev   set up the tools of developers too
 # Variables count on the command line of make alone, such as `make PYTHON=python3.12`.
 # A shell may export VENV or PYTHON for something else.
 PYTHON = python3
@@ -28,9 +32,12 @@ endif
 BIN := $(if $(filter /%,$(REAL)),$(REAL),./$(REAL))/bin
 ACTIVE = export PATH="$$(cd $(BIN) && pwd -P):$$PATH";
 
-.PHONY: demo test test-slurm lint bench format setup clean
+.PHONY: demo test test-slurm lint docs package bench format setup setup-dev clean
 
 setup: $(VENV)/.ready
+setup-dev: $(VENV)/.ready-dev
+
+INSTALL = $(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -41,7 +48,12 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	  { echo "Could not make a virtual environment. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
 	@if [ $(REAL) != $(VENV) ]; then ln -sfn $(REAL) $(VENV); echo "$(VENV) is a link to $(REAL)"; fi
 	@echo "Installing into $(REAL) (PyTorch is large: this takes minutes the first time)"
-	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[dev]'
+	@$(INSTALL) .
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	@echo "Installing the tools of developers into $(REAL)"
+	@$(INSTALL) '.[dev]'
 	@touch $@
 
 # One demo at a time: so a lock that a killed Snakemake left behind may be removed.
@@ -56,26 +68,36 @@ demo: setup
 	@echo
 	@echo "Report: $$PWD/results/report.html"
 
-test: setup
+test: setup-dev
 	$(ACTIVE) python -m pytest $(PYTEST_FLAGS)
 
-test-slurm: setup
+test-slurm: setup-dev
 	$(ACTIVE) KPROBA_TEST_SLURM=1 python -m pytest $(PYTEST_FLAGS) tests/test_slurm.py
 
-lint: setup
+lint: setup-dev
 	$(ACTIVE) ruff check .
 	$(ACTIVE) ruff format --check .
 	$(ACTIVE) snakefmt --check Snakefile workflow
 	$(ACTIVE) mypy
 	$(ACTIVE) snakemake --lint
 
-bench: setup
+docs: setup-dev
+	$(ACTIVE) sphinx-build --fail-on-warning --keep-going --quiet -b html docs build/docs
+	@echo "Site: $$PWD/build/docs/index.html"
+
+package: setup-dev
+	rm -rf dist
+	$(ACTIVE) python -m build --no-isolation
+	$(ACTIVE) python -m pytest tests/test_package.py
+
+bench: setup-dev
 	$(ACTIVE) OMP_WAIT_POLICY=passive python -m benchmarks
 
-format: setup
+format: setup-dev
+	$(ACTIVE) python envs/update.py
 	$(ACTIVE) ruff check --fix .
 	$(ACTIVE) ruff format .
 	$(ACTIVE) snakefmt Snakefile workflow
 
 clean:
-	rm -rf results .snakemake
+	rm -rf results .snakemake build dist

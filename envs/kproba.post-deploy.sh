@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
-# Installs the package, with the tested versions, into the environment Snakemake made.
-# Snakemake runs this in the folder where snakemake was called; name the checkout if
-# that is another one: KPROBA_SOURCE=/path/to/kproba snakemake ...
+# Installs the package into the environment that Snakemake made. The workflow sets
+# KPROBA_SOURCE: the folder of the clone, or the installed release ("kproba==0.2.0").
+# A clone is installed in editable mode, so that the jobs run the code of the checkout.
 set -euo pipefail
 source="${KPROBA_SOURCE:-$PWD}"
-python -m pip install --constraint "$source/constraints.txt" "$source"
+if [ -d "$source" ]; then
+  python -m pip install --constraint "$source/constraints.txt" --editable "$source"
+else
+  python -m pip install "$source"
+fi

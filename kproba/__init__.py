@@ -7,7 +7,7 @@ The reading order stands in README.md, section "Reading the code".
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from kproba import cli
 from kproba.bank.description import SeenClass
-from kproba.predict import cli, predict
+from kproba.predict import predict
 from kproba.predict.segmenter import Segmenter
 
 

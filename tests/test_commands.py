@@ -13,7 +13,8 @@ from test_inference import step  # noqa: F401  # a fixture
 from test_segmenter import run, trained  # noqa: F401
 
 import kproba
-from kproba.predict import cli, info, predict
+from kproba import cli
+from kproba.predict import info, predict
 from kproba.predict.predict import choose_device
 from kproba.results import measures, tensorboard
 from kproba.runtime.logs import describe_error
@@ -132,7 +133,8 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys, place, words):
 # begins to read.
 READY = """
 import sys
-from kproba.predict import cli, inputs
+from kproba import cli
+from kproba.predict import inputs
 
 def announce(stream, lines=inputs._lines):
     print("ready", flush=True)
@@ -165,7 +167,7 @@ def test_output_that_nobody_reads_is_no_error(trained, words):  # noqa: F811
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", "kproba.predict.cli", *words],
+        [sys.executable, "-m", "kproba.cli", *words],
         stdout=writer,
         stderr=subprocess.PIPE,
         text=True,
@@ -179,7 +181,7 @@ def test_output_that_nobody_reads_is_no_error(trained, words):  # noqa: F811
 def test_output_that_cannot_be_written_is_an_error(trained):  # noqa: F811
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "kproba.predict.cli", "info", str(trained)],
+            [sys.executable, "-m", "kproba.cli", "info", str(trained)],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -279,7 +281,7 @@ def test_names_that_the_terminal_cannot_show_are_escaped(
 
 LIGHT = """
 import sys
-from kproba.predict import cli
+from kproba import cli
 try:
     cli.main(sys.argv[1:])
 finally:

@@ -16,8 +16,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from kproba import cli
 from kproba.data.splits import read_indices
-from kproba.predict import cli
 from kproba.results.tensorboard import _parts_of_link, find_curves
 from kproba.runtime.launch import free_port
 from kproba.runtime.run_file import read_run, write_run
@@ -374,7 +374,7 @@ def test_command_shows_the_steps_until_it_is_stopped(results):
     folder = results / "pets" / "2-1-disjoint"
     words = ["tensorboard", str(folder), "--port", str(port)]
     with subprocess.Popen(
-        [sys.executable, "-m", "kproba.predict.cli", *words],
+        [sys.executable, "-m", "kproba.cli", *words],
         stderr=subprocess.PIPE,
         text=True,
     ) as command:

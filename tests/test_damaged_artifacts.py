@@ -28,7 +28,7 @@ from tested_steps import (
 
 import kproba
 from kproba.bank.bank import PrototypeBank
-from kproba.predict.cli import main as command
+from kproba.cli import main as command
 from kproba.runtime.records import ArtifactError
 
 JSON = ("predictor.json", "model.json", "prototypes.json")

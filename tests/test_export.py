@@ -15,7 +15,7 @@ from small_predictions import noise
 from test_inference import step  # noqa: F401  # a fixture
 from test_segmenter import run, trained  # noqa: F401
 
-from kproba.predict import cli
+from kproba import cli
 from kproba.predict import export as exporting
 from kproba.predict.export import Deployed, export
 from kproba.predict.segmentation import read_picture

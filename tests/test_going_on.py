@@ -25,7 +25,7 @@ KNOWN = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 
 def kproba(folder: Path, *words: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "kproba.predict.cli", *words],
+        [sys.executable, "-m", "kproba.cli", *words],
         **{"cwd": folder, "capture_output": True, "text": True},
         check=True,
     )

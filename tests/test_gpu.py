@@ -363,7 +363,7 @@ def test_the_whole_chain_on_a_gpu(tmp_path: Path) -> None:
     found = []
     for device in ("cpu", "cuda"):
         out = tmp_path / device
-        words = [sys.executable, "-m", "kproba.predict.cli", "predict"]
+        words = [sys.executable, "-m", "kproba.cli", "predict"]
         words += [chain / "kproba" / "seed0" / "step2"]
         words += [tmp_path / "results/data/tiny/scenes/images"]
         words += ["--out", out, "--device", device]

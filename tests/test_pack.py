@@ -14,8 +14,8 @@ import pytest
 from tested_steps import FIRST, STEP, forget_digests, write_tested_step
 
 import kproba
+from kproba.cli import main as command
 from kproba.network.architecture import Architecture
-from kproba.predict.cli import main as command
 from kproba.predict.pack import opened, pack_step, read_packed, unpack_step
 from kproba.predict.packed import MEMBERS, STEP_FILE
 from kproba.runtime.records import ArtifactError

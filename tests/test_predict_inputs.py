@@ -13,8 +13,8 @@ from small_predictions import Command, noise, results, rows
 from test_inference import step  # noqa: F401  # a fixture
 from test_segmenter import trained  # noqa: F401
 
+from kproba import cli
 from kproba.data import pictures
-from kproba.predict import cli
 from kproba.predict.inputs import SHOWN, picture_identity, shortened
 
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import kproba
+from kproba.cli import main as command
 from kproba.network.heads import HEADS
-from kproba.predict.cli import main as command
 
 ARCHIVE = Path(__file__).parent / "data" / "released_0.1.0.tar.xz"
 STEPS = {

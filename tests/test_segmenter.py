@@ -15,12 +15,12 @@ from small_predictions import columns, noise
 from test_inference import all_jobs, step  # noqa: F401  # a fixture
 
 import kproba
+from kproba import cli
 from kproba.bank.decision import Decision
 from kproba.bank.description import SeenClass, convert_description
 from kproba.data.label_images import read_label_image
 from kproba.data.tiles import tile_starts
 from kproba.network.heads import HEADS
-from kproba.predict import cli
 from kproba.predict.predict import choose_device
 from kproba.predict.segmenter import load, read_picture
 from kproba.runtime.distributed import Process

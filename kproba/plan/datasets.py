@@ -1,6 +1,6 @@
 """The datasets of a configuration: folders, class names, tasks and additions."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from kproba.plan.parts import part_names, with_additions
 from kproba.predict.packed import PackedStep
 
 Config = dict[str, Any]
+Locate = Callable[[str], str]
 # Keys of a dataset that say how its masks are found and read.
 OPTIONS = ("labels", "labelmap", "mask_suffix", "masks")
 
@@ -34,13 +35,15 @@ class Datasets:
 
     Args:
         config: A checked configuration.
+        locate: Where a file of `kproba.artifacts` is; see `Plan`.
 
     Raises:
         ConfigError: Class names are missing or wrong.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, locate: Locate = str):
         self._config = config
+        self._locate = locate
         self._parts = with_additions(config["datasets"])
         self._part_names = {
             name: part_names(config["datasets"], name) for name in config["datasets"]
@@ -219,11 +222,9 @@ class Datasets:
         return epochs
 
     def folder(self, part: str) -> str:
-        """Folder of a dataset; below results/ if it is drawn or downloaded."""
-        if self.kind(part).drawn:
-            return artifacts.fill(artifacts.SCENES, {"dataset": part})
-        if self._downloads(part):
-            return artifacts.fill(artifacts.UNPACKED, {"dataset": part})
+        """Where the files of a dataset are; below results/ if a rule makes them."""
+        for made in self.made_folders(part):
+            return self._locate(made)
         folder: str = self._parts[part]["path"]
         return folder
 
@@ -233,9 +234,12 @@ class Datasets:
         return side
 
     def made_folders(self, part: str) -> list[str]:
-        """The folder of a dataset if a rule makes it, else nothing."""
-        made = self.kind(part).drawn or self._downloads(part)
-        return [self.folder(part)] if made else []
+        """The folder of a dataset, as an input, if a rule makes it; else nothing."""
+        if self.kind(part).drawn:
+            return [artifacts.fill(artifacts.SCENES, {"dataset": part})]
+        if self._downloads(part):
+            return [artifacts.fill(artifacts.UNPACKED, {"dataset": part})]
+        return []
 
     def folders(self, dataset: str) -> dict[str, tuple[str, str]]:
         """The folders of a dataset's and its additions' pictures and converted masks.
@@ -247,7 +251,7 @@ class Datasets:
         return {
             part: (
                 self.folder(part),
-                artifacts.fill(artifacts.MADE_MASKS, {"dataset": part}),
+                self._locate(artifacts.fill(artifacts.MADE_MASKS, {"dataset": part})),
             )
             for part in parts
         }
@@ -262,7 +266,7 @@ class Datasets:
         if part not in self._states:
             recorded = artifacts.fill(artifacts.FILES, {"dataset": part})
             self._states[part] = state_of_files(
-                self.kind(part), self._parts[part]["path"], recorded
+                self.kind(part), self._parts[part]["path"], self._locate(recorded)
             )
         return self._states[part]
 
@@ -292,10 +296,10 @@ class Datasets:
         None without an index, or if it is to be made anew.
         """
         values = {"dataset": part}
-        state = recorded_state(artifacts.fill(artifacts.FILES, values))
+        state = recorded_state(self._locate(artifacts.fill(artifacts.FILES, values)))
         if state is None or state != self.state_of_files(part):
             return None
-        return training_classes(artifacts.fill(artifacts.INDEX, values))
+        return training_classes(self._locate(artifacts.fill(artifacts.INDEX, values)))
 
     def archives(self, part: str) -> list[Archive]:
         """The archives that `download: true` fetches; none for unpublished kinds."""

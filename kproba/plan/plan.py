@@ -15,7 +15,7 @@ from kproba.methods.builtin import base_methods
 from kproba.network.backbones import BACKBONES
 from kproba.plan.chain import PUBLISHED, Chain, Run
 from kproba.plan.checks import check_batches, check_model
-from kproba.plan.datasets import Datasets
+from kproba.plan.datasets import Datasets, Locate
 from kproba.plan.errors import ConfigError, suggestion
 from kproba.plan.jobs import Bank, Job, Received, ReceivedBank, Test, Training
 from kproba.plan.methods import PlannedMethod, plan_methods
@@ -38,15 +38,19 @@ class Plan:
 
     Args:
         config: What `kproba.plan.schema.check` returned; it is not changed.
+        locate: Where a file of `kproba.artifacts` is, for paths that a job gets as
+            text. Where another workflow uses this one as a module with a prefix,
+            Snakemake adds the prefix to inputs and outputs, but not to such paths.
 
     Raises:
         ConfigError: A dataset, task or method does not exist, classes cannot be
             divided, or a batch cannot be split.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, locate: Locate = str):
         self.config = config
-        self.datasets = Datasets(config)
+        self.locate = locate
+        self.datasets = Datasets(config, locate)
         self.methods = plan_methods(config)
         self._bases = base_methods().keys()
         self.chain = Chain(config, self.datasets, self.methods)
@@ -282,6 +286,9 @@ class Plan:
             labels=label_place.path(artifacts.LABELS) if label_place else None,
             quality=label_place.path(artifacts.LABEL_QUALITY) if label_place else None,
             split=split.path(artifacts.SPLIT) if split else None,
+            settings=model.path(artifacts.SETTINGS),
+            images=self.owner(test.network.split, run).path(artifacts.SPLIT),
+            joint=self.method(run.method).method.joint,
         )
 
     def _times(self, test: Test, run: Run) -> dict[str, str]:
@@ -311,9 +318,12 @@ class Plan:
             "setting": run.setting,
             "groups": groups,
             "names": self.datasets.names(run.dataset, groups),
-            "indices": self.datasets.indices(run.dataset, groups),
-            "checks": self.datasets.checks(run.dataset, groups),
+            "indices": self._locate_all(self.datasets.indices(run.dataset, groups)),
+            "checks": self._locate_all(self.datasets.checks(run.dataset, groups)),
         }
+
+    def _locate_all(self, paths: list[str]) -> list[str]:
+        return [self.locate(path) for path in paths]
 
     def last_banks(self) -> list[str]:
         """The banks after the last steps, from which a next step would start."""

@@ -28,6 +28,9 @@ class StepResult:
         labels: Folder of the pseudo labels that the step trained on; None without.
         quality: Table of how good they are; None without.
         split: Table of the images that they are of; None without.
+        settings: settings.json of the training; None if it is not known.
+        images: Table of the images of the training; None if it is not known.
+        joint: Whether the method is one training on the labels of all classes.
     """
 
     dataset: str
@@ -48,6 +51,9 @@ class StepResult:
     labels: str | None = None
     quality: str | None = None
     split: str | None = None
+    settings: str | None = None
+    images: str | None = None
+    joint: bool = False
 
     @property
     def experiment(self) -> tuple[str, str, str]:
@@ -60,9 +66,21 @@ class StepResult:
         names = ("dataset", "task", "setting", "method", "seed", "step")
         return {name: getattr(self, name) for name in names}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the parameters of a rule."""
-        return {**vars(self), "times": dict(self.times)}
+    def to_dict(self, locate: Callable[[str], str] = str) -> dict[str, Any]:
+        """Plain values, which a job gets as text.
+
+        Args:
+            locate: Where a file is; see `kproba.plan.plan.Plan`.
+        """
+        names = {*self.run, "times", "joint"}
+        files = {
+            field.name: path and locate(path)
+            for field in fields(self)
+            if field.name not in names
+            for path in (getattr(self, field.name),)
+        }
+        times = {kind: locate(path) for kind, path in self.times.items()}
+        return {**self.run, **files, "times": times, "joint": self.joint}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "StepResult":

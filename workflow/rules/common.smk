@@ -23,21 +23,32 @@ from kproba.plan.plan import Plan, Run
 from kproba.plan.results import LazyResults, by_experiment, list_files
 from kproba.plan.schema import check
 from kproba.plan.targets import check_targets
+from kproba.project import package_source
 from kproba.results.measures import MEASURES
 
-# Commands are found beside Snakemake too, when its environment is not activated. The
-# path is quoted for the shell, and its braces for Snakemake.
+
+def without_wildcards(path):
+    """A path whose braces Snakemake does not read as wildcards."""
+    return path.replace("{", "{{").replace("}", "}}")
+
+
+# How a rule starts a program. It is found beside Snakemake too, when the environment is
+# not activated. The path is quoted for the shell.
 beside = shlex.quote(str(Path(sys.executable).parent))
-shell.prefix(f'PATH="$PATH":{beside}; '.replace("{", "{{").replace("}", "}}"))
+LAUNCH = without_wildcards(f'PATH="$PATH":{beside}; exec kproba-launch')
+
+# With a prefix in the module statement, Snakemake puts it before the paths of inputs and
+# outputs. Paths that a job gets as text need the same.
+locate = workflow.modifier.path_modifier.replace_prefix
+
+rules_folder = workflow.current_basedir.get_path_or_uri(secret_free=True)
 
 
 def file_of_workflow(path):
-    """A file beside this one; Snakemake reads braces in its path as names."""
-    folder = Path(workflow.basedir, "workflow", "rules")
-    if "{" not in str(folder) and "}" not in str(folder):
+    """A file beside this one."""
+    if "{" not in rules_folder and "}" not in rules_folder:
         return path
-    full = os.path.normpath(folder / path)
-    return full.replace("{", "{{").replace("}", "}}")
+    return without_wildcards(os.path.normpath(os.path.join(rules_folder, path)))
 
 
 def script_file(name):
@@ -46,14 +57,16 @@ def script_file(name):
 
 ENVIRONMENT = file_of_workflow("../../envs/kproba.yaml")
 
-shorten_log(dry_run=workflow.output_settings.dryrun)
+# The script that installs the package into this environment needs its place.
+os.environ.setdefault("KPROBA_SOURCE", package_source())
 
 SCHEMA = workflow.source_path("../schemas/config.schema.yaml")
 
 try:
-    plan = Plan(check(config, SCHEMA))
+    plan = Plan(check(config, SCHEMA), locate)
     plan.datasets.check_folders()
-    check_targets(plan, sys.argv[1:])
+    if not is_module:
+        check_targets(plan, sys.argv[1:])
     # A job that Snakemake starts in another process, as on a cluster, reads this file
     # too: it needs no more of the plan than its own inputs.
     all_results = LazyResults(lambda: plan.results(plan.runs))
@@ -64,8 +77,11 @@ except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 
-if workflow.is_main_process:
-    settle_times(artifacts.RESULTS, ".snakemake/metadata")
+# Another workflow that uses this one decides about its log and its files itself.
+if not is_module:
+    shorten_log(dry_run=workflow.output_settings.dryrun)
+    if workflow.is_main_process:
+        settle_times(artifacts.RESULTS, ".snakemake/metadata")
 
 
 wildcard_constraints:
@@ -295,13 +311,20 @@ def test_job(wildcards):
 # --- Summary, figures and report -----------------------------------------------------
 
 # Several configurations in one folder keep a report each.
-configuration = config.get("report") or name_of_files(workflow.configfiles)
+if is_module:
+    default_name = workflow.modifier.namespace
+else:
+    default_name = name_of_files(workflow.configfiles)
+configuration = config.get("report") or default_name
 
 
 def of_configuration(pattern):
     """The file of a pattern for this configuration."""
     return artifacts.fill(pattern, {"configuration": configuration})
 
+
+# Heading of an experiment's figures in Snakemake's own report
+EXPERIMENT_NAME = "{dataset} {task} {setting}"
 
 measure_extensions = find_origins(("measure", name) for name in MEASURES)
 
@@ -318,11 +341,11 @@ def results_of_experiment(wildcards):
 
 @cache
 def all_rows():
-    return [result.to_dict() for result in all_results]
+    return [result.to_dict(locate) for result in all_results]
 
 
 def rows_of_experiment(wildcards):
-    return [result.to_dict() for result in results_of_experiment(wildcards)]
+    return [result.to_dict(locate) for result in results_of_experiment(wildcards)]
 
 
 def experiment_files(*kinds):

@@ -22,7 +22,7 @@ rule evaluate:
         "Testing {wildcards.method} after step {wildcards.step} of {wildcards.dataset} "
         "{wildcards.task} {wildcards.setting}, seed {wildcards.seed}"
     shell:
-        "exec kproba-launch --log {log:q} --gpus {resources.gpu} --cores {threads}"
+        LAUNCH + " --log {log:q} --gpus {resources.gpu} --cores {threads}"
         " --compute {resources.compute:q}"
         " kproba.jobs.evaluate --job {resources.job:q}"
         " --folders {resources.folders:q} --model {input.model:q}"

@@ -23,7 +23,7 @@ rule build_prototypes:
     message:
         "Building the prototype bank of {wildcards.method} after step {wildcards.step}"
     shell:
-        "exec kproba-launch --log {log:q} --gpus {resources.gpu} --cores {threads}"
+        LAUNCH + " --log {log:q} --gpus {resources.gpu} --cores {threads}"
         " --compute {resources.compute:q}"
         " kproba.jobs.build_bank --job {resources.job:q}"
         " --folders {resources.folders:q} --model {input.model:q}"

@@ -27,7 +27,7 @@ rule export_pseudo_labels:
         "Labelling old classes in the images of step {wildcards.step}, "
         "{wildcards.method}"
     shell:
-        "exec kproba-launch --log {log:q} --gpus {resources.gpu} --cores {threads}"
+        LAUNCH + " --log {log:q} --gpus {resources.gpu} --cores {threads}"
         " --compute {resources.compute:q}"
         " kproba.jobs.export_labels --job {resources.job:q}"
         " --folders {resources.folders:q}"

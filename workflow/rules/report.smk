@@ -9,16 +9,22 @@ rule summarise:
             of_configuration(artifacts.SUMMARY),
             caption="../report/summary.rst",
             category="Results",
+            subcategory=of_configuration("{configuration}"),
+            labels={"file": "Summary: all measures after every step", "kind": "table"},
         ),
         classes=report(
             of_configuration(artifacts.CLASS_RESULTS),
             caption="../report/classes.rst",
             category="Results",
+            subcategory=of_configuration("{configuration}"),
+            labels={"file": "IoU of every class after every step", "kind": "table"},
         ),
         pseudo_labels=report(
             of_configuration(artifacts.LABEL_RESULTS),
             caption="../report/pseudo_labels.rst",
             category="Results",
+            subcategory=of_configuration("{configuration}"),
+            labels={"file": "Quality of the pseudo labels", "kind": "table"},
         ),
     log:
         artifacts.log_path(of_configuration(artifacts.SUMMARY), "summary"),
@@ -48,26 +54,36 @@ rule draw_figures:
             artifacts.figure("miou"),
             caption="../report/miou.rst",
             category="Figures",
+            subcategory=EXPERIMENT_NAME,
+            labels={"figure": "mIoU after every step"},
         ),
         training=report(
             artifacts.figure("training"),
             caption="../report/training.rst",
             category="Figures",
+            subcategory=EXPERIMENT_NAME,
+            labels={"figure": "Loss of every step"},
         ),
         classes=report(
             artifacts.figure("classes"),
             caption="../report/class_steps.rst",
             category="Figures",
+            subcategory=EXPERIMENT_NAME,
+            labels={"figure": "IoU of every class after every step"},
         ),
         pseudo_labels=report(
             artifacts.figure("pseudo_labels"),
             caption="../report/pseudo_label_steps.rst",
             category="Figures",
+            subcategory=EXPERIMENT_NAME,
+            labels={"figure": "IoU of the pseudo labels"},
         ),
         examples=report(
             artifacts.figure("examples"),
             caption="../report/examples.rst",
             category="Figures",
+            subcategory=EXPERIMENT_NAME,
+            labels={"figure": "Predictions after every step"},
         ),
     log:
         f"{artifacts.FIGURES}/figures.log",
@@ -100,6 +116,8 @@ rule write_report:
             of_configuration(artifacts.REPORT),
             caption="../report/page.rst",
             category="Results",
+            subcategory=of_configuration("{configuration}"),
+            labels={"file": "All results on one page", "kind": "page"},
         ),
     log:
         artifacts.log_path(of_configuration(artifacts.REPORT), "report"),
@@ -132,6 +150,6 @@ rule publish:
     conda:
         ENVIRONMENT
     message:
-        "Copying summary and report of the configuration {configuration} to results/"
+        f"Copying summary and report of {without_wildcards(configuration)} to results/"
     script:
         script_file("publish.py")

@@ -68,7 +68,7 @@ rule train_step:
         "Training step {wildcards.step} of {wildcards.dataset} {wildcards.task} "
         "{wildcards.setting}, {wildcards.method}, seed {wildcards.seed}"
     shell:
-        "exec kproba-launch --log {log:q} --gpus {resources.gpu} --cores {threads}"
+        LAUNCH + " --log {log:q} --gpus {resources.gpu} --cores {threads}"
         " --nodes {resources.nodes} --compute {resources.compute:q}"
         " kproba.jobs.train {input.settings:q} --folders {resources.folders:q}"
         " --names {resources.names:q}"

@@ -1,5 +1,7 @@
-"""The command `kproba`: use what a step has learned.
+"""The command `kproba`: run the workflow, and use the steps that it trained.
 
+kproba init my-project
+kproba run --configfile config/folder.yaml
 kproba predict STEP photos/ --out predictions
 kproba info STEP
 kproba export STEP model.onnx
@@ -13,6 +15,7 @@ Each command imports what it needs, because importing torch takes seconds: `--he
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +23,23 @@ from pathlib import Path
 from kproba import __version__
 from kproba.data.tiles import TILE
 from kproba.runtime.logs import exit_on_error, log_to_stderr
+
+
+def run_init(options: argparse.Namespace) -> int:
+    """Write a project folder; returns the exit status."""
+    from kproba.project import init_project
+
+    names = init_project(options.folder)
+    print(f"Wrote {', '.join(names)} to {options.folder}.")
+    print(f"Next: cd {shlex.quote(str(options.folder))} && snakemake --cores all")
+    return 0
+
+
+def run_run(options: argparse.Namespace) -> int:
+    """Run the workflow; returns the exit status."""
+    from kproba.project import run_workflow
+
+    return run_workflow(options.words)
 
 
 def run_predict(options: argparse.Namespace) -> int:
@@ -76,7 +96,8 @@ def run_tensorboard(options: argparse.Namespace) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line; each command sets `run` to its function."""
     parser = argparse.ArgumentParser(
-        prog="kproba", description="Use what a step has learned."
+        prog="kproba",
+        description="Run the workflow, and use the steps that it trained.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -88,6 +109,19 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
+    command = add_command(
+        "init", run_init, "Write a project folder with configurations and profiles."
+    )
+    command.add_argument("folder", type=Path, help="the folder; it may be new")
+    command = add_command(
+        "run",
+        run_run,
+        "Run the workflow in this folder. All options and targets go to Snakemake. It "
+        "uses all cores, unless you give --cores, --jobs, --executor or --profile.",
+    )
+    command.add_argument(
+        "words", nargs="*", metavar="...", help="options and targets of Snakemake"
+    )
     command = add_command("predict", run_predict, "Segment images.")
     _add_step(command)
     _add_predict_arguments(command)
@@ -198,10 +232,21 @@ def silent_when_unread() -> Iterator[None]:
         raise SystemExit(0) from None
 
 
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The command and its options.
+
+    Args:
+        words: Of the command line. All that follows `run` is meant for Snakemake.
+    """
+    if words[:1] == ["run"] and words[1:2] not in (["-h"], ["--help"]):
+        return argparse.Namespace(run=run_run, words=list(words[1:]))
+    return build_parser().parse_args(words)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; exit with status 1 and a message if it fails."""
     with exit_on_error(), silent_when_unread():
-        options = build_parser().parse_args(argv)
+        options = parse(sys.argv[1:] if argv is None else argv)
         log_to_stderr(first=True)
         status = options.run(options)
     sys.exit(status)
