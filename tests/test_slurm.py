@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+import yte
 from gloo_processes import wait_until
 from snakemake_calls import ROOT, command, snakemake
 from test_workflow import CHAIN, hold_until_stopped
@@ -65,7 +66,7 @@ def shell(command: str, timeout: float = 60) -> str:
 @pytest.fixture(scope="session")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Flags that name the project's profile, made to fit a small machine."""
-    content = yaml.safe_load((ROOT / "profiles/slurm/profile.yaml").read_text())
+    content = yte.process_yaml((ROOT / "profiles/slurm/profile.yaml").read_text())
     resources = [content["default-resources"], *content["set-resources"].values()]
     for entry in resources:
         entry["mem_mb"] = re.sub(r"\d+(?= \* attempt)", "1500", entry["mem_mb"])
