@@ -1,8 +1,8 @@
-"""make bench: ratios of times, each measured side by side in one run.
+"""make bench: ratios of times; both sides of a ratio are measured in one run.
 
-Every ratio is the median of `REPEATS` pairs, the two sides in turn, on `THREADS`
-threads with OMP_WAIT_POLICY=passive; peak memory is that of a fresh process. Without
-groups, all are measured and benchmarks/README.md is written.
+Every ratio is the median of `REPEATS` pairs. The two sides run in turn, on `THREADS`
+threads with OMP_WAIT_POLICY=passive. Peak memory is measured in a fresh process.
+Without arguments, all groups are measured and benchmarks/README.md is written.
 
 How time and memory grow with the number of pictures, classes, steps and trainings is
 another table: `python -m benchmarks.scale` writes benchmarks/scale.md.
@@ -36,7 +36,7 @@ GROUPS: dict[str, Callable[[], list[Result]]] = {
 
 
 def main() -> None:
-    """Run all groups, or those named."""
+    """Run all groups, or the named ones."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("groups", nargs="*", choices=[*GROUPS, []])
     parser.add_argument("--memory-of", choices=[*training.LOSSES, *BACKBONES])

@@ -1,4 +1,4 @@
-"""What the benchmarks of steps and inference run on, and the tables that they print."""
+"""Device, sizes and tables for the benchmarks of steps and inference."""
 
 import copy
 import statistics
@@ -30,7 +30,7 @@ class Case:
         channels: Of the ASPP.
         frozen_stages: First stages of the backbone that do not train.
         repeats: Rounds of every measurement, in which the sides run in turn.
-        small: Whether this is a trial of the code, whose figures mean nothing.
+        small: Whether this run only tries out the code; its figures have no meaning.
     """
 
     device: str = "cuda:0"
@@ -53,7 +53,7 @@ class Case:
             torch.cuda.synchronize()
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Seconds until the device has done a piece of work."""
+        """Seconds until the device has finished a piece of work."""
         self.wait()
         started = time.perf_counter()
         work()
@@ -61,7 +61,7 @@ class Case:
         return time.perf_counter() - started
 
     def in_turn(self, sides: dict[str, Callable[[], object]]) -> dict[str, float]:
-        """Median seconds of every side, after two rounds that do not count."""
+        """Median seconds of every side, after two warm-up rounds."""
         for side in sides.values():
             side()
             if not self.small:
@@ -86,24 +86,24 @@ SMALL = Case(
 
 
 def line(*cells: object) -> None:
-    """A row of a table, at once."""
+    """Print a row of a table at once."""
     print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
 
 
 def table(*heads: str) -> None:
-    """The head of a table."""
+    """Print the head of a table."""
     print(flush=True)
     line(*heads)
     line(*("---" for _ in heads))
 
 
 def say(text: str) -> None:
-    """A paragraph, at once."""
+    """Print a paragraph at once."""
     print(f"\n{text}", flush=True)
 
 
 def on_device(network: nn.Module, device: str) -> Any:
-    """A network as jobs put it on a device."""
+    """Copy a network to the device in the same way as the jobs."""
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -1,9 +1,9 @@
-"""python -m benchmarks.gpu: steps, banks and tests on one GPU, in ten minutes.
+"""python -m benchmarks.gpu: steps, banks and evaluations on one GPU, in ten minutes.
 
-Most figures are the median of some rounds, in which the sides run in turn; the device
-is waited for around every measurement. Lines are printed as they come, as Markdown.
-Every part runs in a process of its own with a limit of time: where one fails, or takes
-too long, the next one goes on. The exit status is 1 if one did.
+Most figures are the median of several rounds, in which the sides run in turn. Every
+measurement waits for the device. Lines are printed at once, as Markdown. Every part
+runs in a separate process with a time limit. If a part fails or takes too long, the
+next part runs, and the exit status is 1.
 """
 
 import argparse
@@ -37,7 +37,7 @@ TOTAL = 590  # seconds of all parts
 
 
 def jobs_of(case: Case, workers: int) -> dict[str, Callable[[], None]]:
-    """What each part does."""
+    """The function of each part."""
     return {
         "iterations": lambda: iterations(case),
         "gains": lambda: gains(case),
@@ -50,10 +50,10 @@ def jobs_of(case: Case, workers: int) -> dict[str, Callable[[], None]]:
 
 
 def run_here(job: Callable[[], None], part: str) -> bool:
-    """Run a part in this process; says so and goes on if it fails."""
+    """Run a part in this process; print a message if it fails."""
     try:
         job()
-    except Exception as error:  # whatever it is: the other parts are wanted
+    except Exception as error:  # any error, because the other parts should run
         traceback.print_exc()
         say(f"**{part} failed**: {type(error).__name__}: {str(error)[:500]}")
         return False
@@ -61,7 +61,7 @@ def run_here(job: Callable[[], None], part: str) -> bool:
 
 
 def run_apart(part: str, seconds: float, workers: int) -> bool:
-    """Run a part in a process of its own, for some seconds at most."""
+    """Run a part in a separate process with a time limit."""
     words = [sys.executable, "-m", "benchmarks.gpu", part, "--here"]
     process = subprocess.Popen(
         [*words, f"--workers={workers}"], cwd=ROOT, start_new_session=True
@@ -73,23 +73,27 @@ def run_apart(part: str, seconds: float, workers: int) -> bool:
         return False
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+            os.killpg(process.pid, signal.SIGKILL)  # and its child processes
             process.wait()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure on the first GPU, or try everything out on the CPU."""
+    """Measure on the first GPU, or try out all parts on the CPU."""
     parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*SECONDS, []])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument(
-        "--small", action="store_true", help="tiny sizes, to try the code on a CPU"
+        "--small", action="store_true", help="tiny sizes, to try out the code on a CPU"
     )
-    parser.add_argument("--here", action="store_true", help="no process for each part")
-    parser.add_argument("--workers", type=int, default=12, help="of the loader")
+    parser.add_argument(
+        "--here", action="store_true", help="run all parts in one process"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=12, help="worker processes of the loader"
+    )
     options = parser.parse_args(argv)
     if options.small != (options.device == "cpu"):
-        parser.error("--small and --device cpu belong together")
+        parser.error("use --small and --device cpu together")
     case, started = SMALL if options.small else Case(), time.monotonic()
     here = options.small or options.here
     if not here:  # an end by a signal must end the process of a part, too

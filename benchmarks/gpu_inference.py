@@ -52,7 +52,7 @@ def equal_batches(case: Case, count: int, size: int, classes: int) -> list[Batch
 
 
 def inference(case: Case) -> None:
-    """Whole images of one size in float32: banks and tests."""
+    """Whole images of one size in float32: banks and evaluation."""
     torch.backends.cudnn.benchmark = False  # as in these jobs
     count, size = (4, 2) if case.small else (64, 16)
     wide = 64 if case.small else 5000

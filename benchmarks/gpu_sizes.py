@@ -59,7 +59,7 @@ class Timed(NamedTuple):
 
 
 def sizes_of(case: Case, kind: str) -> list[Size]:
-    """Many sizes of pictures, or as often one."""
+    """Many sizes of pictures, or the same number of times one size."""
     if case.small:
         several, one = many_sizes(24, 160, 24), Size(120, 160)
     else:
@@ -84,7 +84,7 @@ def measure(case: Case, kind: str, works: Sequence[str]) -> Iterator[Timed]:
 
 
 def profile_own_sizes(case: Case) -> None:
-    """Where the time goes without canvases, in the first pass of a process."""
+    """Profile of the time without canvases, in the first pass of a process."""
     torch.backends.cudnn.benchmark = False
     batches = pictures(case, OWN, 24 if case.small else 150)
     work = works_of(case, batches, CLASSES)[FORWARD]
@@ -93,8 +93,9 @@ def profile_own_sizes(case: Case) -> None:
     say(
         f"Forward passes of {sum(len(b.ids) for b in batches)} pictures in batches of "
         f"their own sizes, {distinct_shapes(batches)} shapes, under the profiler. "
-        f"Without it and planned, the same takes {wall:.3f} s. The planning of kernels "
-        f"is time on the CPU in operators of convolutions."
+        f"Without the profiler and with planned kernels, the same passes take "
+        f"{wall:.3f} s. The planning of kernels is CPU time in operators of "
+        f"convolutions."
     )
     on_cpu = sorted((r for r in rows if not r.kernel), key=lambda r: -r.cpu)
     on_gpu = sorted((r for r in rows if r.kernel), key=lambda r: -r.gpu)
@@ -118,8 +119,8 @@ def sizes(case: Case) -> None:
     say(
         f"{count} pictures of many sizes have {many / one:.2f} times the pixels of "
         f"{count} of one size. Cold is the first call in a process, which plans the "
-        f"kernels. Ratios are to the forward passes of one size, cold to cold and warm "
-        f"to warm. Targets are read, labels are not written."
+        f"kernels. Ratios compare with the forward passes of one size, cold with cold "
+        f"and warm with warm. Targets are read, but labels are not written."
     )
     heads = ("cold, s", "ratio", "warm, s", "ratio", "shapes")
     table(f"{count} pictures", *heads)
@@ -166,10 +167,10 @@ def _command(case: Case, kind: str, *works: str) -> list[str]:
 
 
 def _in_own_process(case: Case, kind: str, works: Sequence[str]) -> Iterator[Timed]:
-    """As `measure`; what is measured when the time is up counts.
+    """As `measure`, in a separate process; results before the time limit are kept.
 
     Raises:
-        RuntimeError: The process failed, or its time was up.
+        RuntimeError: The process failed, or reached its time limit.
     """
     command = _command(case, kind, *works)
     limited = ["timeout", "--foreground", str(SECONDS), *command]
@@ -181,12 +182,14 @@ def _in_own_process(case: Case, kind: str, works: Sequence[str]) -> Iterator[Tim
             if text.startswith("["):
                 yield Timed(*json.loads(text))
     if process.returncode:
-        reason = f"not done after {SECONDS} s" if process.returncode == 124 else "error"
+        reason = (
+            f"not finished after {SECONDS} s" if process.returncode == 124 else "error"
+        )
         raise RuntimeError(f"{reason}, exit status {process.returncode}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure in this process, for the one that started it."""
+    """Measure in this process; the parent process reads the output."""
     parser = argparse.ArgumentParser(prog="benchmarks.gpu_sizes")
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("works", nargs="+", choices=[*WORKS, "profile"])

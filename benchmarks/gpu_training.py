@@ -1,4 +1,4 @@
-"""Trainings on a GPU: iterations, what each saving gains, where the time goes."""
+"""Trainings on a GPU: iterations, gain of each optimisation, and a profile."""
 
 import gc
 from collections.abc import Callable
@@ -20,12 +20,12 @@ TOP = 15  # kernels
 
 
 def tuned(case: Case) -> None:
-    """Let cuDNN try its kernels, as a training does."""
+    """Let cuDNN try out its kernels, as a training does."""
     torch.backends.cudnn.benchmark = case.kind == "cuda"
 
 
 def free(case: Case) -> None:
-    """Give back what measurements before have used."""
+    """Free the memory of earlier measurements."""
     gc.collect()
     if case.kind == "cuda":
         torch.cuda.empty_cache()
@@ -33,7 +33,7 @@ def free(case: Case) -> None:
 
 
 def iterations(case: Case) -> None:
-    """Every precision, against the bare passes."""
+    """Iterations with every precision, compared with the passes alone."""
     tuned(case)
     size = f"{case.batch} × {case.crop}², {case.backbone}"
     say(GOAL)
@@ -68,11 +68,11 @@ def iterations(case: Case) -> None:
 def _explain(case: Case, flops: int) -> None:
     say(f"An iteration needs {flops / 1e12:.3g} TFLOP in convolutions and products.")
     if case.kind == "cpu":
-        say("On a CPU, ATen operators stand in place of kernels.")
+        say("On a CPU, the table lists ATen operators instead of kernels.")
 
 
 def gains(case: Case) -> None:
-    """What folding and sharing, recorded graphs and compiled kernels gain."""
+    """Gains of folding and sharing, of recorded graphs and of compiled kernels."""
     tuned(case)
     if case.small:
         torch.compiler.set_stance("force_eager")  # compiling takes minutes on a CPU
@@ -112,7 +112,7 @@ def gains(case: Case) -> None:
 
 
 def where_time_goes(case: Case) -> None:
-    """Kernels of iterations in bfloat16: convolutions and products, and the rest."""
+    """Kernels of iterations in bfloat16: convolutions, products and the rest."""
     tuned(case)
     step = Step(case, "barm", "bfloat16")
     for _ in range(1 if case.small else 5):

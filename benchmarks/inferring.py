@@ -127,7 +127,7 @@ def batches_of(
 ) -> list[Batch]:
     """Pictures of noise in batches: on canvases, or with others of the same size.
 
-    They are parts of one picture, so that making them costs next to nothing.
+    They are parts of one picture, so they need almost no time.
     """
     side = max(max(size) for size in sizes)
     image, target = images_of(1, side)[0], targets_of(1, side, classes)[0]
@@ -157,7 +157,7 @@ def batches_of(
 
 @torch.inference_mode()
 def forward(case: Case, network: SegmentationNetwork, batches: list[Batch]) -> None:
-    """The forward passes of a network, and nothing else."""
+    """Only the forward passes of a network."""
     for batch in batches:
         images = batch.images.to(case.device, non_blocking=True)
         for _ in views(network, images, batch.sizes):
@@ -165,7 +165,7 @@ def forward(case: Case, network: SegmentationNetwork, batches: list[Batch]) -> N
 
 
 def label(case: Case, labeller: Labeller, batches: list[Batch]) -> None:
-    """Pseudo labels, copied to the CPU, but not written."""
+    """Pseudo labels, copied to the CPU but not written."""
     for batch in batches:
         images = batch.images.to(case.device, non_blocking=True)
         hidden = (batch.targets == 0).to(case.device, non_blocking=True)
@@ -175,7 +175,7 @@ def label(case: Case, labeller: Labeller, batches: list[Batch]) -> None:
 def test(
     case: Case, predictor: Predictor, batches: list[Batch], classes: int
 ) -> np.ndarray:
-    """A test, from pictures in memory to the confusion matrix."""
+    """An evaluation, from pictures in memory to the confusion matrix."""
     settings = EvaluationSettings("ssul", False, None)
     process = Process(device=case.device)
     return evaluate(

@@ -1,4 +1,4 @@
-"""What is measured on: untrained networks, noise, blocks of classes, JPEGs."""
+"""Inputs of the benchmarks: untrained networks, noise, blocks of classes, JPEGs."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ CROP = 513
 
 
 def network_of(backbone: str, classes: int = 20) -> SegmentationNetwork:
-    """An untrained network of one step, which does not train."""
+    """An untrained, frozen network of one step."""
     architecture = Architecture(
         backbone=backbone,
         output_stride=16,

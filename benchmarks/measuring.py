@@ -1,4 +1,4 @@
-"""How times and memory are measured, and the line that a measurement gives."""
+"""Measurement of times and memory, and the rows of the table."""
 
 import gc
 import statistics
@@ -19,7 +19,7 @@ class Result:
     """A line of the table.
 
     Attributes:
-        name: What is measured, or what is compared with what.
+        name: The measured work, or the two compared sides.
         ratio: The figure.
         goal: Such as "≤ 1.3", "" for none.
         detail: The two sides.

@@ -1,4 +1,4 @@
-"""python -m benchmarks.methods: what an increment costs, method by method.
+"""python -m benchmarks.methods: the time of an increment with each method.
 
 Step 1 of the embedded example on one thread, from untrained networks (time does not
 depend on what they know) and with the true labels as pseudo labels; of `kproba` with a
@@ -126,7 +126,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def passes(plan: Plan, folder: Path, base: Path) -> dict[str, Callable[[], object]]:
-    """What `kproba` does beside the training: a call per name, and a test."""
+    """The work of `kproba` besides the training: a call per name, and an evaluation."""
     run = Run("digits", "6-2", "overlap", "kproba", 0)
     bank, compute = folder / BANK, Compute()
     split = folder / "step1.csv"

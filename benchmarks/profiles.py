@@ -24,8 +24,8 @@ class Row(NamedTuple):
     Attributes:
         name: Of the kernel or operator.
         calls: How often it ran.
-        gpu: Seconds on the GPU: of a kernel its own, of an operator those of the
-            kernels that it launched itself.
+        gpu: Seconds on the GPU: of the kernel itself, or of the kernels that the
+            operator launched directly.
         cpu: Seconds on the CPU, without those of operators that it called.
         kernel: Whether it is a kernel on the GPU.
     """
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What a piece of work makes the machine do.
+    """Number of kernels and launches of a piece of work.
 
     Attributes:
         kernels: Kernels that ran on the GPU; on a CPU: ATen operators that were called,

@@ -23,7 +23,7 @@ def banks() -> list[Result]:
 
 
 def bank(backbone: str, *, scatter: bool, images: int) -> Result:
-    """Building a bank, forward passes included, against the forward passes alone."""
+    """Building a bank with its forward passes, compared with these passes alone."""
     network = network_of(backbone)
     pictures, targets = images_of(images, CROP), targets_of(images, CROP, 21)
     settings = BankSettings(
@@ -66,7 +66,7 @@ def bank(backbone: str, *, scatter: bool, images: int) -> Result:
 
 
 def kappa() -> list[Result]:
-    """κ of 100 classes in one product against a loop over classes."""
+    """κ of 100 classes in one product, compared with a loop over classes."""
     cells, classes, dimension = 4 * 33 * 33, 100, 5000
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(cells, 320, generator=generator)

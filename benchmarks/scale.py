@@ -39,41 +39,44 @@ IMPORTS = "import snakemake.cli, kproba.plan.plan, kproba.results.measures"
 HEAD = """\
 # Scale
 
-`python -m benchmarks.scale` measures this table again (`benchmarks/scale.py` says \
-how). Time and memory are those of the sizes in their order. The exponent is the slope \
-of log(time), or log(memory), over log(size) in the upper half of the sizes: 1 is \
-linear.
+This page shows how time and memory grow with the number of images, classes, steps \
+and trainings, for users with large datasets and for developers. `python -m \
+benchmarks.scale` measures the table again (`benchmarks/scale.py` explains how).
+
+- Times and memory are listed in the order of the sizes.
+- The exponent is the slope of log(time), or log(memory), over log(size) in the upper \
+half of the sizes. 1 means linear growth.
 
 | measured | sizes | CPU seconds | exponent | MiB | exponent |
 |---|---|---|---|---|---|
 """
 
 REMARKS = """
-Time is that of the CPU: the clock showed twice as much where other programs shared \
-the two cores.
+Time is CPU time. By the clock it took twice as long where other programs used the two \
+cores too.
 
 What is measured, and what limits it:
 
-- Pictures are not decoded where they are made up. Decoding is linear; the second line \
-measures it on JPEGs of 96 pixels with masks.
+- Invented images are not decoded. Decoding is linear. The second line measures it on \
+JPEGs of 96 pixels with masks.
 - Masks hold bytes, so a dataset has at most 253 classes. `make_split` reads labels \
-from the index alone and takes more.
-- In a dry run of 1,000 trainings about nine tenths of the time are Snakemake's own: \
+from the index alone and accepts more.
+- In a dry run of 1,000 trainings, about nine tenths of the time are Snakemake's own: \
 wildcards, parameters and messages of 4,000 jobs. It grows less than linearly here, \
 because Snakemake needs a second to start.
 
 What grows faster than linearly, and why:
 
-- Whatever has a class per step: a step lists all classes so far, so a run of T steps \
-has T²/2 rows in classes.csv, cells in the figures and lists of classes in the plan. \
-Per row, all of it is linear, but for the forgetting of a class, which looks at all \
-earlier steps (T³/6 numbers, below a second for 100 steps).
+- Everything with a class per step. A step lists all classes so far, so a run of T \
+steps has T²/2 rows in classes.csv, cells in the figures and lists of classes in the \
+plan. Per row all of it is linear, except for the forgetting of a class, which uses \
+all earlier steps (T³/6 numbers, below a second for 100 steps).
 - Pairing, and reading an index: exponents of 1.05 to 1.15. Without the garbage \
 collector of Python they are 0.04 lower. No loop there visits a row twice. The rest \
-was not traced.
+was not investigated.
 
-A million pictures need 2.5 GiB for `prepare_dataset` and 1.7 GiB wherever their index \
-is read: tables are parsed line by line into text, so that a damaged one is noticed.
+A million images need 2.5 GiB for `prepare_dataset` and 1.7 GiB wherever their index \
+is read: tables are parsed line by line into text, so that a damaged table is noticed.
 """
 
 
@@ -136,7 +139,7 @@ def _text(case: Case) -> tuple[str, str, str]:
 
 
 def all_cases_by_text() -> list[tuple[str, str, str]]:
-    """What tells the cases apart, in their order."""
+    """A text for each case that identifies it, in their order."""
     return list(map(_text, all_cases()))
 
 

@@ -176,7 +176,7 @@ def prepare_steps(steps: int) -> None:
 
 def plan(size: int) -> Work:
     """Check of the configuration, plan, and the files of all results."""
-    import kproba.plan.plan  # noqa: F401  # what is imported is not measured
+    import kproba.plan.plan  # noqa: F401  # the import is not measured
 
     def work() -> None:
         plan = inputs.make_plan(Path())
@@ -242,11 +242,8 @@ def page(size: int) -> Work:
 
     plan = inputs.make_plan(Path())
     results = plan.results(plan.runs)
-    figures = {name: f"{name}.png" for name in ("miou", "training")}
     experiments = [
-        Experiment(
-            **plan.describe_experiment(run), figures=figures, folders=_folders(plan)
-        )
+        Experiment(**plan.describe_experiment(run), folders=_folders(plan))
         for run in plan.experiments()
     ]
     tables = {"summary": "summary.csv", "classes": "classes.csv"}

@@ -1,6 +1,6 @@
 """One iteration of an increment of ADE20K 100-5, as `kproba.training.loop` runs it.
 
-Noise for pictures and untrained networks: time does not depend on what they know.
+It uses noise and untrained networks, because the time does not depend on weights.
 """
 
 from dataclasses import replace
@@ -163,7 +163,7 @@ class Step:
         self.learner.iterate(prepared, counts, self.tally)
 
     def passes(self) -> None:
-        """The passes through the same networks that it cannot do without."""
+        """The necessary passes through the same networks."""
         self.learner.optimizer.zero_grad(set_to_none=True)
         network, networks = unwrap(self.learner.network), self.learner.networks
         images = self.batch.images.to(self.case.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Groups "evaluation", "two-networks" and "sizes": tests and more on whole pictures."""
+"""Groups "evaluation", "two-networks" and "sizes": work on whole pictures."""
 
 import statistics
 from functools import partial
@@ -28,7 +28,7 @@ from kproba.results.evaluation import EvaluationSettings, evaluate
 
 
 def evaluation() -> list[Result]:
-    """Forward, upsampling, argmax and confusion matrix against the forward alone."""
+    """Whole evaluation with confusion matrix, compared with the forward pass alone."""
     network = network_of("efficientnet_lite0")
     batches = _single_images(4, 21)
 
@@ -63,7 +63,7 @@ def _single_images(count: int, classes: int, size: int = CROP) -> list[Batch]:
 
 
 def two_networks_and_bank() -> list[Result]:
-    """Tests by a network and the bank of another one."""
+    """Evaluation with a network and the bank of another network."""
     settings = [("EfficientNet-Lite0", "efficientnet_lite0", 21, 4)]
     settings += [("ResNet-50", "resnet50", 101, 2)]
     return [_two_networks(*each) for each in settings]
@@ -92,7 +92,7 @@ def _two_networks(
 def sizes(
     count: int = 60, different: int = 40, long: int = LONG, repeats: int = 3
 ) -> list[Result]:
-    """Bank, pseudo labels and test of pictures of many sizes, against one size."""
+    """Bank, pseudo labels and evaluation, for pictures of many sizes or one size."""
     case = Case("cpu", "efficientnet_lite0", crop=129, repeats=repeats)
     several = many_sizes(count, long, different)
     one = [Size(3 * long // 4, long)] * count

@@ -36,7 +36,7 @@ BATCH = 4
 
 
 def losses() -> list[Result]:
-    """PB-BCE against BCE over all classes with a one-hot target."""
+    """PB-BCE compared with BCE over all classes with a one-hot target."""
     targets = targets_of(BATCH, CROP, 1 + OLD + NEW)
     ratio, own, other = compare(
         lambda: _one_hot(_logits(), targets), lambda: _protected(_logits(), targets)
@@ -90,7 +90,7 @@ LOSSES = {"pb_bce": _protected, "one_hot": _one_hot}
 
 
 def iteration() -> list[Result]:
-    """One incremental iteration against the passes that it cannot do without."""
+    """One incremental iteration, compared with its necessary passes."""
     crop = 257
     ratio, own, other = compare(*_step("efficientnet_lite0", crop))
     return [
@@ -104,7 +104,7 @@ def iteration() -> list[Result]:
 
 
 def _step(backbone: str, crop: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """An iteration of an ADE20K step, and the passes that it cannot do without."""
+    """An iteration of an ADE20K step, and its necessary passes."""
     teacher = network_of(backbone, OLD)
     student = add_branch(teacher, NEW, seed=0).requires_grad_(True)
     student.set_training_mode(batch_norm=False)
@@ -160,7 +160,7 @@ INCREMENTS = {
 
 
 def increments() -> list[Result]:
-    """What folded batch norms and shared first stages gain, in time and operators."""
+    """Gain of folded batch norms and shared first stages, in time and operators."""
     lines = []
     for name, (threads, case) in INCREMENTS.items():
         torch.set_num_threads(threads)

@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.measuring import ROOT, Result, compare, seconds_of_command
 
 IMPORTED = ("kproba.plan.plan", "kproba.data.index")
-# The jobs, and what each imports: after its arguments, and in the course of its work.
+# The jobs, and the modules that each imports after parsing its arguments.
 JOBS = {
     "train": (
         "kproba.training.loop",
@@ -38,7 +38,7 @@ DEMO = ("--configfile", "config/config.yaml", "--directory")
 
 
 def start_up() -> list[Result]:
-    """What a rule costs before it works."""
+    """The time of a rule before its work starts."""
     python = sys.executable
     imports = [
         Result(
@@ -60,7 +60,7 @@ def start_up() -> list[Result]:
 
 
 def _parsed(job: str) -> Result:
-    """How long the launcher and the job take to parse the arguments."""
+    """Time until the launcher and the job have parsed the arguments."""
     words = ("-m", "kproba.runtime.launch", f"kproba.jobs.{job}", "--help")
     return _beside_torch(
         f"launched kproba.jobs.{job} has parsed its arguments / import torch",
@@ -70,7 +70,7 @@ def _parsed(job: str) -> Result:
 
 
 def _imported(job: str, backbone: str) -> Result:
-    """How long a job takes to import all that it needs, arguments included."""
+    """Time until a job has parsed its arguments and imported all modules."""
     work, later = JOBS[job]
     code = IMPORTS.format(job, work, ", ".join((BACKBONES[backbone], *later)))
     return _beside_torch(
@@ -92,7 +92,7 @@ def _beside_torch(name: str, words: Sequence[str], goal: str = "") -> Result:
 
 
 def demo() -> list[Result]:
-    """The whole demo's time, and what its jobs take of it, rule by rule."""
+    """The time of the whole demo and of its jobs, by rule."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         words = [*SNAKEMAKE, *DEMO, folder]

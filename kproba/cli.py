@@ -1,4 +1,4 @@
-"""The command `kproba`: run the workflow, and use the steps that it trained.
+"""The command `kproba`: runs the workflow, and uses the trained steps.
 
 kproba init my-project
 kproba run --configfile config/folder.yaml
@@ -8,8 +8,8 @@ kproba export STEP model.onnx
 kproba pack STEP --out step.zip
 kproba tensorboard results/digits/6-2-overlap
 
-Each command imports what it needs, because importing torch takes seconds: `--help`,
-`--version` and mistakes in the arguments are answered without it.
+Importing torch takes seconds. So each command imports only what it needs, and `--help`,
+`--version` and errors in the arguments do not import torch.
 """
 
 import argparse
@@ -30,8 +30,8 @@ def run_init(options: argparse.Namespace) -> int:
     from kproba.project import init_project
 
     names = init_project(options.folder)
-    print(f"Wrote {', '.join(names)} to {options.folder}.")
-    print(f"Next: cd {shlex.quote(str(options.folder))} && snakemake --cores all")
+    print(f"Wrote {len(names)} files to {options.folder}; its README.md lists them.")
+    print(f"Next: cd {shlex.quote(str(options.folder))} && kproba run")
     return 0
 
 
@@ -60,12 +60,16 @@ def run_predict(options: argparse.Namespace) -> int:
 
 def run_info(options: argparse.Namespace) -> int:
     """Print facts about a step; returns the exit status."""
-    from kproba.predict.info import describe
+    if options.card:
+        from kproba.results.card import describe_card
 
-    lines = describe(options.step)
-    text = "\n".join(lines) + "\n"
+        text = describe_card(options.step)
+    else:
+        from kproba.predict.info import describe
+
+        text = "\n".join(describe(options.step)) + "\n"
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    # Names that the terminal's encoding lacks must not end the command.
+    # A name with letters outside of the terminal's encoding must not stop the command.
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     return 0
 
@@ -94,10 +98,11 @@ def run_tensorboard(options: argparse.Namespace) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the command line; each command sets `run` to its function."""
+    """Build the parser of the command line; each command sets `run` to its function."""
     parser = argparse.ArgumentParser(
         prog="kproba",
-        description="Run the workflow, and use the steps that it trained.",
+        description="Run the workflow. Predict with, inspect, export and pack trained "
+        "steps.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -112,7 +117,9 @@ def build_parser() -> argparse.ArgumentParser:
     command = add_command(
         "init", run_init, "Write a project folder with configurations and profiles."
     )
-    command.add_argument("folder", type=Path, help="the folder; it may be new")
+    command.add_argument(
+        "folder", type=Path, help="name of the folder, which may be new"
+    )
     command = add_command(
         "run",
         run_run,
@@ -125,24 +132,37 @@ def build_parser() -> argparse.ArgumentParser:
     command = add_command("predict", run_predict, "Segment images.")
     _add_step(command)
     _add_predict_arguments(command)
-    command = add_command("info", run_info, "Print what is known about a step.")
+    command = add_command(
+        "info", run_info, "Print the classes, results and files of a step."
+    )
     _add_step(command)
+    command.add_argument(
+        "--card",
+        action="store_true",
+        help="print the model card as Markdown in the Hugging Face format",
+    )
     command = add_command(
         "export", run_export, "Write a model file that runs without kproba."
     )
     _add_step(command)
     command.add_argument(
-        "file", type=Path, help="name ending in .onnx, or in .pt for TorchScript"
+        "file",
+        type=Path,
+        help="output file; its name ends in .onnx, or in .pt for TorchScript",
     )
     command = add_command(
-        "pack", run_pack, "Write a step to one archive, to predict or go on elsewhere."
+        "pack",
+        run_pack,
+        "Write a step to one archive, for prediction or further "
+        "steps on another machine.",
     )
     _add_step(command)
     command.add_argument(
         "--out",
         type=Path,
-        help="the archive, FILE.zip (a name made from that of the step); one that "
-        "kproba pack wrote is replaced, nothing else",
+        help="output archive, FILE.zip (default: the name of the step). An existing "
+        "archive that kproba pack wrote is replaced; any other file is kept and stops "
+        "the command",
     )
     command = add_command(
         "tensorboard", run_tensorboard, "Show the training curves of all steps."
@@ -152,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="?",
         default=Path("results"),
-        help="folder of all results, an experiment or a step (%(default)s)",
+        help="folder of all results, of an experiment or of a step (%(default)s)",
     )
     command.add_argument("--port", type=int, default=6006, help="(%(default)s)")
     command.add_argument("--host", default="localhost", help="(%(default)s)")
@@ -162,8 +182,9 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_step(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "step",
-        help="folder of a tested step, such as results/digits/6-2-overlap/"
-        "kproba/seed0/step2, its predictor.json, or an archive by kproba pack",
+        help="an evaluated step: its folder, such as "
+        "results/digits/6-2-overlap/kproba/seed0/step2, its predictor.json, or an "
+        "archive written by kproba pack",
     )
 
 
@@ -171,52 +192,55 @@ def _add_predict_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "files",
         nargs="+",
-        help="images, folders, or - for a list on standard input",
+        help="images, folders, or - for a list of paths on standard input",
     )
     command.add_argument(
         "--out",
         type=Path,
         default=Path("predictions"),
-        help="folder (%(default)s); of the files in it, only those that an earlier "
-        "prediction wrote are replaced",
+        help="output folder (%(default)s). Only files that an earlier prediction wrote "
+        "are replaced",
     )
     command.add_argument(
-        "--no-overlays", action="store_true", help="write masks and areas only"
+        "--no-overlays",
+        action="store_true",
+        help="write only masks and areas.csv, no overlays",
     )
     command.add_argument(
         "--confidence",
         action="store_true",
-        help="write the probability of the likeliest class as grey images, 255 for 1",
+        help="write the probability of the predicted class as grey images (255: 1)",
     )
     command.add_argument(
         "--probabilities",
         action="store_true",
-        help="write the probabilities of all classes, (C, H, W) float16, as .npz",
+        help="write the probabilities of all classes as .npz (shape C, H, W; float16)",
     )
     command.add_argument(
         "--long-side",
         type=int,
-        help="scale images so that their longer side has this many pixels; 0: keep "
-        "their size (default: keep it, or, if the model was trained with `long_side` "
-        "of the dataset, scale longer images down to that)",
+        help="scale images so that their longer side has this many pixels; 0 keeps "
+        "their size (default: keep the size; if the model was trained with "
+        "`long_side`, scale larger images down to that)",
     )
     command.add_argument(
         "--tile",
         type=int,
         default=TILE,
-        help="cut images with a longer side into tiles of this side (%(default)s)",
+        help="largest side in pixels; larger images are split into tiles of this size "
+        "(%(default)s)",
     )
     command.add_argument(
         "--batch-size", type=int, default=4, help="images per batch (%(default)s)"
     )
     command.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:1 (%(default)s)"
+        "--device", default="auto", help="auto, cpu, cuda or cuda:1 (%(default)s)"
     )
 
 
 @contextlib.contextmanager
 def silent_when_unread() -> Iterator[None]:
-    """A block whose output may be read in part only, as by `| head`, without an error.
+    """Run a block without an error if its output is not read to the end (`| head`).
 
     Python would otherwise report it when it flushes standard output at its end.
     """
@@ -236,7 +260,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """The command and its options.
 
     Args:
-        words: Of the command line. All that follows `run` is meant for Snakemake.
+        words: Words of the command line. All words after `run` are passed to Snakemake.
     """
     if words[:1] == ["run"] and words[1:2] not in (["-h"], ["--help"]):
         return argparse.Namespace(run=run_run, words=list(words[1:]))

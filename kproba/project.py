@@ -12,7 +12,6 @@ Another workflow uses the installed workflow as a module:
     use rule * from kproba as kproba_*
 """
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,12 +28,8 @@ ROOT = _COPIES if _COPIES.is_dir() else _PACKAGE.parent
 SNAKEFILE = str(ROOT / "workflow" / "Snakefile")
 REPOSITORY = "https://github.com/kproba/kproba"
 
-# What a new project gets of them.
-COPIED = (
-    *("config/config.yaml", "config/folder.yaml", "config/voc.yaml"),
-    *("config/ade20k.yaml", "config/README.md"),
-    *("profiles/default/profile.yaml", "profiles/slurm/profile.yaml"),
-)
+# Folders of which a new project gets a copy.
+COPIED = ("config", "profiles")
 # Files of a new project by name.
 WRITTEN = {
     "Snakefile": """\
@@ -97,7 +92,7 @@ def init_project(folder: str | Path) -> list[str]:
         OSError: The folder cannot be written.
     """
     folder = Path(folder)
-    names = [*WRITTEN, *COPIED]
+    names = [*WRITTEN, *_files_to_copy()]
     present = [name for name in names if (folder / name).exists()]
     if present:
         raise FileExistsError(
@@ -107,11 +102,18 @@ def init_project(folder: str | Path) -> list[str]:
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if name in WRITTEN:
-            path.write_text(WRITTEN[name], encoding="utf-8")
-        else:
-            shutil.copyfile(ROOT / name, path)
+        text = WRITTEN.get(name) or (ROOT / name).read_text(encoding="utf-8")
+        if path.suffix == ".md":  # a project has no documents beside it
+            text = text.replace("](../", f"]({REPOSITORY}/blob/v{__version__}/")
+        path.write_text(text, encoding="utf-8")
     return names
+
+
+def _files_to_copy() -> Iterator[str]:
+    for top in COPIED:
+        for path in sorted((ROOT / top).rglob("*")):
+            if path.is_file():
+                yield path.relative_to(ROOT).as_posix()
 
 
 def snakemake_command(words: Sequence[str]) -> list[str]:

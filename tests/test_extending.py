@@ -219,7 +219,7 @@ EDIT = "\nANOTHER_LINE = True\n"
         ),
         (
             "my_loss.py",
-            {"write_settings", "train_step", "evaluate"}
+            {"write_settings", "train_step", "evaluate", "write_card"}
             | {"summarise", "draw_figures", "write_report", "publish", "all"},
         ),
     ],

@@ -149,14 +149,19 @@ def test_a_new_project_is_ready(installed, tmp_path):
         tmp_path, "-m", "kproba.cli", "init", "my project", PYTHONPATH=str(installed)
     )
     project = tmp_path / "my project"
-    assert "cd 'my project' && snakemake --cores all" in output
+    assert "cd 'my project' && kproba run" in output
     for path in (ROOT / "config" / "config.yaml", ROOT / "profiles/slurm/profile.yaml"):
         assert (project / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
+    links = re.findall(r"\]\(([^)]*)\)", (project / "config/README.md").read_text())
+    assert links
+    for link in links:
+        remote = link.startswith("https://")
+        assert remote or (project / "config" / link.split("#")[0]).exists(), link
     # By Snakefile and profile of the folder, and by those of the package alone
     for words in (["snakemake", "-n"], ["kproba.cli", "run", "-n"]):
         output = run(project, "-m", *words, PYTHONPATH=str(installed))
         assert re.search(r"^train_step +4$", output, re.MULTILINE)
-        assert "Would run (rule, what for, why):" in output
+        assert "Jobs that would run (rule, target, reason):" in output
     shutil.rmtree(project / "profiles")
     output = run(project, "-m", "kproba.cli", "run", "-n", PYTHONPATH=str(installed))
     assert f"profile {installed}/kproba/project_files/profiles/default" in output

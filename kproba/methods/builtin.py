@@ -7,13 +7,13 @@ BARM_LOSSES = {"bga_ce": 1.0, "bga_t": 5.0, "gkd": 1.0, "bfd": 4.0}
 CONFIDENT = {"rule": "confidence", "threshold": 0.7}
 
 METHODS: dict[str, Method] = {
-    # BARM with prototypes, which take part in the test and, from step 2 on, in the
-    # targets of the old branches. The configuration may name another label rule.
+    # BARM with prototypes. They are used in the evaluation and, from step 2 on, in the
+    # targets of the old branches. The configuration may set another label rule.
     "kproba": Method(losses=BARM_LOSSES, teacher="fused", prediction="fused"),
     # Zhang & Gao, ECCV 2024.
     "barm": Method(losses=BARM_LOSSES, pseudo_labels=CONFIDENT),
-    # Cha et al., NeurIPS 2021, without memory and without saliency: everything old is
-    # frozen, the new branch alone learns.
+    # Cha et al., NeurIPS 2021, without memory and without saliency: all old parts are
+    # frozen, and only the new branch is trained.
     "ssul": Method(pseudo_labels=CONFIDENT, trains="newest"),
     # Douillard et al., CVPR 2021.
     "plop": Method(
@@ -38,15 +38,15 @@ METHODS: dict[str, Method] = {
         losses={"kd": 1.0},
         use_pseudo_labels=False,
     ),
-    # The lower bound: kproba's network trained on the new labels, nothing protected.
+    # For comparison: kproba's network, trained on the new labels without protection.
     "finetune": Method(cross_entropy="bce", use_pseudo_labels=False),
-    # The upper bound: one training on the labels of all classes.
+    # For comparison: one training on the labels of all classes.
     "joint": Method(joint=True, cross_entropy="bce", use_pseudo_labels=False),
 }
 
 
 def base_methods() -> dict[str, Method]:
-    """Step 0 by the name of its training, one per head; `joint` is such a step 0."""
+    """The trainings of step 0 by name, one per head; `joint` also counts as step 0."""
     return {
         head.base: Method(
             head=head.name,

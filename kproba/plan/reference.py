@@ -23,8 +23,8 @@ HEAD = """\
 This page lists every key of a configuration file, for everybody who writes one.
 It is written from
 [the schema](../workflow/schemas/config.schema.yaml), which also checks the file.
-[config/README.md](../config/README.md) says which ready-made file is which, and how to
-name a file of your own.
+[config/README.md](../config/README.md) lists the ready-made files, and shows how to use
+a file of your own.
 
 ## Rules for all files
 
@@ -40,8 +40,8 @@ name a file of your own.
 
 ## Sections
 
-Every section says which finished work runs again after a change of its keys.
-[How it works](how_it_works.md) has the same as one table.
+Every section lists which finished work runs again after a change of its keys.
+[How it works](how_it_works.md#what-runs-again) has the same as one table.
 
 """
 KIND_NOTES = {

@@ -3,12 +3,12 @@
 - `digits`: drawn by `kproba.data.kinds.digits`, in the form of a folder.
 - `folder`: images/{train,val}/ and masks/{train,val}/ with equal names; without val a
   share is held out by a hash of the name.
-- `voc`: JPEGImages/ and SegmentationClassAug/, with the field's lists of 10,582 and
-  1,449 ids.
+- `voc`: JPEGImages/ and SegmentationClassAug/, with the usual lists of 10,582 and 1,449
+  ids.
 - `ade20k`: images/{training,validation}/ and annotations/{training,validation}/.
-- `packed`: a step that `kproba pack` wrote, whose pictures are not here.
+- `packed`: a step that `kproba pack` wrote, without its pictures.
 
-Nothing here imports torch: the rules ask for class names at every Snakemake call.
+Nothing here imports torch, because every call of Snakemake reads class names.
 """
 
 from kproba.data.kinds.ade20k import ADE20K

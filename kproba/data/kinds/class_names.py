@@ -35,7 +35,7 @@ def read_lines(path: Path) -> list[str]:
     if len(content) > MOST_TEXT:
         raise ValueError(
             f"Expected at most {MOST_TEXT // 2**20} MiB in {path}, but it has "
-            f"{len(content) // 2**20} MiB. Replace it by a list."
+            f"{len(content) // 2**20} MiB. Replace it by a list of class names."
         )
     try:
         text = content.decode("utf-8-sig")
@@ -75,8 +75,8 @@ def check_class_names(
 
     Args:
         names: All names.
-        where: Where the names come from, for messages.
-        entry: What one name is there, such as "line".
+        where: Source of the names, for messages.
+        entry: Word for one name in this source, such as "line".
 
     Raises:
         ValueError: The background is not the first, a name repeats or cannot be
@@ -99,8 +99,8 @@ def check_class_names(
             )
     if len(names) < 2:
         raise ValueError(
-            f"Expected {where} to name a class after 'background', but there is none. "
-            f"Add the names of the classes, in the order of their numbers in the masks."
+            f"Expected {where} to name a class after 'background', but found none. Add "
+            f"the class names in the order of their numbers in the masks."
         )
     return check_names(names[1:], where)
 
@@ -119,7 +119,7 @@ def check_names(names: Sequence[str], where: str) -> list[str]:
         )
     if len(names) > MOST_CLASSES:
         raise ValueError(
-            f"Expected at most {MOST_CLASSES} classes, because masks hold bytes, but "
-            f"{where} names {len(names)}. Merge or remove some."
+            f"Expected at most {MOST_CLASSES} classes, because a mask value is one "
+            f"byte, but {where} names {len(names)}. Merge or remove classes."
         )
     return list(names)

@@ -1,4 +1,4 @@
-"""The embedded dataset: scenes of handwritten digits on photographs.
+"""The example dataset: scenes of handwritten digits on photographs.
 
 The glyphs are the 1,797 real handwritten digits of `sklearn.datasets.load_digits`. The
 backgrounds are cut from the two photographs of `load_sample_images`. Both are part of
@@ -88,7 +88,7 @@ def write_digits(folder: str | Path, scenes: DigitScenes, *, workers: int = 1) -
     Args:
         folder: Output folder.
         scenes: Number and size of the scenes.
-        workers: Number of processes; it does not change the scenes.
+        workers: Number of processes, which does not affect the scenes.
     """
     with atomic_directory(folder) as temporary:
         names = "\n".join(("background", *CLASS_NAMES))
@@ -151,9 +151,9 @@ def draw_scene(
             canvas += rng.normal(0, 4, canvas.shape)  # sensor noise, in grey levels
             return np.clip(canvas, 0, 255).astype(np.uint8), mask
     raise ValueError(
-        f"Expected room for {scenes.digits[0]} digits of {scenes.height[0]} to "
-        f"{scenes.height[1]} of the scene's height, but found none in {LAYOUTS} "
-        f"attempts. Lower `height` or `digits`."
+        f"Expected room for {scenes.digits[0]} digits with a height of "
+        f"{scenes.height[0]} to {scenes.height[1]} of the scene, but they did not fit "
+        f"in {LAYOUTS} attempts. Lower `height` or `digits`."
     )
 
 

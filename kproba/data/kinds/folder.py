@@ -1,4 +1,4 @@
-"""A folder of images and masks with equal names: the kind for datasets of users."""
+"""The kind `folder`: images and masks with equal names, for datasets of users."""
 
 import hashlib
 import os
@@ -44,7 +44,7 @@ from kproba.data.kinds.settings import (
 from kproba.data.masks import MaskForm
 
 LAYOUT = "images/train/ and masks/train/"
-# Names of subfolders that show that a folder is divided, but not as it is read here.
+# Subfolders with these names show another layout than the supported one.
 OTHER_NAMES = ("training", "validation", "valid", "test", "testing", "trainval")
 
 Folders = dict[str, tuple[Path, Path]]
@@ -89,8 +89,8 @@ def _find_subsets(folder: Path) -> Folders:
         raise MissingDatasetError(
             f"Expected validation images and masks in {subsets['val'][0]} and "
             f"{subsets['val'][1]}, but one of the two folders is missing: "
-            f"{missing['val'][0]}. Make both, or none to hold out a share of the "
-            f"training images."
+            f"{missing['val'][0]}. Create both folders. Without both, a share of the "
+            f"training images is held out."
         )
     divided = any(len(paths) < 2 for paths in missing.values())
     if divided or not (is_folder(images) and is_folder(masks)):
@@ -99,8 +99,8 @@ def _find_subsets(folder: Path) -> Folders:
         for path in (images / name, masks / name):
             if is_folder(path):
                 raise MissingDatasetError(
-                    f"Expected {LAYOUT}, and images/val/ and masks/val/ if pictures "
-                    f"are kept for validation, but found {path}. Rename the folders."
+                    f"Expected {LAYOUT}, and optionally images/val/ and masks/val/ for "
+                    f"validation, but found {path}. Rename the folders."
                 )
     return {"train": (images, masks)}
 
@@ -120,7 +120,7 @@ def is_held_out(name: str, share: float) -> bool:
 
 
 def find_folders(folder: Path) -> list[Path]:
-    """The folders with the files of such a dataset; empty without training images."""
+    """The folders of the dataset's files; empty if there are no training images."""
     folders = [folder / what / part for part in SUBSETS for what in ("images", "masks")]
     if all(map(is_folder, folders[:2])):
         return [path for path in folders if is_folder(path)]
@@ -140,13 +140,14 @@ def find_unread(folder: Path) -> list[Problem]:
         places = Counter(
             path.relative_to(images).parts[0] + "/"
             if path.parent != images
-            else "images/ itself"
+            else "images/"
             for path in find_files(images, leave_out=read).files
         )
         for place, count in sorted(places.items()):
             text = (
-                f"{count} picture(s) in {place} are not read, only those in train/ and "
-                f"val/; move them there with their masks, or ignore this"
+                f"{count} picture(s) directly in {place} are not used, because only "
+                f"train/ and val/ are read. Move them there with their masks, or "
+                f"ignore this warning"
             )
             warnings.append(Problem("unread pictures", str(images), text))
     for part in read:
@@ -155,7 +156,7 @@ def find_unread(folder: Path) -> list[Problem]:
         )
         if endings:
             listed = ", ".join(f"{count} {end}" for end, count in endings.items())
-            text = f"files that are not read: {listed}; save them as PNG or JPEG"
+            text = f"these files are not used: {listed}; save them as PNG or JPEG"
             warnings.append(Problem("unread endings", str(part), text))
     return warnings
 
@@ -193,14 +194,14 @@ def class_names(
     if colours is not None:
         return names_of_colours(read_labelmap(colours), str(colours))
     raise ValueError(
-        f"Expected the class names in {path}, one a line, the first "
-        f"'background', but there is no such file. Write it, or list the names as "
-        f"`classes` of the dataset."
+        f"Expected the class names in {path}, one per line and 'background' first, but "
+        f"there is no such file. Create it, or list the names under the dataset key "
+        f"`classes`."
     )
 
 
 def _find_labelmap(folder: Path, labelmap: str | None) -> Path | None:
-    """The labelmap of a dataset: the one that is named, or labelmap.txt if there."""
+    """The labelmap of a dataset: the named file, or labelmap.txt if it exists."""
     if labelmap is not None:
         return folder / Path(labelmap).expanduser()
     path = folder / LABELMAP
@@ -213,7 +214,7 @@ def mask_form(
     labels: Mapping[str, str] | None = None,
     labelmap: str | None = None,
 ) -> MaskForm:
-    """What the masks store, from `labels` or a labelmap.
+    """The meaning of the mask values, from `labels` or a labelmap.
 
     Raises:
         ValueError: One of them is wrong.
@@ -238,7 +239,7 @@ def _find_more(
 
 
 def configure(kind: DatasetKind, settings: Mapping[str, Any]) -> DatasetKind:
-    """A folder as the keys of the dataset in the configuration want it."""
+    """Return the kind `folder` with the settings of a dataset applied."""
     labels, labelmap = settings.get("labels"), settings.get("labelmap")
     more: dict[str, Any] = {}
     if labels:
@@ -276,14 +277,14 @@ FOLDER = DatasetKind(
     required=("path",),
     settings={
         "path": path_setting(
-            "Folder with images/{train,val}/, masks/{train,val}/ and classes.txt. "
-            "Without the two val folders a share of the training images is held out; "
-            "without train folders too, images/ and masks/ are read."
+            "Folder with images/ and masks/, each flat or with train/ and val/, and "
+            "classes.txt. Without the two val folders, `val_share` of the images is "
+            "held out."
         ),
         "classes": {
             "description": (
-                'Class names in the order of the label values, "background" first; '
-                "null reads classes.txt."
+                "Names of the classes in the order of their values in the masks, "
+                "`background` first. null reads classes.txt."
             ),
             "type": ["array", "null"],
             "minItems": 2,

@@ -1,4 +1,4 @@
-"""Kinds of dataset: where images, masks and class names are."""
+"""Kinds of dataset: how to find images, masks and class names."""
 
 import hashlib
 import os
@@ -54,25 +54,26 @@ class DatasetKind:
             in the configuration (None if there are none). Returns the names of the
             classes 1..N.
         settings: Schema of each further key of the configuration, by key.
-        required: Those of these keys that users have to give.
-        archives: What `download: true` fetches, by name.
+        required: The keys among them that users have to set.
+        archives: Archives that `download: true` downloads, by name.
         class_orders: Returns the published class orders by their letter, each a tuple
             of raw labels.
         label_offset: Added to every mask value but 255. It is 1 for masks whose first
             class is 0 (such as Cityscapes' train ids), so that labels start at 1.
         published_images: Images per subset of the complete dataset.
-        published_labels: `labels_sha256` of the integrity report of the complete
-            dataset, where the masks in use are always the same.
+        published_labels: `labels_sha256` in the integrity report of the complete
+            dataset, if all copies have the same masks.
         drawn: Whether a rule of the workflow makes the images.
-        validation_only: Whether all images are for the test.
-        mask_form: Gets the folder. Returns what the masks store.
+        validation_only: Whether all images are validation images.
+        mask_form: Gets the folder. Returns the meaning of the values in the masks.
         mask_values: Returns the value in the masks of each raw label, the background
             included; empty if the values are the labels.
         find_more: Gets the folder. Returns files outside of `find_folders` that the
             index depends on.
         find_unread: Gets the folder. Returns warnings about pictures that are not read.
         configure: Gets this kind and the settings of a dataset in the configuration.
-            Returns the kind as these settings want it. None if they change nothing.
+            Returns the kind with these settings applied. None: the settings have no
+            effect.
     """
 
     name: str
@@ -99,7 +100,7 @@ class DatasetKind:
     )
 
     def with_settings(self, settings: Mapping[str, Any]) -> "DatasetKind":
-        """This kind as the settings of a dataset want it.
+        """Return this kind with the settings of a dataset applied.
 
         Args:
             settings: Keys of the dataset in the configuration; those that are missing
@@ -114,8 +115,7 @@ class DatasetKind:
     def list_files(self, folder: str | Path) -> dict[str, Path]:
         """The images, masks and lists of a dataset by their path in the folder.
 
-        Folders that cannot be read are among them. It never raises an error of the
-        system.
+        The list includes folders that cannot be read. This raises no OSError.
         """
         folder = Path(folder)
         files: dict[str, Path] = {}
@@ -126,16 +126,16 @@ class DatasetKind:
                     files[relative_name(path, folder)] = path
             for path in self.find_more(folder):
                 files[relative_name(path, folder)] = path
-        except OSError:  # a function of an extension; the index then says why
+        except OSError:  # a function of an extension; the index job reports the error
             return files
         return files
 
     def digest_files(self, folder: str | Path) -> str:
-        """A digest of names, sizes and times of a dataset's files; "" without any.
+        """Digest of names, sizes and times of a dataset's files; "" if it has none.
 
-        It changes if an image, mask or list is added, removed or edited, and the index
-        is then made anew. Other files do not change it, and neither does the place of
-        the folder. No file is read, and no error of the system is raised.
+        It changes if an image, mask or list is added, removed or edited. The index is
+        written again then. Other files and the path of the folder have no effect. No
+        file is opened, and no OSError is raised.
         """
         digest = hashlib.sha256()
         files = self.list_files(folder)
@@ -162,7 +162,7 @@ def missing_dataset(
 ) -> MissingDatasetError:
     """The error for a dataset that is not there.
 
-    Its message says what to fetch and where to put it.
+    Its message names the archives to download and the folder to put them in.
 
     Args:
         folder: Where the dataset was expected.
@@ -175,16 +175,16 @@ def missing_dataset(
     if not is_folder(where):
         lines.append("There is no such folder.")
     else:
-        lines.append(f"Found there: {_list_entries(where)}.")
+        lines.append(f"Found instead: {_list_entries(where)}.")
     for archive in archives.values():
-        lines.append(f"Fetch {archive.name} from {archive.mirrors[0]}")
+        lines.append(f"Download {archive.name} from {archive.mirrors[0]}")
     if archives:
         lines.append(
-            f"if it is missing, and unpack it into {where}; or name the folder of the "
-            f"dataset as its `path`; or set `download: true`."
+            f"and unpack it into {where}. Or set `path` to the folder of the dataset. "
+            f"Or set `download: true`."
         )
     else:
-        lines.append("Name the folder of the dataset as its `path`.")
+        lines.append("Set `path` to the folder of the dataset.")
     return MissingDatasetError("\n".join(lines))
 
 

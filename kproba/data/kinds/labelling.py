@@ -1,4 +1,4 @@
-"""Masks that do not hold 0, 1, 2, ..: the keys `labels` and `labelmap` of a folder."""
+"""The keys `labels` and `labelmap`, for masks with other values than 0, 1, 2, .."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,32 +8,32 @@ from kproba.data.kinds.class_names import BACKGROUND, check_names, read_lines
 from kproba.data.labels import IGNORE
 from kproba.data.masks import Colour, MaskForm
 
-LABELMAP = "labelmap.txt"  # the name that CVAT gives it
-IGNORED = ("ignore", "ignored", "void")  # names of what no class is
+LABELMAP = "labelmap.txt"  # the name that CVAT uses
+IGNORED = ("ignore", "ignored", "void")  # names that are not classes
 
 
 def names_of_values(labels: Mapping[str, str]) -> list[str]:
     """The classes of the key `labels`, in the order of their values.
 
     Args:
-        labels: Name of the class by value in the masks. "background" is no class.
+        labels: Name of the class by value in the masks. "background" is not a class.
             Several values may have one name.
 
     Raises:
-        ValueError: There is no class, or a name or value cannot be used.
+        ValueError: There are no classes, or a name or value cannot be used.
     """
     values = _sorted_values(labels)
     names = list(dict.fromkeys(name for _, name in values if name != BACKGROUND))
     if not names:
         raise ValueError(
-            "Expected a class in `labels`, such as {10: cat}, but there is only the "
-            "background. Add one."
+            "Expected a class in `labels`, such as {10: cat}, but it has only the "
+            "background. Add a class."
         )
     return check_names(names, "`labels`")
 
 
 def form_of_values(labels: Mapping[str, str]) -> MaskForm:
-    """What masks store according to the key `labels`."""
+    """The meaning of mask values according to the key `labels`."""
     number = {name: i for i, name in enumerate(names_of_values(labels), start=1)}
     number[BACKGROUND] = 0
     numbers = {value: number[name] for value, name in _sorted_values(labels)}
@@ -41,7 +41,7 @@ def form_of_values(labels: Mapping[str, str]) -> MaskForm:
 
 
 def without_names(labels: Mapping[str, str]) -> dict[str, str]:
-    """The key `labels` with numbers as names: what the masks depend on."""
+    """The key `labels` with numbers instead of names, because names change no mask."""
     numbers = form_of_values(labels).numbers
     return {
         str(value): str(label) if label else BACKGROUND
@@ -99,14 +99,14 @@ def read_labelmap(path: Path) -> dict[Colour, str]:
         known = colours.setdefault((red, green, blue), name)
         if known != name:
             raise ValueError(
-                f"Expected one name for each colour in {path}, but line {number} calls "
-                f"{red},{green},{blue} '{name}', and an earlier one '{known}'. Correct "
-                f"one of them."
+                f"Expected one name for each colour in {path}, but line {number} gives "
+                f"{red},{green},{blue} the name '{name}', and an earlier line gives it "
+                f"the name '{known}'. Correct one of the lines."
             )
     if not colours:
         raise ValueError(
-            f"Expected lines such as 'cat:48,112,32::' in {path}, but there are none. "
-            f"Add one for each class."
+            f"Expected lines such as 'cat:48,112,32::' in {path}, but the file has "
+            f"none. Add one line for each class."
         )
     return colours
 
@@ -115,12 +115,13 @@ def names_of_colours(colours: Mapping[Colour, str], where: str) -> list[str]:
     """The classes of a labelmap in its order, without background and ignored colours.
 
     Raises:
-        ValueError: There is no class, or a name cannot be used.
+        ValueError: There are no classes, or a name cannot be used.
     """
     names = [name for name in colours.values() if not _is_special(name)]
     if not names:
         raise ValueError(
-            f"Expected a class in {where}, but there is none. Add a line for each."
+            f"Expected at least one class in {where}, but there is none. Add a line "
+            f"for each class."
         )
     return check_names(list(dict.fromkeys(names)), where)
 
@@ -128,7 +129,7 @@ def names_of_colours(colours: Mapping[Colour, str], where: str) -> list[str]:
 def form_of_colours(
     colours: Mapping[Colour, str], names: Sequence[str], where: str
 ) -> MaskForm:
-    """What masks store according to a labelmap.
+    """The meaning of mask colours according to a labelmap.
 
     Args:
         colours: As `read_labelmap` returns them.
@@ -136,7 +137,7 @@ def form_of_colours(
         where: The labelmap, for messages.
 
     Raises:
-        ValueError: The labelmap has a name that is no class.
+        ValueError: The labelmap has a name that is not a class.
     """
     labels = {name: label for label, name in enumerate(names, start=1)}
     table: dict[Colour, int] = {}

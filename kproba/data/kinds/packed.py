@@ -1,8 +1,8 @@
-"""A step that was trained elsewhere: its classes are known, its pictures are not here.
+"""The kind `packed`: a step that was trained elsewhere, without its pictures.
 
 The dataset continues from an archive of `kproba pack`, or from the folder of a step.
 New classes come with its additions. Pictures of the old classes are optional: a folder
-of them, `validation`, is used for the test alone.
+of them, `validation`, is used only for evaluation.
 """
 
 from collections.abc import Sequence
@@ -40,9 +40,9 @@ def find_folders(folder: Path) -> list[Path]:
 
 
 def class_names(folder: Path | None, listed: Sequence[str] | None) -> list[str]:
-    """Not known without the archive: the plan reads them from there."""
+    """Raise an error, because the plan reads the names from the archive."""
     raise ValueError(
-        "Expected the class names of a packed step from its archive. Use "
+        "Expected the class names of a packed step from its archive. Read them with "
         "kproba.predict.packed.read_packed."
     )
 
@@ -58,13 +58,13 @@ PACKED = DatasetKind(
     validation_only=True,
     settings={
         "path": path_setting(
-            "Archive that `kproba pack` wrote, or the folder of a step: the next step "
+            "Archive that `kproba pack` wrote, or the folder of a step. The next step "
             "starts from it."
         ),
         "validation": {
             "description": (
-                "Folder with images/ and masks/ of the classes of that step, for the "
-                "test alone; null without such pictures."
+                "Folder with images/ and masks/ of the classes of that step. They are "
+                "used for the evaluation only. null means that there are none."
             ),
             "type": ["string", "null"],
             "minLength": 1,

@@ -1,4 +1,4 @@
-"""Pairs of an image and its mask, and the problems that they can have."""
+"""Pairs of an image and its mask, and problems with them."""
 
 import hashlib
 import os
@@ -19,12 +19,12 @@ LONGEST_ID = 200  # bytes in UTF-8: ids become file names, with more around them
 OTHER_SUFFIXES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".npy")
 
 # Unicode categories that no file name here may have: control characters (also line
-# breaks), bytes that are no UTF-8, and separators of lines and paragraphs.
+# breaks), bytes that are not UTF-8, and separators of lines and paragraphs.
 UNUSABLE = ("Cc", "Cs", "Zl", "Zp")
 
 
 def printable(text: str) -> str:
-    """A text whose characters that cannot be printed are written as escapes."""
+    """Return a text with escapes for all characters that cannot be printed."""
     return "".join(
         character
         if unicodedata.category(character) not in UNUSABLE
@@ -62,7 +62,7 @@ class Problem:
 
     Attributes:
         kind: Short name of the problem, such as "missing mask".
-        path: The file. What cannot be printed is written as an escape.
+        path: The file. Characters that cannot be printed are written as escapes.
         text: The problem in words.
     """
 
@@ -79,7 +79,7 @@ class Problem:
 
 
 class MissingDatasetError(FileNotFoundError):
-    """The dataset is not there; the message says what to fetch and where to put it."""
+    """A dataset is missing; the message explains how to get it."""
 
 
 def pair_subsets(
@@ -100,7 +100,7 @@ def pair_subsets(
 def pair_by_name(
     images: Path, masks: Path, subset: str, mask_suffix: str = ""
 ) -> tuple[list[Pair], list[Problem]]:
-    """Pair images and masks with the same path in their folder, but for the ending.
+    """Pair images and masks whose paths differ only in the ending.
 
     Names are compared in their composed Unicode form (NFC), because some systems write
     "é" as two characters. An image in a subfolder has the id that `make_ids` describes.
@@ -119,8 +119,9 @@ def pair_by_name(
     suffix = _common_suffix(image_files, mask_files)
     if suffix and not mask_suffix:
         text = (
-            f"every mask has the name of its image and '{suffix}': set `mask_suffix: "
-            f"{suffix}` of the dataset (kind folder), or rename the masks"
+            f"the name of every mask is the name of its image plus '{suffix}': set "
+            f"`mask_suffix: {suffix}` for the dataset (kind folder), or rename the "
+            f"masks"
         )
         return [], [*problems, Problem("other mask names", str(masks), text)]
     ids = make_ids(names)
@@ -172,10 +173,10 @@ def _files_by_name(
     """Files of a folder by their path without ending, "train0" or "site_a/train0".
 
     Args:
-        folder: Where to look.
+        folder: The folder to search.
         suffixes: Endings of the files.
         problems: Gets what cannot be read, and names that cannot be used.
-        ending: What names end with before the suffix; it is taken off.
+        ending: Common end of the names before the suffix; it is removed.
     """
     files: dict[str, list[Path]] = {}
     ending = unicodedata.normalize("NFC", ending)
@@ -186,7 +187,7 @@ def _files_by_name(
         relative = path.relative_to(folder)
         name = unicodedata.normalize("NFC", relative.with_suffix("").as_posix())
         if not is_usable(str(relative)):
-            text = "the name is no printable UTF-8; rename the file"
+            text = "the name is not printable UTF-8; rename the file"
             problems.append(Problem("unusable name", str(path), text))
         elif name.endswith(ending):
             files.setdefault(name[: len(name) - len(ending)], []).append(path)
@@ -196,26 +197,27 @@ def _files_by_name(
 def _common_suffix(
     images: Mapping[str, Sequence[Path]], masks: Mapping[str, Sequence[Path]]
 ) -> str:
-    """What follows the names of all images in the names of all masks; "" if nothing."""
+    """The common suffix of all mask names after the image names; "" if none."""
     if not images or len(images) != len(masks) or images.keys() & masks.keys():
         return ""
     first = min(images)
     for name in masks:
         suffix = name[len(first) :]
-        # As many as images: so the masks are these names if all names are masks.
+        # There are as many masks as images. So if each of these names is a mask, all
+        # are.
         if name.startswith(first) and all(image + suffix in masks for image in images):
             return suffix
     return ""
 
 
 def _near_miss(folder: Path, name: str) -> str:
-    """What is there of that name, but not read."""
+    """Describe a file with this name that is not read, for a message."""
     for suffix in (*OTHER_SUFFIXES, *IMAGE_SUFFIXES):
         for path in (folder / f"{name}{suffix}", folder / f"{name}{suffix.upper()}"):
             if is_folder(path):
                 return f"; {path.name} is a folder"
             if os.path.lexists(path):
-                return f"; {path.name} is there, but is not read: save it as PNG"
+                return f"; {path.name} exists, but is not a PNG: save it as PNG"
     return ""
 
 
@@ -226,13 +228,13 @@ def _listed() -> str:
 def remove_overlap(
     pairs: list[Pair], problems: list[Problem]
 ) -> tuple[list[Pair], list[Problem]]:
-    """Remove training images with the id of a validation image, which are problems."""
+    """Remove training images with the id of a validation image; return problems."""
     validation = {pair.id for pair in pairs if pair.subset == "val"}
     kept: list[Pair] = []
     leaks: list[Problem] = []
     for pair in pairs:
         if pair.subset == "train" and pair.id in validation:
-            text = f"the id '{pair.id}' is in train and in val"
+            text = f"the id '{pair.id}' exists in train and in val"
             leaks.append(Problem("train/val overlap", str(pair.image), text))
         else:
             kept.append(pair)

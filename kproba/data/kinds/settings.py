@@ -8,13 +8,17 @@ from kproba.data.kinds.pairs import VAL_SHARE
 
 ON_ERROR: dict[str, Any] = {
     "description": (
-        "At files that are missing, unreadable or wrong: stop, or skip these images."
+        "What to do if files are missing, unreadable or wrong: stop the run, or skip "
+        "these images."
     ),
     "enum": ["stop", "skip"],
     "default": "stop",
 }
 SHARE: dict[str, Any] = {
-    "description": "Share held out for validation, chosen by a hash of the file name.",
+    "description": (
+        "Share of the images that is held out for validation if there are no val "
+        "folders. A hash of the file name chooses the images."
+    ),
     "type": "number",
     "exclusiveMinimum": 0,
     "exclusiveMaximum": 1,
@@ -22,8 +26,9 @@ SHARE: dict[str, Any] = {
 }
 LONG_SIDE: dict[str, Any] = {
     "description": (
-        "Longer side in pixels of all pictures that are longer, everywhere: in "
-        "training, bank and test. Null uses every picture at its own size."
+        "Images with a longer side above this number of pixels are scaled down to it, "
+        "for training, bank, evaluation and prediction. null uses every image at its "
+        "own size."
     ),
     "type": ["integer", "null"],
     "minimum": 32,
@@ -31,8 +36,9 @@ LONG_SIDE: dict[str, Any] = {
 }
 LABELS: dict[str, Any] = {
     "description": (
-        "Class by value in the masks, {10: cat, 20: dog}, in the place of `classes`. "
-        "0 is the background if no class has it, 255 is ignored."
+        "Names of the classes by their value in the masks, such as `{10: cat, 20: "
+        "dog}`, in place of `classes`. 0 is the background unless it has a name. 255 "
+        "is ignored."
     ),
     "type": ["object", "null"],
     "minProperties": 1,
@@ -46,8 +52,8 @@ LABELS: dict[str, Any] = {
 }
 LABELMAP: dict[str, Any] = {
     "description": (
-        'File with lines "name:red,green,blue::" for masks with colours, in the folder '
-        "of the dataset; null for labelmap.txt, if it is there."
+        "File in the folder of the dataset that explains the colours of the masks, "
+        "with lines `name:red,green,blue::`. null takes labelmap.txt, if it is there."
     ),
     "type": ["string", "null"],
     "minLength": 1,
@@ -55,7 +61,7 @@ LABELMAP: dict[str, Any] = {
 }
 MASK_SUFFIX: dict[str, Any] = {
     "description": (
-        'What the names of masks have after that of their image, such as "_mask".'
+        "What the name of a mask has after the name of its image, such as `_mask`."
     ),
     "type": "string",
     "pattern": "^[^/\\x00-\\x1f]*\\Z",
@@ -82,18 +88,21 @@ def archive_settings(archives: Mapping[str, Archive]) -> dict[str, Any]:
     return {
         "download": {
             "description": (
-                "Download and unpack below results/data/ if `path` has no dataset."
+                "Whether to download and unpack the dataset, below results/data/, if "
+                "it is not at `path`."
             ),
             "type": "boolean",
             "default": False,
         },
         "mirrors": {
-            "description": "URLs to try in order, by archive; null for the known ones.",
+            "description": (
+                "Addresses of the archives. null takes the known addresses."
+            ),
             "type": "object",
             "additionalProperties": False,
             "properties": {
                 name: {
-                    "description": f"URLs of {archive.name}.",
+                    "description": f"Addresses of {archive.name}, tried in order.",
                     "type": ["array", "null"],
                     "minItems": 1,
                     "items": {"type": "string", "pattern": "^https?://"},
@@ -105,13 +114,14 @@ def archive_settings(archives: Mapping[str, Archive]) -> dict[str, Any]:
         },
         "checksums": {
             "description": (
-                "MD5, SHA-1 or SHA-256 by archive; null for the known ones."
+                "Checksums of the archives (MD5, SHA-1 or SHA-256). null takes the "
+                "known checksums."
             ),
             "type": "object",
             "additionalProperties": False,
             "properties": {
                 name: {
-                    "description": f"Hexadecimal digits, of {archive.name}.",
+                    "description": f"Checksum of {archive.name} in hexadecimal.",
                     "type": ["string", "null"],
                     "pattern": "^([0-9a-fA-F]{32}|[0-9a-fA-F]{40}|[0-9a-fA-F]{64})$",
                     "default": None,

@@ -97,7 +97,7 @@ def find_pairs(
 def _missing(
     folder: Path, root: Path | None, above_masks: Path | None, masks: str
 ) -> MissingDatasetError:
-    """The error for a dataset of which a part or all is not there."""
+    """The error for a dataset that is missing or incomplete."""
     if root is None and above_masks is None:
         return missing_dataset(folder, TITLE, f"JPEGImages/ and {masks}/", ARCHIVES)
     if root is None:
@@ -113,8 +113,8 @@ def _missing(
     )
     if is_folder(root / PLAIN):
         error = MissingDatasetError(
-            f"{error}\n{PLAIN}/ is there: `masks: {PLAIN}` of the dataset uses it, "
-            f"with VOC's own lists of 1,464 and 1,449 images."
+            f"{error}\nThe folder {PLAIN}/ exists. Set `masks: {PLAIN}` for the "
+            f"dataset to use it with the original VOC lists of 1,464 and 1,449 images."
         )
     return error
 
@@ -125,8 +125,8 @@ def _read_ids(path: Path) -> list[str]:
     wrong = [name for name in ids if "/" in name]
     if wrong:
         raise ValueError(
-            f"Expected one id per line in {path}, such as 2007_000032, but got a path, "
-            f"'{wrong[0]}'. Write ids without folder and ending."
+            f"Expected one id per line in {path}, such as 2007_000032, but got the "
+            f"path '{wrong[0]}'. Write ids without folder and file ending."
         )
     unusable = [name for name in ids if not is_usable(name) or len(name) > LONGEST_ID]
     if unusable:
@@ -166,13 +166,14 @@ def read_voc_ids(root: Path, masks: str = AUGMENTED) -> dict[str, list[str]]:
     missing = [str(path) for path in files.values() if not os.path.lexists(path)]
     if missing and masks == PLAIN:
         raise MissingDatasetError(
-            f"Expected VOC's own lists of ids for `masks: {PLAIN}`, but {missing[0]} "
-            f"is missing. Copy it from VOC's archive."
+            f"Expected the original VOC lists of ids for `masks: {PLAIN}`, but "
+            f"{missing[0]} is missing. Copy it from the archive of VOC."
         )
     if missing:
         raise MissingDatasetError(
             f"Expected the validation ids in {missing[0]}, because {lists} has a "
-            f"train_aug.txt. Write it, or remove train_aug.txt to use the usual lists."
+            f"train_aug.txt. Create the missing list, or remove train_aug.txt to use "
+            f"the usual lists."
         )
     return {subset: _read_ids(path) for subset, path in files.items()}
 
@@ -242,8 +243,8 @@ VOC = DatasetKind(
         ),
         "masks": {
             "description": (
-                "Folder of the masks. SegmentationClassAug has those of SBD too; "
-                "SegmentationClass goes with VOC's own lists of 1,464 and 1,449 images."
+                "Folder of the masks. SegmentationClassAug has SBD's masks of 10,582 "
+                "training images. SegmentationClass has VOC's own of 1,464."
             ),
             "enum": [AUGMENTED, PLAIN],
             "default": AUGMENTED,
