@@ -1,14 +1,14 @@
-# make demo        set up, run the embedded example, print the table and where the report is
-# make test        set up with the tools of developers, run the tests
-# make test-slurm  the same for tests that need a SLURM with two GPUs (or pretended ones)
-# make lint        the same, check format, style and types
-# make docs        the same, build the documentation site; dead links are errors
-# make package     the same, build wheel and source archive, and check them
-# make bench       the same, measure benchmarks/README.md again (half an hour, idle machine)
-# make setup       set up what users need
-# make setup-dev   set up the tools of developers too
-# Variables count on the command line of make alone, such as `make PYTHON=python3.12`.
-# A shell may export VENV or PYTHON for something else.
+# make demo        set up, run the embedded example, print the results and the report's path
+# make test        set up for developers, run the tests
+# make test-slurm  set up for developers, run the tests that need SLURM with two (fake) GPUs
+# make lint        set up for developers, check format, style and types
+# make docs        set up for developers, build the website; dead links are errors
+# make package     set up for developers, build and check wheel and source archive
+# make bench       set up for developers, run all benchmarks (half an hour, idle machine)
+# make setup       install what users need
+# make setup-dev   install the tools of developers, too
+# Set variables on the command line of make, such as `make PYTHON=python3.12`. Variables
+# of the shell are ignored, because it may use VENV or PYTHON for something else.
 PYTHON = python3
 VENV = .venv
 CORES = all
@@ -17,15 +17,15 @@ PIP_FLAGS = --quiet --disable-pip-version-check
 PYTEST_FLAGS =
 SHELL := /bin/bash
 
-# Snakemake hands the path of its Python to a shell as it is, so this path must have no
-# spaces, braces or other characters with a meaning. Where the path of this folder has
-# some, the environment is in the user's cache, and .venv is a link to it.
+# Snakemake passes the path of its Python to a shell without quotes. So this path must not
+# have spaces, braces or other special characters. If the path of this folder has any, the
+# environment is created in the user's cache, and .venv is a link to it.
 UNSAFE := [^A-Za-z0-9_./+@%,=~-]
 PLACE := $(shell if pwd -P | LC_ALL=C grep -q '$(UNSAFE)'; then \
   printf '%s' "$${XDG_CACHE_HOME:-$$HOME/.cache}/kproba/$$(pwd -P | sha256sum | cut -c1-16)"; fi)
 REAL := $(if $(and $(PLACE),$(filter .venv,$(VENV))),$(PLACE),$(VENV))
 ifneq ($(if $(REAL),$(shell printf '%s' '$(REAL)' | LC_ALL=C grep '$(UNSAFE)'),none),)
-  $(error Expected an environment in a path of letters, digits and _./+@%,=~-, but got '$(REAL)'. Choose another place: make VENV=/tmp/kproba-venv)
+  $(error Expected an environment in a path of letters, digits and _./+@%,=~-, but got '$(REAL)'. Choose another folder: make VENV=/tmp/kproba-venv)
 endif
 
 # Commands of the environment come first, so that rules find torchrun and python.
@@ -43,26 +43,26 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Expected Python 3.11 or newer as '$(PYTHON)'. Install it, or name it: make PYTHON=python3.12"; exit 1; }
 	@if [ -d $(REAL) ] && [ ! -e $(REAL)/pyvenv.cfg ] && [ -n "$$(ls -A $(REAL))" ]; then \
-	  echo "Expected a virtual environment or nothing in $(REAL), but it holds other files. Choose another place: make VENV=.."; exit 1; fi
+	  echo "Expected a virtual environment or nothing in $(REAL), but it contains other files. Choose another folder: make VENV=.."; exit 1; fi
 	@test -x $(BIN)/python || { mkdir -p $(dir $(REAL)) && $(PYTHON) -m venv $(REAL); } || \
-	  { echo "Could not make a virtual environment. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	  { echo "Could not create a virtual environment. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
 	@if [ $(REAL) != $(VENV) ]; then ln -sfn $(REAL) $(VENV); echo "$(VENV) is a link to $(REAL)"; fi
-	@echo "Installing into $(REAL) (PyTorch is large: this takes minutes the first time)"
+	@echo "Installing into $(REAL) (this takes minutes the first time, because PyTorch is large)"
 	@$(INSTALL) .
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	@echo "Installing the tools of developers into $(REAL)"
+	@echo "Installing the tools for developers into $(REAL)"
 	@$(INSTALL) '.[dev]'
 	@touch $@
 
-# One demo at a time: so a lock that a killed Snakemake left behind may be removed.
+# Only one demo runs at a time, so the lock of a killed Snakemake can be removed safely.
 demo: setup
 	@mkdir -p .snakemake
 	@$(ACTIVE) flock --nonblock .snakemake/demo.lock bash -c '\
 	  snakemake --unlock --quiet all 2>/dev/null; \
 	  snakemake --cores $(CORES)' \
-	  || { echo "The demo did not finish; the reason stands above. (Is another one running?)"; exit 1; }
+	  || { echo "The demo did not finish. The reason is printed above. (Is another demo running?)"; exit 1; }
 	@echo
 	@$(BIN)/python -m kproba.results.tables results/summary.csv
 	@echo

@@ -1,7 +1,7 @@
-"""Paths of all artifacts: the one place that spells what is below results/.
+"""Paths of all artifacts below results/; no other module writes such a path.
 
-The constants are patterns with Snakemake's wildcards. Rules use them as they are;
-`fill` puts values in. Nothing else spells such a path, and nothing parses one.
+The constants are patterns with the wildcards of Snakemake. Rules use the patterns
+directly; `fill` replaces the wildcards by values. No code parses a path.
 """
 
 from collections.abc import Mapping
@@ -49,6 +49,7 @@ EVALUATION = f"{STEP}/evaluation.json"
 CONFUSION = f"{STEP}/confusion.csv"
 EXAMPLES = f"{STEP}/examples"
 PREDICTOR = f"{STEP}/predictor.json"
+CARD = f"{STEP}/card.md"
 
 # Snakemake's measurements of the jobs that make a step
 TRAINING_TIME = f"{STEP}/train.benchmark.tsv"
@@ -71,7 +72,7 @@ FIGURE = f"{FIGURES}/{{figure}}.png"
 
 
 def fill(pattern: str, values: Mapping[str, object], **more: object) -> str:
-    """A path: a pattern with its wildcards replaced.
+    """Return a path: the pattern with its wildcards replaced.
 
     Raises:
         KeyError: A wildcard has no value.

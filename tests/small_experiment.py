@@ -118,6 +118,7 @@ def step_result(folder: Path, method: str, step: int) -> StepResult:
         metrics=str(folder / "metrics.csv"),
         usage=str(folder / "usage.json"),
         times={"training": str(folder / "train.benchmark.tsv")},
+        joint=method == "joint",
     )
 
 

@@ -11,24 +11,27 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
 from kproba import cli
+from kproba.data.colours import drawing_colours
 from kproba.data.splits import read_indices
 from kproba.results.tensorboard import _parts_of_link, find_curves
 from kproba.runtime.launch import free_port
 from kproba.runtime.run_file import read_run, write_run
 from kproba.training import monitor as curves
 from kproba.training.curves import Curves
-from kproba.training.monitor import Monitor
+from kproba.training.monitor import Monitor, draw_sheet
 
 
 def write_events(folder: Path, value: float) -> None:
     with SummaryWriter(str(folder)) as writer:
-        writer.add_scalar("loss/loss", value, 1)
+        writer.add_scalar("loss/total", value, 1)
 
 
 def write_step(
@@ -70,20 +73,21 @@ def results(tmp_path: Path) -> Path:
     return tmp_path / "results"
 
 
+# Step 0 first, `joint` last: spaces in front make TensorBoard sort the names so.
 NAMES = [
-    "pets 2-1-disjoint/base seed3 step00",
-    "pets 2-1-disjoint/base_softmax seed3 step00",
-    "pets 2-1-disjoint/joint seed3 step10",
-    "pets 2-1-disjoint/kproba seed3 step01",
-    "pets 2-1-disjoint/kproba seed3 step02",
-    "pets 2-1-disjoint/kproba seed3 step10",
-    "pets 2-1-disjoint/mib seed3 step01",
+    " base step 00",
+    " base_softmax step 00",
+    "kproba step 01",
+    "kproba step 02",
+    "kproba step 10",
+    "mib step 01",
+    "\u00a0joint step 10",
 ]
 
 
 def test_curves_of_an_experiment_are_all_its_steps_in_order(results):
     curves = find_curves(results / "pets" / "2-1-disjoint")
-    assert list(curves) == NAMES
+    assert list(curves) == NAMES == sorted(NAMES)
     base = results / "pets/2-disjoint/base_softmax/seed3/step0/tensorboard"
     assert curves[NAMES[1]] == base
 
@@ -92,22 +96,44 @@ def test_curves_of_an_experiment_are_all_its_steps_in_order(results):
     "folder", ["pets/2-1-disjoint/kproba", "pets/2-1-disjoint/kproba/seed3"]
 )
 def test_curves_of_a_method_begin_with_its_step_0(results, folder):
-    assert list(find_curves(results / folder)) == [NAMES[0], *NAMES[3:6]]
+    assert list(find_curves(results / folder)) == [NAMES[0], *NAMES[2:5]]
 
 
 @pytest.mark.parametrize("folder", ["", "tensorboard"])
 def test_curves_of_a_step_are_its_own_and_those_of_step_0(results, folder):
     step = results / "pets" / "2-1-disjoint" / "kproba" / "seed3" / "step2"
-    assert list(find_curves(step / folder)) == [NAMES[0], NAMES[4]]
+    assert list(find_curves(step / folder)) == [" base step 0", "kproba step 2"]
 
 
 def test_curves_of_all_results_are_listed_in_every_experiment_that_uses_them(results):
     assert list(find_curves(results)) == [
-        *NAMES,
-        "pets 2-disjoint/base seed3 step00",
-        "pets 2-disjoint/base_softmax seed3 step00",
-        "pets 3-overlap/base seed3 step00",
+        *(f"2-1-disjoint/{name}" for name in NAMES),
+        *("2-disjoint/ base step 00", "2-disjoint/ base_softmax step 00"),
+        "3-overlap/ base step 00",
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "first", "second"),
+    [
+        ({"seed": 4}, "kproba seed 3 step 1", "kproba seed 4 step 1"),
+        ({"step": 2}, "kproba step 1", "kproba step 2"),
+        ({"step": 12}, "kproba step 01", "kproba step 12"),
+        ({"dataset": "toys"}, "pets/kproba step 1", "toys/kproba step 1"),
+        ({"setting": "x"}, "overlap/kproba step 1", "x/kproba step 1"),
+        (
+            {"dataset": "toys", "task": "1-1", "seed": 4},
+            "pets 2-1/kproba seed 3 step 1",
+            "toys 1-1/kproba seed 4 step 1",
+        ),
+    ],
+    ids=str,
+)
+def test_names_hold_what_differs_between_the_runs(tmp_path, change, first, second):
+    folders = [tmp_path / name / "tensorboard" for name in ("a", "b")]
+    write_run(folders[0], RUN, None)
+    write_run(folders[1], {**RUN, **change}, None)
+    assert find_curves(tmp_path) == {first: folders[0], second: folders[1]}
 
 
 def test_names_and_links_come_from_files_whatever_folders_are_called(tmp_path):
@@ -117,8 +143,8 @@ def test_names_and_links_come_from_files_whatever_folders_are_called(tmp_path):
     write_run(first, names, None)
     write_run(second, {**names, "step": 1, "method": "n"}, first)
     assert find_curves(tmp_path / "two") == {
-        "a/b x-y-overlap/m seed1 step00": first,
-        "a/b x-y-overlap/n seed1 step01": second,
+        " m step 0": first,
+        "n step 1": second,
     }
 
 
@@ -130,7 +156,7 @@ def test_results_may_move_together(results, tmp_path):
 def test_removed_steps_end_the_chain(results):
     shutil.rmtree(results / "pets" / "2-1-disjoint" / "kproba" / "seed3" / "step1")
     kproba = results / "pets" / "2-1-disjoint" / "kproba"
-    assert list(find_curves(kproba)) == NAMES[4:6]
+    assert list(find_curves(kproba)) == NAMES[3:5]
 
 
 def test_a_shared_step_is_listed_for_the_method_that_needs_it(results):
@@ -138,18 +164,19 @@ def test_a_shared_step_is_listed_for_the_method_that_needs_it(results):
     disjoint = results / "pets" / "2-1-disjoint"
     shared = disjoint / "kproba" / "seed3" / "step1" / "tensorboard"
     write_step(disjoint, "without_bfd", 2, shared)
-    step_1, step_2 = (f"pets 2-1-disjoint/{{}} seed3 step0{k}" for k in (1, 2))
+    step_1, step_2 = "{} step 1", "{} step 2"
     assert list(find_curves(disjoint / "without_bfd")) == [
-        *(NAMES[0], step_1.format("kproba"), step_2.format("without_bfd"))
+        *(" base step 0", step_1.format("kproba"), step_2.format("without_bfd"))
     ]
     write_test(disjoint, "without_bfd", 1, shared)
     curves = find_curves(disjoint / "without_bfd")
     assert list(curves) == [
-        *(NAMES[0], step_1.format("without_bfd"), step_2.format("without_bfd"))
+        *(" base step 0", step_1.format("without_bfd"), step_2.format("without_bfd"))
     ]
     assert curves[step_1.format("without_bfd")] == shared
     every = find_curves(disjoint)
-    assert list(every) == [*NAMES, step_2.format("without_bfd")]  # once
+    # Step 1, which two methods share, is listed once.
+    assert list(every) == [*NAMES[:-1], "without_bfd step 02", NAMES[-1]]
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -162,10 +189,7 @@ def test_results_of_version_0_1_are_named_by_their_settings(tmp_path, nested):
         settings = {"run": run, "groups": [[1]]} if nested else {**run, "groups": [[1]]}
         (folder / "settings.json").write_text(json.dumps(settings))
     assert find_curves(tmp_path) == {
-        f"pets 2-1-overlap/kproba seed4 step0{step}": tmp_path
-        / "steps"
-        / str(step)
-        / "tensorboard"
+        f"kproba step {step}": tmp_path / "steps" / str(step) / "tensorboard"
         for step in (1, 2)
     }
 
@@ -246,7 +270,7 @@ def test_resumed_curves_begin_with_what_is_known_if_the_files_are_lost(tmp_path)
         again.add({"iteration": 6, "loss": 2.0}, 1.0)
         again.close()
         events = EventAccumulator(str(tmp_path / name)).Reload()
-        losses = [(entry.step, entry.value) for entry in events.Scalars("loss/loss")]
+        losses = [(entry.step, entry.value) for entry in events.Scalars("loss/total")]
         assert losses == [(2, 5.0), (4, 3.0), (6, 2.0)]
         for measure in ("old", "all"):
             [seen] = events.Scalars(f"validation/{measure}")
@@ -429,3 +453,26 @@ def test_a_validation_that_fails_ends_validation_and_not_the_training(
     assert "No more validation while training: too little memory" in caplog.text
     assert torch.backends.cudnn.benchmark
     assert not any(monitor.is_due(done, 4) for done in range(1, 5))
+
+
+@pytest.mark.parametrize("size", [(144, 144), (500, 375), (60, 400), (2000, 300)])
+def test_letters_of_logged_pictures_are_readable_on_a_card(size):
+    """TensorBoard shows a picture 350 pixels wide; squares are as high as letters."""
+    mask = np.ones(size[::-1], np.uint8)
+    sheet = np.asarray(draw_sheet(Image.new("RGB", size), [mask, mask], ["a", "cat"]))
+    panels = round(400 * size[1] / max(size))
+    legend = sheet[panels:]
+    square = (legend == drawing_colours(2)[1]).all(-1).any(1).sum()
+    assert 350 * square / sheet.shape[1] >= 11 - 2 * 350 / sheet.shape[1]
+
+
+def test_curves_have_a_group_and_a_name(tmp_path):
+    row = {"iteration": 1, "loss": 3.0, "gkd": 2.0, "lr_backbone": 0.5}
+    written = Curves(tmp_path, 0, [])
+    written.add(row, 4.0)
+    written.close()
+    tags = EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"]
+    assert set(tags) == {
+        *("loss/total", "loss/gkd", "learning_rate/backbone"),
+        "speed/images_per_second",
+    }

@@ -24,16 +24,16 @@ from small_experiment import (
 )
 
 from kproba.artifacts import FIGURE_NAMES
-from kproba.data.drawing import CLASS_COLOURS
+from kproba.data.colours import DRAWING_COLOURS, STRIPES, drawing_colours
 from kproba.data.fonts import find_font
 from kproba.data.index import index_dataset
-from kproba.data.label_images import label_palette, write_label_image
+from kproba.data.label_images import write_label_image
 from kproba.plan.results import StepResult
 from kproba.results import figures
 from kproba.results.figures import draw_figures
 from kproba.runtime.files import write_json
 
-COLOURS = np.array(CLASS_COLOURS)
+COLOURS = np.array(DRAWING_COLOURS)
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_examples_show_truth_and_predictions(results, index, tmp_path, open_figu
     for number, line in enumerate(axes):
         pictures = [axis.images[0].get_array() for axis in line]
         assert len(np.unique(pictures[0])) > 16  # a photograph, here noise
-        assert tuple(pictures[1][0, 0]) == (0, 0, 0)  # background
+        assert tuple(pictures[1][0, 0]) == (255, 255, 255)  # background
         for picture, title in zip(pictures[2:], titles[2:], strict=True):
             label = (number + int(title[-1])) % 3
             assert picture.shape == (6, 8, 3)
@@ -244,14 +244,14 @@ def test_truth_of_examples_is_in_output_order(results, index, tmp_path, open_fig
     truth = open_figures[3].axes[1].images[0].get_array()
     outputs = np.array([0, 2, 3, 1]).repeat(12).reshape(6, 8)
     expected = COLOURS[outputs]
-    expected[-1, -1] = 128  # ignored
+    expected[-1, -1] = STRIPES[1]  # ignored
     np.testing.assert_array_equal(truth, expected)
 
 
 def test_legend_explains_the_colours_of_every_picture(
     folder_dataset, tmp_path, open_figures
 ):
-    """More classes than clear colours: all pictures change to VOC's map together."""
+    """More classes than are listed: the colours of the others are made."""
     names = ("background", *(f"class{number}" for number in range(1, 41)))
     masks = {"v1": np.full((6, 8), 1, np.uint8), "v2": np.full((6, 8), 40, np.uint8)}
     data = folder_dataset({"train": masks, "val": {"v": masks["v1"]}}, names)
@@ -276,7 +276,7 @@ def test_legend_explains_the_colours_of_every_picture(
     patches = figure.legends[0].get_patches()
     legend = [tuple(to_rgba_array(patch.get_facecolor())[0, :3]) for patch in patches]
     np.testing.assert_allclose(
-        np.ravel(legend) * 255, label_palette()[: 3 * len(names)], atol=1e-6
+        np.array(legend) * 255, drawing_colours(41)[:41], atol=1e-6
     )
     for line, label in zip(np.reshape(figure.axes, (2, 3)), (1, 40), strict=True):
         for axis in line[1:]:
@@ -296,7 +296,7 @@ def test_losses_have_a_panel_per_step_and_a_line_per_training(
     assert lines[2].keys() == {"kproba", "finetune", "joint"}
     for step, curves in enumerate(lines):
         for line in curves.values():
-            expected = [(1, 4), (2, 2), (3, step + 1)]
+            expected = [(1, 1), (2, 2 / 4), (3, (step + 1) / 4)]
             np.testing.assert_allclose(line.get_xydata(), expected)
 
 

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from parsed_page import experiment, write_page
 from small_experiment import CLASS_NAMES, GROUPS, STEPS, write_tables
-from test_report import experiment, write_page
 
 from kproba.artifacts import FIGURE_NAMES
 from kproba.results import figures, measures
@@ -152,24 +152,26 @@ def test_new_measure_of_a_step_has_a_panel(
 
 
 def test_new_measures_are_on_the_page(more_measures, results, index, tmp_path):
-    page = write_page(results, tmp_path, experiment(tmp_path, index))
-    titles = [measure.title for measure in measures.all_measures()]
-    head, first, *_ = page.tables["mIoU in percent after every step"]
-    assert head == ["method", "step", *titles]
-    assert first[-3:] == [f"{LARGEST[0]:.1f}", "2.0", "–"]
-    head, *_ = page.tables["mIoU after the last step"]
-    assert head == ["method", *titles, "seeds"]
+    page = write_page(results, tmp_path, experiment(index))
+    head, first, *_ = page.tables["Results after every step, in percent"]
+    assert head[-2:] == [BEST.title, CLASSES.title]
+    assert first[-2:] == [f"{LARGEST[0]:.1f}", "2.0"]
+    head, *_ = page.tables["Results after the last step, in percent"]
+    assert head[-2:] == [BEST.title, CLASSES.title]
+    head, first, *_ = page.tables["Time, memory and size of a whole run"]
+    assert (head[-1], first[-1]) == (JOBS.title, "2.0")  # of two increments
     text = " ".join(page.texts)
     for measure in (BEST, CLASSES, JOBS):
-        assert measure.explanation in text
+        explanation = measure.explanation
+        assert f"{explanation[:1].upper()}{explanation[1:]}." in text
 
 
 def test_published_numbers_lack_a_new_mean(more_measures, results, index, tmp_path):
-    voc = experiment(tmp_path, index, kind="voc", task="15-1")
+    voc = experiment(index, kind="voc", task="15-1")
     renamed = [type(r).from_dict({**r.to_dict(), "task": "15-1"}) for r in results]
     page = write_page(renamed, tmp_path, voc)
     head, here, *_, last = page.tables[
-        "Published numbers of this task, and those of this run"
+        "This run and the most comparable published numbers, mIoU in percent"
     ]
     place = head.index("best class")
     assert here[place] == f"{LARGEST[2]:.1f}"

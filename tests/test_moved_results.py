@@ -163,7 +163,7 @@ def test_identity_is_content(own_pictures: Path, tmp_path: Path) -> None:
     listed = tmp_path / "copied" / "classes.txt"
     listed.write_text(listed.read_text().replace("zero", "nought"))
     change_config(run, "zero", "nought")
-    expected = {"evaluate", "list_classes", "summarise", "draw_figures"}
+    expected = {"evaluate", "write_card", "list_classes", "summarise", "draw_figures"}
     again = jobs(run)
     assert set(again) == {*expected, "write_report", "publish", "all"}
     snakemake(run)
@@ -186,5 +186,5 @@ def test_a_changed_picture_ends_the_job_that_reads_it(own_pictures: Path) -> Non
         *("--forcerun", "evaluate", "--", f"{step}/evaluation.json"),
         succeeds=False,
     )
-    assert f"Expected the mask {mask} as it was when the dataset was checked" in output
+    assert f"Expected the mask {mask} to be unchanged since" in output
     assert "Traceback" not in output

@@ -20,7 +20,7 @@ from kproba.data.kinds import KINDS, pairs
 from kproba.plan import dataset_state
 from kproba.plan.errors import ConfigError
 from kproba.plan.results import LazyResults
-from kproba.results import costs, page_tables
+from kproba.results import costs, page_classes, page_tables
 from kproba.results.experiment import Experiment
 from kproba.results.figures import draw_figures
 from kproba.results.page_pictures import draw_examples
@@ -302,7 +302,6 @@ def test_tables_of_classes_do_not_search_all_rows_for_each_class(monkeypatch):
         groups=groups,
         names=[f"class {index}" for index in range(classes)],
         indices=[],
-        figures={},
     )
     compared = []
     equal = pd.Series.__eq__
@@ -311,7 +310,7 @@ def test_tables_of_classes_do_not_search_all_rows_for_each_class(monkeypatch):
         "__eq__",
         lambda series, other: compared.append(len(series)) or equal(series, other),
     )
-    found = page_tables.class_tables(shown, table)
+    found = page_classes.class_tables(shown, table)
     assert sum(compared) <= 2 * len(table)
     of_kproba = table["method"] == "kproba"
     for index in (0, 17, classes - 1):
@@ -348,7 +347,6 @@ def test_pictures_are_looked_up_without_a_record_of_every_row(
         groups=GROUPS,
         names=CLASS_NAMES,
         indices=[str(index)],
-        figures={},
     )
     examples = draw_examples(shown, results)
     assert [example["name"] for example in examples] == ["v1", "v2"]

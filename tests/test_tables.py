@@ -19,7 +19,7 @@ from small_experiment import (
     write_tables,
 )
 
-from kproba.results.costs import duration
+from kproba.results.costs import duration, size
 from kproba.results.measures import class_forgetting
 from kproba.results.tables import (
     keep_first_seed,
@@ -243,13 +243,32 @@ def test_forgetting_leaves_out_a_background_that_is_not_counted():
         (0, "0 s"),
         (38.4, "38 s"),
         (90, "1.5 min"),
-        (3599, "60.0 min"),
+        (599, "10 min"),
+        (1573, "26 min"),
+        (3599, "1 h 00 min"),
         (3600, "1 h 00 min"),
         (11100, "3 h 05 min"),
     ],
 )
 def test_durations_are_in_units_that_a_person_reads(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "text"),
+    [
+        (math.nan, "–"),
+        (0, "0.0 B"),
+        (87_000, "87 kB"),
+        (999_400, "999 kB"),
+        (999_600, "1.0 MB"),
+        (18_300_000, "18 MB"),
+        (1_092_055_040, "1.1 GB"),
+        (2_500 * 10**9, "2500 GB"),
+    ],
+)
+def test_sizes_are_in_units_that_a_person_reads(bytes_, text):
+    assert size(bytes_ / 2**20) == text
 
 
 def test_classes_that_no_tested_image_shows_are_in_the_summary(results, tmp_path):

@@ -116,6 +116,7 @@ def test_evaluation_setting_runs_evaluation_alone(run: Path) -> None:
     write_config(run, {"evaluation": {"policy": "plop"}})
     again = jobs(run)
     assert again.pop("evaluate") == 7  # of step 0 by the network, and with the bank
+    assert again.pop("write_card") == 7
     assert set(again) == {"summarise", "draw_figures", "write_report", "publish", "all"}
 
 
@@ -183,7 +184,7 @@ def test_methods_trained_alike_share_their_models(run: Path) -> None:
 
     alone = {"alone": {"based_on": "kproba", "prediction": "network"}}
     again = planned(["kproba", "alone"], methods=alone)
-    assert again.pop("evaluate") == 2
+    assert again.pop("evaluate") == again.pop("write_card") == 2
     assert set(again) == {"summarise", "draw_figures", "write_report", "publish", "all"}
     chain = f"{CHAIN}/alone/seed0/step2"
     snakemake(run, f"{chain}/evaluation.json")
@@ -319,6 +320,7 @@ def test_class_is_added_with_pictures_and_nothing_before_is_made_again(
         "train_step": 1,
         "build_prototypes": 1,
         "evaluate": 1,
+        "write_card": 1,
         "summarise": 1,
         "draw_figures": 1,
         "write_report": 1,
@@ -380,7 +382,7 @@ def test_killed_run_goes_on_and_ends_with_the_same_bytes(
     snakemake(run, "--rerun-incomplete", target)
     text = log.read_text()
     assert "resumed after" in text
-    assert ("left behind by a killed Snakemake" in text) == (killed != "everything")
+    assert ("its Snakemake was killed" in text) == (killed != "everything")
     assert (run / target).read_bytes() == (undisturbed / target).read_bytes()
     metrics = Path(target).with_name("metrics.csv")
     assert (run / metrics).read_bytes() == (undisturbed / metrics).read_bytes()

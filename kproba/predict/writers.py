@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from kproba.bank.description import SeenClass
-from kproba.data.drawing import class_colours, overlay
+from kproba.data.colours import class_colours
+from kproba.data.drawing import overlay
 from kproba.data.fonts import drawn_name
 from kproba.predict.segmentation import Segmentation
 
@@ -50,7 +51,8 @@ def make_writers(
         picture = overlay(image, result.indices, drawn)
         if max(picture.size) > LONGEST_JPEG:
             picture.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
-        return _encoded(picture, "JPEG", quality=92)
+        # Half the resolution of colours, which is usual, would blur the contours.
+        return _encoded(picture, "JPEG", quality=92, subsampling=0)
 
     def write_confidence(image: Image.Image, result: Segmentation) -> bytes:
         grey = (255 * result.confidence).round().astype(np.uint8)

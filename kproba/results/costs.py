@@ -86,12 +86,30 @@ def _file_size(path: str | None) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them: "38 s", "12.5 min", "3 h 05 min"."""
+    """Seconds as a person reads them: "38 s", "2.5 min", "26 min", "3 h 05 min"."""
     if math.isnan(seconds):
         return "–"
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
-    if seconds < 3600:
+    if seconds < 600 - 3:
         return f"{seconds / 60:.1f} min"
+    if round(seconds / 60) < 60:
+        return f"{seconds / 60:.0f} min"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min"
+
+
+def size(mebibytes: float) -> str:
+    """Bytes as a person reads them: "87 kB", "4.5 MB", "18 MB", "1.1 GB".
+
+    Args:
+        mebibytes: In MiB; the text has decimal units, as the file manager shows.
+    """
+    if math.isnan(mebibytes):
+        return "–"
+    number = mebibytes * MIB
+    units = ["GB", "MB", "kB", "B"]
+    while number >= 999.5 and len(units) > 1:
+        number, _ = number / 1000, units.pop()
+    unit = units[-1]
+    return f"{number:.1f} {unit}" if number < 9.95 else f"{number:.0f} {unit}"

@@ -1,8 +1,8 @@
 """Evaluation after a step: one confusion matrix, IoU of old, new and all classes.
 
-IoU = TP / (TP + FP + FN) over the whole set, never a mean over images. What is counted
-is a *policy*, one of the four that published tables use (docs/protocol.md); it is
-written into every result.
+IoU = TP / (TP + FP + FN) over the whole set, never a mean over images. A *policy*
+defines the counted pixels. It is one of the four policies that published tables use
+(docs/protocol.md), and every result records it.
 
 | policy    | images              | unseen classes | mean over                       |
 |-----------|---------------------|----------------|---------------------------------|
@@ -11,7 +11,7 @@ written into every result.
 | `dkd-ade` | with ≥ 1 seen class | ignored        | background and seen             |
 | `mib`     | with ≥ 1 seen class | ignored        | seen classes with ground truth  |
 
-Raw label 0 is counted as background, but for `mib` with `ignore_background`.
+Raw label 0 is counted as background, except for `mib` with `ignore_background`.
 """
 
 import math
@@ -50,23 +50,23 @@ class Predictor(PixelPredictor, Protocol):
         """The likeliest channel of every pixel of images (B, 3, H, W) uint8.
 
         With `sizes`, the images are on a canvas (`kproba.data.canvases`). Yields the
-        place of some images in (B, H, W) and their labels (b, h, w).
+        slices of some images in (B, H, W) and their labels (b, h, w).
         """
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How a model is tested.
+    """Settings of an evaluation.
 
     Attributes:
-        policy: Which images and pixels count; see above.
+        policy: The counted images and pixels; see above.
         ignore_background: Under `mib`: raw label 0 is ignored (ADE20K, where it means
             "unlabelled"). Otherwise it is counted in the confusion matrix, but its IoU
             stays out of MiB's means.
         crop: None: whole images. Else shorter side resized to this many pixels, then
             the centre square, labels too.
-        leave_out_absent: Whether classes that no tested image shows are left out of
-            the means. They are where the pictures of old classes are not here.
+        leave_out_absent: Whether the means leave out classes without pixels in the
+            evaluated images. This is used if pictures of old classes are not available.
     """
 
     policy: Policy
@@ -76,7 +76,7 @@ class EvaluationSettings:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What evaluation.json records of them."""
+        """The settings that evaluation.json records."""
         content = asdict(self)
         if not self.leave_out_absent:
             del content["leave_out_absent"]
@@ -84,7 +84,7 @@ class EvaluationSettings:
 
 
 def select_rows(index: pd.DataFrame, groups: Groups, policy: Policy) -> pd.DataFrame:
-    """Validation rows that a policy tests after the last step of `groups`."""
+    """Validation rows that a policy evaluates after the last step of `groups`."""
     rows = index[index["subset"] == "val"]
     if policy != "ssul":
         seen = frozenset(LabelMap(groups).seen)
@@ -117,7 +117,7 @@ def confusion_matrix(
         predicted: The same shape, 0..C-1.
         classes: C.
     """
-    # Ignored pixels get one more bin: cheaper than picking out the others.
+    # Ignored pixels get an extra bin, which is faster than a selection of the others.
     pairs = truth.int() * classes + predicted.int()
     pairs = torch.where(truth == IGNORE, classes**2, pairs).flatten()
     counts = torch.bincount(pairs, minlength=classes**2 + 1)
@@ -170,11 +170,11 @@ def centre_crop(image: torch.Tensor, side: int, *, labels: bool) -> torch.Tensor
 
 
 def _middle(image: torch.Tensor, side: int, scale: float) -> torch.Tensor:
-    """What a crop of `side` pixels needs of an image (.., H, W) that is scaled."""
+    """The part of an image (.., H, W) that a scaled crop of `side` pixels needs."""
     least = math.ceil(side / scale) + 4 * math.ceil(max(1.0, 1 / scale))
     for axis in (-2, -1):
         extent = image.shape[axis]
-        # As even or odd as the whole, so that the middle stays where it is.
+        # Even or odd like the whole image, so that the middle does not move.
         first = least + (extent - least) % 2
         if first >= extent:
             continue
@@ -183,7 +183,7 @@ def _middle(image: torch.Tensor, side: int, scale: float) -> torch.Tensor:
         def apart(
             kept: int, extent: int = extent, scaled: int = scaled
         ) -> tuple[int, float]:
-            """How differently a part is scaled: by its middle, and by its factor."""
+            """Differences in scaling: of the middle, and of the factor."""
             size = round(scale * kept)
             return (size - scaled) % 2, abs(size / kept - scaled / extent)
 
@@ -204,12 +204,12 @@ def evaluate(
     """Confusion matrix over whole images, (C, C) int64.
 
     An image with a side above `kproba.data.tiles.TILE` is processed in tiles, as in
-    prediction: both give the same labels. Its scores are never all kept.
+    prediction, with the same labels. Its scores are never all in memory.
 
     Args:
         predictor: Model of the step, on the process's device.
         batches: This process's images and ground truth (`ground_truth_table` applied).
-        settings: Only the crop matters here; the rest is in batches and truth.
+        settings: Only the crop is used here; batches and truth depend on the rest.
         channel_order: Per class of S_t in output order, the predictor's channel for it.
         process: This one of several, which all get the counts of all images.
     """
@@ -226,7 +226,7 @@ def evaluate(
         for place, predicted in predicted_labels(predictor, images, order, sizes):
             total += confusion_matrix(truth[place], predicted, classes)
     process.add_up(total)
-    # Columns are counted by channel; put them in the order of the task.
+    # Columns are in the order of channels; sort them in the order of the task.
     return total.cpu().numpy()[:, list(channel_order)]
 
 
@@ -236,7 +236,7 @@ def predicted_labels(
     channels: Sequence[int],
     sizes: Sequence[tuple[int, int]] | None = None,
 ) -> Iterator[tuple[Place, torch.Tensor]]:
-    """Labels of images: all at once, or part by part of those that need tiles.
+    """Labels of images: all at once, or in parts if the images need tiles.
 
     Args:
         predictor: On the device of the images.
@@ -245,8 +245,8 @@ def predicted_labels(
         sizes: Height and width of each image, where they are on a canvas.
 
     Yields:
-        The place of the labels in (B, H, W), and they, (b, h, w) int64: the number in
-        `channels` of the channel with the largest score.
+        The slices of the labels in (B, H, W), and the labels (b, h, w) int64: the index
+        in `channels` of the channel with the largest score.
     """
     order = list(channels)
     if not needs_tiles(images.shape):
@@ -280,11 +280,16 @@ def channel_order(
     """
     if set(model_labels) != {0, *seen}:
         raise ValueError(
-            f"Expected a model of the raw labels {sorted({0, *seen})}, but {source} "
-            f"has {sorted(model_labels)}: it is of another step or task. Delete it and "
-            f"run Snakemake again."
+            f"Expected a model with the raw labels {_listed({0, *seen})}, but {source} "
+            f"has {_listed(model_labels)}. It belongs to another step or task. Delete "
+            f"it and run Snakemake again."
         )
     return [list(model_labels).index(label) for label in (0, *seen)]
+
+
+def _listed(labels: Iterable[int]) -> str:
+    """Labels in ascending order, as text for a message."""
+    return ", ".join(map(str, sorted(labels)))
 
 
 def write_results(
@@ -306,8 +311,8 @@ def write_results(
         table: CSV with the counts, true classes in rows.
         names: Class names of S_t in output order.
         step_of_class: Per output index the step that introduced the class.
-        settings: How the model was tested; recorded as the protocol.
-        images: Number of tested images.
+        settings: Settings of the evaluation; recorded as the protocol.
+        images: Number of evaluated images.
         about: Further entries of the JSON, first: the names of run and step.
     """
     iou = class_iou(confusion)
@@ -327,7 +332,7 @@ def write_results(
             ),
             "protocol": settings.protocol,
             "images": images,
-            "without_pixels": [  # of no tested image
+            "without_pixels": [  # in no evaluated image
                 name
                 for name, pixels in zip(names, confusion.sum(1), strict=True)
                 if not pixels

@@ -17,7 +17,7 @@ WARNINGS = 3  # of a kind that the page shows
 
 @dataclass(frozen=True)
 class Experiment:
-    """A dataset, a task and a setting, whatever methods and seeds.
+    """A dataset, a task and a setting, with all methods and seeds.
 
     Attributes:
         dataset, task, setting: Their names.
@@ -27,7 +27,6 @@ class Experiment:
         indices: Index of the dataset and of its additions.
         checks: integrity.json of the dataset and of its additions.
         folders: Where the pictures of the dataset and its additions are.
-        figures: Paths of figures by name.
     """
 
     dataset: str
@@ -37,7 +36,6 @@ class Experiment:
     groups: Groups
     names: Sequence[str]
     indices: Sequence[str]
-    figures: Mapping[str, str]
     checks: Sequence[str] = ()
     folders: Mapping[str, Folders] = field(default_factory=dict)
 
@@ -49,10 +47,33 @@ class Experiment:
     @property
     def title(self) -> str:
         """Heading of its section."""
-        return " ".join(self.key)
+        return f"{self.dataset}, task {self.task}"
+
+    @property
+    def anchor(self) -> str:
+        """The id of its section in the page, without white space."""
+        return "-".join("-".join(self.key).split())
+
+    @property
+    def introduced(self) -> list[int]:
+        """The step that introduced each class, background first."""
+        return [0, *(s for s, group in enumerate(self.groups) for _ in group)]
+
+    def in_words(self) -> str:
+        """Its classes and steps: "10 classes in 3 steps: 6, then 2 and 2"."""
+        sizes = [len(group) for group in self.groups]
+        classes = f"{sum(sizes)} class{'es' if sum(sizes) != 1 else ''}"
+        if len(sizes) == 1:
+            return f"{classes} in one step"
+        *first, last = map(str, sizes[1:])
+        if len(sizes) > 3 and len(set(sizes[1:])) == 1:
+            later = f"{len(sizes) - 1} steps of {last}"
+        else:
+            later = f"{', '.join(first)} and {last}" if first else last
+        return f"{classes} in {len(sizes)} steps: {sizes[0]} first, then {later}"
 
     def warnings(self) -> list[str]:
-        """What the check of the dataset found unusual: a few of each kind, in words."""
+        """Warnings of the dataset check as text, a few of each kind."""
         texts = []
         for path in self.checks:
             entries = read_json(path).get("warnings", [])

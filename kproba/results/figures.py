@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +12,23 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatterSciNotation
 
-from kproba.data.drawing import class_colours
 from kproba.data.folders import Folders
 from kproba.data.fonts import drawn_name, font_families
-from kproba.data.label_images import read_label_image
-from kproba.data.sources import Source
 from kproba.data.splits import read_indices
 from kproba.data.tasks import Groups
 from kproba.plan.results import StepResult
 from kproba.results import measures
-from kproba.results.experiment import read_truth
+from kproba.results.example_figure import draw_examples
+from kproba.results.palette import SERIES, Style, method_styles
 from kproba.results.tables import keep_first_seed, read_evaluation, read_summary
 from kproba.runtime.files import atomic_path
 from kproba.runtime.tables import read_table
 
 matplotlib.use("Agg")
 
-MOST_COLUMNS = 9  # of predictions in the figure of examples
 MOST_CURVES = 10  # in one panel
-MOST_NAMED = 48  # classes in a legend
-
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-LEVEL = "#767676"  # of a method that is one line through all steps
 
 
 def draw_figures(
@@ -70,7 +60,7 @@ def draw_figures(
         _save(_draw_miou(evaluations), outputs["miou"])
         _save(_draw_training(results), outputs["training"])
         _save(_draw_classes(evaluations), outputs["classes"])
-        _save(_draw_examples(results, index, groups), outputs["examples"])
+        _save(draw_examples(results, index, groups), outputs["examples"])
         _save(_draw_quality(results, evaluations), outputs["pseudo_labels"])
 
 
@@ -109,17 +99,17 @@ def _draw_miou(evaluations: Sequence[Mapping[str, Any]]) -> Figure:
     steps = sorted(set(table["step"]))
     if len(methods) > MOST_CURVES:
         return _draw_ranking(table, methods)
-    panels = measures.step_measures()
+    panels, styles = measures.step_measures(), method_styles(methods)
     size = (3 * len(panels), 3)
     figure, axes = plt.subplots(
         1, len(panels), figsize=size, sharey=True, squeeze=False
     )
     legend: dict[str, Any] = {}
     for axis, measure in zip(axes[0], panels, strict=True):
-        for number, method in enumerate(methods):
+        for method in methods:
             runs = table[table["method"] == method]
             single = len(steps) > 1 and runs["step"].nunique() == 1
-            _draw_curve(axis, runs, measure.name, number, single)
+            _draw_curve(axis, runs, measure.name, styles[method], single)
         axis.set(title=measure.title, xlabel="step", xticks=steps, ylim=(0, 100))
         axis.grid(alpha=0.3)
         if measure == measures.ALL:  # which every method has
@@ -133,7 +123,7 @@ def _draw_miou(evaluations: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _draw_curve(
-    axis: Axes, runs: pd.DataFrame, measure: str, number: int, single: bool
+    axis: Axes, runs: pd.DataFrame, measure: str, style: Style, single: bool
 ) -> None:
     """Mean and deviation of one method.
 
@@ -141,7 +131,7 @@ def _draw_curve(
         axis: Where.
         runs: Evaluations of the method.
         measure: The column.
-        number: Place of the method in the list, for colour and marker.
+        style: Colour and marker of the method, as on the page.
         single: Whether the method has one step and others have more, as `joint` has: a
             line through all steps.
     """
@@ -150,14 +140,14 @@ def _draw_curve(
     curve = values.agg(["mean", "std"]).dropna(how="all")
     if single:
         for level in curve["mean"]:  # one, or none if it is not defined
-            axis.axhline(level, color=LEVEL, linestyle="--", label=method)
+            axis.axhline(level, color=style.colour, linestyle="--", label=method)
         return
     axis.errorbar(
         curve.index,
         curve["mean"],
         yerr=curve["std"].fillna(0),
-        marker="os^Dv"[number % 5],
-        color=COLOURS[number % len(COLOURS)],
+        marker=style.marker or "o",
+        color=style.colour,
         label=method,
         capsize=2,
     )
@@ -172,10 +162,10 @@ def _draw_ranking(table: pd.DataFrame, methods: Sequence[str]) -> Figure:
     places = range(len(methods))
     deviation = ended["std"].fillna(0)
     axis.errorbar(
-        ended["mean"], places, xerr=deviation, fmt="o", color=COLOURS[0], capsize=2
+        ended["mean"], places, xerr=deviation, fmt="o", color=SERIES[0][0], capsize=2
     )
     first = float(ended["mean"].iloc[0])
-    axis.axvline(first, color=COLOURS[1], linestyle="--")
+    axis.axvline(first, color=SERIES[1][0], linestyle="--")
     axis.set_yticks(places, methods)
     axis.invert_yaxis()
     axis.grid(alpha=0.3)
@@ -185,12 +175,19 @@ def _draw_ranking(table: pd.DataFrame, methods: Sequence[str]) -> Figure:
 
 
 def _draw_training(results: Sequence[StepResult]) -> Figure:
-    """The sum of the loss terms, a panel per step, a line per training."""
+    """How far the loss falls: a panel per step, a line per training.
+
+    Methods have different loss terms, so their sums cannot be compared. Each is divided
+    by its first logged value.
+    """
     trainings: dict[int, dict[str, str]] = {}  # what methods share once
     for result in keep_first_seed(results):
         methods = trainings.setdefault(result.step, {})
         methods.setdefault(result.metrics, result.method)
     steps = sorted(trainings)
+    styles = method_styles(
+        name for names in trainings.values() for name in names.values()
+    )
     size = (1 + 2.8 * len(steps), 3)
     figure, axes = plt.subplots(
         1, len(steps), figsize=size, squeeze=False, layout="constrained"
@@ -198,18 +195,17 @@ def _draw_training(results: Sequence[StepResult]) -> Figure:
     for axis, step in zip(axes[0], steps, strict=True):
         for number, (path, method) in enumerate(trainings[step].items()):
             curve = read_table(path, {"iteration": int, "loss": float})
-            style = ["-", "--", ":"][number // len(COLOURS) % 3]
-            colour = COLOURS[number % len(COLOURS)]
-            axis.plot(
-                curve["iteration"], curve["loss"], style, color=colour, label=method
-            )
+            style = ["-", "--", ":"][number // len(SERIES) % 3]
+            colour = styles[method].colour
+            share = curve["loss"] / curve["loss"].head(1).sum()
+            axis.plot(curve["iteration"], share, style, color=colour, label=method)
         axis.set(title=f"step {step}", xlabel="iteration", yscale="log")
         axis.yaxis.set_major_formatter(_PlainLog())
         axis.yaxis.set_minor_formatter(_PlainLog(labelOnlyBase=False))
         axis.grid(alpha=0.3)
         if len(trainings[step]) <= MOST_CURVES:
             axis.legend(loc="best", fontsize=7)
-    axes[0][0].set_ylabel("loss (of the first seed)")
+    axes[0][0].set_ylabel("loss / its first value (first seed)")
     return figure
 
 
@@ -282,88 +278,3 @@ def _heat_maps(table: pd.DataFrame, classes: Mapping[int, str]) -> Figure:
         axis.set_xticklabels([str(step) for step in steps])
         axis.set_yticks(range(len(names)), [] if number % across else names)
     return figure
-
-
-@dataclass(frozen=True)
-class _Column:
-    """Predictions of one step in the figure of examples."""
-
-    title: str
-    step: int
-    folder: Path
-
-
-def _draw_examples(
-    results: Sequence[StepResult], index: pd.DataFrame, groups: Groups
-) -> Figure:
-    """A line per validation image: image, truth, and predictions in columns."""
-    pictured = keep_first_seed(results)
-    columns = _example_columns(pictured)
-    names = sorted({p.stem for column in columns for p in column.folder.glob("*.png")})
-    last = max(pictured, key=lambda result: result.step)
-    classes = read_evaluation(last)["classes"]
-    palette = class_colours(len(classes))
-    shown = index[index["id"].isin(names)]  # of an index that may have a million rows
-    images = {image["id"]: image for image in shown.to_dict("records")}
-    down, across = max(1, len(names)), 2 + len(columns)
-    size = (1.25 * across, 1.25 * down + 0.8)
-    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False)
-    for axis in axes.ravel():
-        axis.axis("off")
-    for line, name in zip(axes, names, strict=False):
-        photograph = Source.from_row(images[name]).read_image()
-        line[0].imshow(photograph.permute(1, 2, 0).numpy())
-        line[1].imshow(palette[read_truth(images[name], groups)])
-        for axis, column in zip(line[2:], columns, strict=True):
-            path = column.folder / f"{name}.png"
-            if path.is_file():  # else the image is of an addition, before its step
-                axis.imshow(palette[read_label_image(path)])
-    titles = ("image", "truth", *(column.title for column in columns))
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=8)
-    _name_colours(figure, classes, palette)
-    figure.subplots_adjust(wspace=0.04, hspace=0.04)
-    return figure
-
-
-def _name_colours(
-    figure: Figure, classes: Sequence[Mapping[str, Any]], palette: np.ndarray
-) -> None:
-    """A legend of the classes, if they are few enough."""
-    handles = [
-        Patch(
-            facecolor=tuple(colour / 255),
-            edgecolor="grey",
-            label=f"{drawn_name(entry['name'], f'class {index}')} "
-            f"(step {entry['step']})",
-        )
-        for index, (entry, colour) in enumerate(zip(classes, palette, strict=False))
-    ]
-    if len(handles) <= MOST_NAMED:
-        figure.legend(
-            handles=handles,
-            ncol=6,
-            loc="upper center",
-            bbox_to_anchor=(0.5, 0.06),
-            fontsize=8,
-        )
-
-
-def _example_columns(results: Sequence[StepResult]) -> list[_Column]:
-    """One column per test, if methods share it too; of many only first and last steps.
-
-    Titles name the first method that shows the test. Step 0 of the network alone is
-    the same for all methods with that kind of output, so the first such needs no name.
-    """
-    columns: dict[Path, _Column] = {}
-    unnamed: Path | None = None  # folder of the step 0 without a method's name
-    for result in results:
-        folder = Path(result.examples)
-        title = f"{result.method}\nstep {result.step}"
-        if result.step == 0 and result.bank is None and unnamed in (None, folder):
-            unnamed, title = folder, "step 0"
-        columns.setdefault(folder, _Column(title, result.step, folder))
-    if len(columns) <= MOST_COLUMNS:
-        return list(columns.values())
-    last = max(result.step for result in results)
-    return [column for column in columns.values() if column.step in (0, last)]

@@ -1,10 +1,10 @@
 """The list of all measures: columns, headings and panels of the results.
 
-To add a measure, add an entry here or by `kproba.extend.add_measure`:
-evaluation.json, summary.csv, the figures, the page, the curves and the command line
-take it from there. What is computed from the test of one step appears in the results
-of older tests too: their confusion.csv is kept. Snakemake does not watch the code of
-this package. So after adding an entry here, make tables, figures and page again:
+To add a measure, add an entry here or by `kproba.extend.add_measure`: evaluation.json,
+summary.csv, the figures, the page, the curves and the command line take it from there.
+What is computed from the test of one step appears in the results of older evaluations,
+too, because their confusion.csv is kept. Snakemake does not watch the code of this
+package. So after adding an entry here, make tables, figures and page again:
 
     snakemake --forcerun summarise draw_figures write_report
 """
@@ -32,7 +32,7 @@ def class_iou(confusion: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """What was counted after one step, and the classes that its means include.
+    """The counts after one step, and the classes that its means include.
 
     Attributes:
         iou: (C,) float64, percent; a class that is nowhere (no truth, no prediction)
@@ -85,14 +85,16 @@ class Measure(ABC):
     Attributes:
         name: Column of summary.csv.
         title: Heading in tables and figures.
-        explanation: What it is, for readers of the page.
+        explanation: Its definition, for readers of the page.
         in_markdown: Whether the Markdown table lists it.
+        lower_is_better: Whether the smallest value is the best one.
     """
 
     name: str
     title: str
     explanation: str
     in_markdown: bool = True
+    lower_is_better: bool = False
 
     @abstractmethod
     def value(
@@ -132,7 +134,7 @@ class StepMeasure(Measure):
 
 @dataclass(frozen=True, kw_only=True)
 class RunMeasure(Measure):
-    """A percentage from the tests of a run's steps so far.
+    """A percentage from the evaluations of a run's steps so far.
 
     Attributes:
         compute: The measure of these evaluations, in order; NaN if not defined.
@@ -174,14 +176,14 @@ class CostMeasure(Measure):
     def value(
         self, result: StepResult, evaluations: Sequence[Evaluation]
     ) -> float | None:
-        """Of this step alone, from the files that its jobs left."""
+        """The cost of this step alone, from the files of its jobs."""
         return self.compute(result)
 
 
 def class_forgetting(evaluations: Sequence[Evaluation]) -> dict[int, float]:
     """Forgetting in percent by output index: best earlier IoU minus IoU now.
 
-    Of every class that an earlier step tested. Under the policy `mib`, whose means
+    For every class that an earlier step evaluated. Under the policy `mib`, whose means
     leave the background out, so does this.
 
     Args:
@@ -254,13 +256,15 @@ _ENTRIES: tuple[Measure, ...] = (
     RunMeasure(
         name="forgetting",
         title="forgetting",
-        explanation="mean over earlier classes of best earlier IoU minus IoU now",
+        explanation="mean over earlier classes: best earlier IoU minus current IoU",
         compute=lambda evaluations: _mean(class_forgetting(evaluations).values()),
+        lower_is_better=True,
     ),
     CostMeasure(
         name="seconds",
         title="time",
-        explanation="of training, pseudo labels and bank of all steps but step 0",
+        explanation="time of training, pseudo labels and bank, for all steps except "
+        "step 0",
         is_time=True,
         compute=lambda result: round(float(sum(read_seconds(result).values())), 1),
     ),

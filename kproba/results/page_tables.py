@@ -1,142 +1,93 @@
-"""Tables of the page, from summary.csv and from the files of the steps."""
+"""Tables of the page about methods: their results, and what they cost."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 
 from kproba.plan.results import StepResult
 from kproba.results import measures
 from kproba.results.cells import (
     Cell,
+    Column,
     Table,
     duration_cell,
-    heat_cell,
     integer_cell,
+    mark_best,
     number_cell,
+    percent_of,
+    size_cell,
 )
-from kproba.results.costs import KINDS, read_costs, read_usage
-from kproba.results.experiment import Experiment
-from kproba.results.record import read_evaluation_record
-from kproba.results.tables import EXPERIMENT, QUALITY, read_confusion
-from kproba.runtime import records
+from kproba.results.costs import KINDS, TRAINING, read_costs
+from kproba.results.measures import CostMeasure, Measure
 
-# What the page reads of model.json and evaluation.json.
-_MODEL = records.record(
-    {
-        "architecture": records.record({"backbone": records.text()}, others=True),
-        "provenance": records.record(
-            dict.fromkeys(("kproba", "commit", "torch"), records.maybe(records.text())),
-            others=True,
-        ),
-    },
-    others=True,
-)
-_TEST = records.record(
-    {
-        "prediction": records.text(),
-        "protocol": records.record(
-            {"crop": records.maybe(records.integer(1)), "checkpoint": records.text()},
-            others=True,
-        ),
-    },
-    others=True,
-)
-
-MOST_CLASSES = 25  # in a matrix of confusions
-MOST_CONFUSIONS = 12  # in the list of them
+SIZES = ("memory", "model", "bank size")  # columns of costs in MiB
 
 
-def list_facts(
-    experiment: Experiment, results: Sequence[StepResult], seeds: Sequence[int]
-) -> list[tuple[str, str]]:
-    """What was run, as names and values."""
-    evaluations = [_read_test(result) for result in results]
-    last = max(range(len(results)), key=lambda place: results[place].step)
-    models = _read_models(results)
-    protocol = evaluations[-1]["protocol"]
-    crop = protocol["crop"]
-    names = iter(experiment.names[1:])
-    steps = [", ".join(next(names) for _ in group) for group in experiment.groups]
-    predictions = {
-        result.method: evaluation["prediction"]
-        for result, evaluation in zip(results, evaluations, strict=True)
-    }
-    versions = [entry["provenance"] for entry in models]
-    devices = (read_usage(result).get("device", "unknown") for result in results)
-    return [
-        ("dataset", f"{experiment.dataset} ({experiment.kind})"),
-        ("task, setting", f"{experiment.task}, {experiment.setting}"),
-        *((f"classes of step {step}", listed) for step, listed in enumerate(steps)),
-        ("seeds", ", ".join(map(str, seeds))),
-        ("backbone", _join(m["architecture"]["backbone"] for m in models)),
-        (
-            "tested on",
-            f"{evaluations[last]['images']} images, policy {protocol['policy']}",
-        ),
-        ("size in the test", "whole images" if crop is None else f"crop of {crop}"),
-        ("checkpoint", str(protocol["checkpoint"])),
-        ("predicts", "; ".join(f"{name}: {by}" for name, by in predictions.items())),
-        ("kproba", _join(entry["kproba"] for entry in versions)),
-        ("commit", _join(entry["commit"] for entry in versions)),
-        ("PyTorch", _join(entry["torch"] for entry in versions)),
-        ("trained on", _join(devices)),
-    ]
+def result_measures() -> list[Measure]:
+    """The measures of the first table: `all` first, and no costs."""
+    others = [m for m in measures.all_measures() if not isinstance(m, CostMeasure)]
+    return [measures.ALL, *(m for m in others if m.name != measures.ALL.name)]
 
 
-def _read_models(results: Sequence[StepResult]) -> list[dict[str, Any]]:
-    """Content of every model.json that was not removed."""
-    paths = [Path(result.model).with_suffix(".json") for result in results]
-    return [records.read_record(path, _MODEL) for path in paths if path.is_file()]
+def added_costs() -> list[CostMeasure]:
+    """The measures of costs but for the time, which has columns of its own."""
+    costs = [m for m in measures.all_measures() if isinstance(m, CostMeasure)]
+    return [measure for measure in costs if measure.name != "seconds"]
 
 
-def _read_test(result: StepResult) -> dict[str, Any]:
-    """Content of a step's evaluation.json."""
-    content = read_evaluation_record(result.evaluation)
-    records.check_content(content, _TEST, result.evaluation)
-    return content
+def final_table(last: pd.DataFrame, joint: Collection[str]) -> Table:
+    """All measures of every method after the last step.
 
-
-def _join(values: Iterable[object]) -> str:
-    """Distinct values in words."""
-    return ", ".join(dict.fromkeys(str(value) for value in values))
-
-
-def final_table(last: pd.DataFrame) -> Table:
-    """All measures of every method after the last step, with their explanations.
+    The best value of each column is marked. Joint training does not compete: it has
+    its rows at the end.
 
     Args:
         last: The last step of summary.csv.
+        joint: Methods that are one training on the labels of all classes.
     """
-    rows = []
+    shown = result_measures()
+    level = last[last["method"].isin(joint)][measures.ALL.name].astype(float).mean()
+    compares = bool(level > 0) and not set(last["method"]) <= set(joint)
+    seeds = last.groupby("method")["seed"].nunique()
+    unequal = seeds.nunique() > 1
+    rows: list[list[Cell]] = []
+    levels: list[list[Cell]] = []
     for method, runs in last.groupby("method", sort=False):
-        seeds = runs["seed"].nunique()
-        rows.append([Cell(str(method)), *_measure_cells(runs), integer_cell(seeds)])
-    columns = [(m.title, m.explanation) for m in measures.all_measures()]
-    columns = [("method", ""), *columns, ("seeds", "")]
-    return Table("mIoU after the last step", columns, rows)
+        row = [Cell(str(method)), *(number_cell(runs[m.name]) for m in shown)]
+        if compares:
+            share = 100 * runs[measures.ALL.name].astype(float).mean() / level
+            known = method not in joint and not math.isnan(share)
+            cell = Cell(percent_of(share), share) if known else Cell("–")
+            row.insert(2, cell)
+        if unequal:
+            row.append(integer_cell(seeds[method]))
+        (levels if method in joint else rows).append(row)
+    columns = [Column("method"), *(Column(m.title, m.explanation) for m in shown)]
+    lowest = [False, *(measure.lower_is_better for measure in shown)]
+    if compares:
+        columns.insert(2, Column("% of joint", "all, as a share of joint training's"))
+        lowest.insert(2, False)
+    for place in range(1, len(lowest)):
+        rows = mark_best(rows, place, lowest=lowest[place])
+    if unequal:
+        columns.append(Column("seeds"))
+    rows.sort(key=lambda row: -(row[1].sort if row[1].sort is not None else -1.0))
+    ended = [[replace(row[0], row="level"), *row[1:]] for row in levels]
+    return Table("Results after the last step, in percent", columns, [*rows, *ended])
 
 
 def step_table(summary: pd.DataFrame) -> Table:
     """All measures of every method after every step."""
-    rows = []
+    shown = result_measures()
+    rows: list[list[Cell]] = []
     for (method, step), runs in summary.groupby(["method", "step"], sort=False):
-        rows.append([Cell(str(method)), integer_cell(step), *_measure_cells(runs)])
-    titles = ["method", "step", *(measure.title for measure in measures.all_measures())]
-    columns = [(title, "") for title in titles]
-    return Table("mIoU in percent after every step", columns, rows)
-
-
-def _measure_cells(runs: pd.DataFrame) -> list[Cell]:
-    return [
-        duration_cell(runs[measure.name])
-        if isinstance(measure, measures.CostMeasure) and measure.is_time
-        else number_cell(runs[measure.name])
-        for measure in measures.all_measures()
-    ]
+        cells = (number_cell(runs[measure.name]) for measure in shown)
+        row = "first" if rows and rows[-1][0].text != str(method) else ""
+        rows.append([Cell(str(method), row=row), integer_cell(step), *cells])
+    titles = ["method", "step", *(measure.title for measure in shown)]
+    return Table("Results after every step, in percent", _plain(titles), rows)
 
 
 def seed_table(last: pd.DataFrame) -> Table:
@@ -151,235 +102,93 @@ def seed_table(last: pd.DataFrame) -> Table:
         [Cell(str(method)), *(number_cell(pd.Series([value])) for value in line)]
         for method, line in zip(values.index, values.to_numpy(), strict=True)
     ]
-    columns = [("method", ""), *((f"seed {seed}", "") for seed in values.columns)]
-    return Table("mIoU of all classes after the last step, by seed", columns, rows)
+    titles = ["method", *(f"seed {seed}" for seed in values.columns)]
+    return Table("all after the last step, by seed, in percent", _plain(titles), rows)
 
 
-def published_table(
-    experiment: Experiment, results: Sequence[StepResult], last: pd.DataFrame
-) -> Table | None:
-    """Published numbers of the same task beside those of this run; None without any.
-
-    Args:
-        experiment: Whose numbers.
-        results: All its steps.
-        last: The last step of summary.csv.
-    """
-    table = pd.read_csv(
-        str(files("kproba") / "lists" / "published.csv"),
-        dtype=str,
-        keep_default_na=False,
-    )
-    wanted = [experiment.kind, experiment.task, experiment.setting]
-    table = table[(table[EXPERIMENT] == wanted).all(axis=1)]
-    if table.empty or len(experiment.indices) > 1:  # with additions it is another task
-        return None
-    means = measures.step_means()
-    texts, others = ("backbone", "exemplars"), ("background", "source", "note")
-
-    def line(name: str, words: Mapping[Any, str], numbers: list[Cell]) -> list[Cell]:
-        return [
-            Cell(name),
-            *(Cell(words[column], words=True) for column in texts),
-            *numbers,
-            *(Cell(words[column], words=True) for column in others),
-        ]
-
-    lines = []
-    for method, runs in last.groupby("method", sort=False):
-        choices = _list_choices([r for r in results if r.method == method])
-        numbers = [number_cell(runs[measure.name]) for measure in means]
-        lines.append(line(f"{method} (here)", choices, numbers))
-    for entry in table.to_dict("records"):
-        printed = [entry.get(measure.name, "") for measure in means]
-        numbers = [Cell(t or "–", float(t) if t else None) for t in printed]
-        lines.append(line(entry["method"], entry, numbers))
-    explanations = {"exemplars": "memory of old images", "background": "counted in"}
-    names = ["method", *texts, *(measure.title for measure in means), *others]
-    caption = "Published numbers of this task, and those of this run"
-    return Table(caption, [(name, explanations.get(name, "")) for name in names], lines)
+def _plain(titles: Iterable[str]) -> list[Column]:
+    return [Column(title) for title in titles]
 
 
-def _list_choices(results: Sequence[StepResult]) -> dict[str, str]:
-    """The choices of a method of this run that published tables state of theirs."""
-    protocol = _read_test(results[-1])["protocol"]
-    policy, crop = protocol["policy"], protocol["crop"]
-    size = "whole images" if crop is None else f"crop of {crop}"
-    models = _read_models(results)
-    return {
-        "backbone": _join(model["architecture"]["backbone"] for model in models),
-        "exemplars": "no",
-        "background": "none" if policy == "mib" else "old and all",
-        "source": "this run",
-        "note": f"policy {policy}, {size}, checkpoint {protocol['checkpoint']}",
-    }
-
-
-def class_tables(experiment: Experiment, classes: pd.DataFrame) -> dict[str, Table]:
-    """Per method the IoU of every class after every step, and its forgetting.
-
-    Args:
-        experiment: Its classes and steps.
-        classes: classes.csv.
-    """
-    steps = range(len(experiment.groups))
-    tables = {}
-    for method, runs in classes.groupby("method", sort=False):
-        places = runs.groupby(["index", "step"]).indices
-        none = np.zeros(0, np.intp)
-        rows = []
-        for index, name in enumerate(experiment.names):
-            found = [places.get((index, step), none) for step in steps]
-            cells = [heat_cell(runs["iou"].iloc[place]) for place in found]
-            lost = runs["forgetting"].iloc[found[-1]]
-            rows.append([Cell(name), *cells, number_cell(lost)])
-        columns = [("class", ""), *((f"step {step}", "") for step in steps)]
-        columns.append(("forgotten", "best earlier IoU minus IoU now, in points"))
-        caption = f"{method}: IoU of every class in percent"
-        tables[str(method)] = Table(caption, columns, rows)
-    return tables
-
-
-def confusion_tables(
-    experiment: Experiment, results: Sequence[StepResult]
-) -> dict[str, list[Table]]:
-    """Per method what the classes were taken for after the last step, all seeds."""
-    last = len(experiment.groups) - 1
-    counts: dict[str, np.ndarray] = {}
-    for result in results:
-        if result.step == last:
-            table = read_confusion(result.confusion, len(experiment.names))
-            counts[result.method] = counts.get(result.method, 0) + table
-    steps = [0, *(s for s, group in enumerate(experiment.groups) for _ in group)]
-    tables = {}
-    for method, confusion in counts.items():
-        pixels = confusion.sum(axis=1, keepdims=True)
-        shares = 100 * np.divide(
-            confusion, pixels, out=np.zeros(confusion.shape), where=pixels > 0
-        )
-        tables[method] = [_largest_confusions(method, shares, experiment.names, steps)]
-        if len(shares) <= MOST_CLASSES:
-            tables[method].append(_confusion_matrix(method, shares, experiment.names))
-    return tables
-
-
-def _largest_confusions(
-    method: str, shares: np.ndarray, names: Sequence[str], steps: Sequence[int]
-) -> Table:
-    """The largest confusions of classes that came in different steps."""
-    introduced = np.array(steps)
-    between = shares * (introduced[:, None] != introduced[None])
-    between[0] = between[:, 0] = 0
-    largest = np.argsort(between, axis=None)[::-1][:MOST_CONFUSIONS]
-    places = [np.unravel_index(place, between.shape) for place in largest]
-    rows = [
+def read_all_costs(results: Sequence[StepResult]) -> pd.DataFrame:
+    """Costs of every step, a row each: method, seed, step and `read_costs`."""
+    return pd.DataFrame(
         [
-            Cell(names[true]),
-            integer_cell(steps[true]),
-            Cell(names[taken], words=True),
-            integer_cell(steps[taken]),
-            Cell(f"{between[true, taken]:.1f}", float(between[true, taken])),
+            {"method": r.method, "seed": r.seed, "step": r.step, **read_costs(r)}
+            for r in results
         ]
-        for true, taken in places
-        if between[true, taken] >= 0.05
-    ]
-    columns = [("class", ""), ("of step", ""), ("taken for", ""), ("of step", "")]
-    columns.append(("percent", "of the pixels of the class"))
-    return Table(f"{method}: old and new classes confused", columns, rows)
+    )
 
 
-def _confusion_matrix(method: str, shares: np.ndarray, names: Sequence[str]) -> Table:
-    rows = [
-        [Cell(name), *(heat_cell(pd.Series([share])) for share in line)]
-        for name, line in zip(names, shares, strict=True)
-    ]
-    columns = [("class", ""), *((name, "") for name in names)]
-    caption = f"{method}: classes (rows) and what they are taken for, percent of pixels"
-    return Table(caption, columns, rows)
-
-
-def quality_table(quality: pd.DataFrame) -> Table | None:
-    """Means over the old classes, then over seeds, of every method and step.
+def total_table(costs: pd.DataFrame, last: pd.DataFrame) -> Table:
+    """Time, memory and sizes of a whole run, means over seeds.
 
     Args:
-        quality: pseudo_labels.csv without the background.
-
-    Returns:
-        None without pseudo labels.
+        costs: From `read_all_costs`.
+        last: The last step of summary.csv, for measures of costs that were added.
     """
+    spent = costs.assign(time=costs[list(KINDS)].sum(axis=1, min_count=1))
+    others = added_costs()
     rows = []
-    for (method, step), runs in quality.groupby(["method", "step"], sort=False):
-        by_seed = runs.groupby("seed")
-        means = by_seed[QUALITY].mean()
-        counts = by_seed[
-            ["pixels", "labelled", "correct", "of_background", "of_future"]
+    for method, runs in spent.groupby("method", sort=False):
+        start = runs[runs["step"] == 0].groupby("seed")["time"].sum(min_count=1)
+        later = runs[runs["step"] > 0].groupby("seed")["time"].sum(min_count=1)
+        whole = runs.groupby("seed")["time"].sum(min_count=1)
+        ended = runs[runs["step"] == runs["step"].max()]
+        mine = last[last["method"] == method]
+        row = [Cell(str(method)), *map(duration_cell, (start, later, whole))]
+        row += [size_cell(runs.groupby("seed")["memory"].max())]
+        row += [size_cell(ended[name]) for name in ("model", "bank size")]
+        row += [
+            duration_cell(mine[m.name]) if m.is_time else number_cell(mine[m.name])
+            for m in others
         ]
-        sums = counts.sum(min_count=1)  # empty where the masks lack old classes
-        pixels = sums["pixels"].where(sums["pixels"] > 0)
-        means["recovered"] = 100 * sums["correct"] / pixels
-        labelled = sums["labelled"].where(sums["labelled"] > 0)
-        for kind in ("of_background", "of_future"):
-            means[kind] = 100 * sums[kind] / labelled
-        order = ["recovered", *QUALITY, "of_background", "of_future"]
-        cells = [number_cell(means[column]) for column in order]
-        rows.append([Cell(str(method)), integer_cell(step), *cells])
+        rows.append(row)
     columns = [
-        ("method", ""),
-        ("step", ""),
-        ("recovered", "percent of the hidden pixels of old classes, over all of them"),
-        ("precision", "mean over the classes that were labelled at all"),
-        ("recall", "mean over the old classes"),
-        ("IoU", "mean over the old classes"),
-        ("really background", "percent of the pixels labelled as an old class"),
-        ("really future", "percent of the pixels labelled as an old class"),
+        Column("method"),
+        Column("step 0", "time of step 0, which methods may share"),
+        Column("later steps", "time of all steps but step 0"),
+        Column("all steps", "time of the whole run"),
+        Column("memory", "most of any training"),
+        Column("model", "size on disk after the last step"),
+        Column("bank", "size on disk after the last step"),
+        *(Column(measure.title, measure.explanation) for measure in others),
     ]
-    caption = "Pseudo labels against the hidden ground truth"
-    return Table(caption, columns, rows) if rows else None
-
-
-def class_quality_tables(quality: pd.DataFrame) -> dict[str, Table]:
-    """Per method, step and class: how much was recovered, how much of it is right.
-
-    Args:
-        quality: pseudo_labels.csv without the background.
-    """
-    tables = {}
-    for method, labels in quality.groupby("method", sort=False):
-        rows = []
-        for (step, _, name), runs in labels.groupby(["step", "index", "class"]):
-            cells = [
-                heat_cell(runs[column]) for column in ("recall", "precision", "iou")
-            ]
-            rows.append([Cell(str(name)), integer_cell(step), *cells])
-        titles = ("class", "step", "recovered", "precision", "IoU")
-        caption = f"{method}: pseudo labels of every class, in percent"
-        tables[str(method)] = Table(caption, [(title, "") for title in titles], rows)
-    return tables
+    return Table("Time, memory and size of a whole run", columns, rows)
 
 
 def cost_table(results: Sequence[StepResult]) -> Table:
     """Time, memory and size of every step, means over seeds."""
-    costs = pd.DataFrame(
-        [{"method": r.method, "step": r.step, **read_costs(r)} for r in results]
-    )
-    lines = []
+    return step_costs(read_all_costs(results))
+
+
+def step_costs(costs: pd.DataFrame) -> Table:
+    """Time, memory and size of every step, means over seeds.
+
+    Args:
+        costs: From `read_all_costs`.
+    """
+    names = [name for name in costs.columns if name not in ("method", "seed", "step")]
+    lines: list[list[Cell]] = []
     for (method, step), runs in costs.groupby(["method", "step"], sort=False):
-        numbers = [
-            duration_cell(runs[column])
-            if column in KINDS
-            else number_cell(runs[column])
-            for column in costs.columns[2:]
-        ]
-        lines.append([Cell(str(method)), integer_cell(step), *numbers])
-    explanations = {
-        "training": "of this step alone, start of the job included",
+        numbers = [_cost_cell(name, runs[name]) for name in names]
+        row = "first" if lines and lines[-1][0].text != str(method) else ""
+        lines.append([Cell(str(method), row=row), integer_cell(step), *numbers])
+    notes: Mapping[str, str] = {
+        TRAINING: "of this step alone, start of the job included",
         "pseudo labels": "of this step alone",
         "bank": "of this step alone",
         "images/s": "of training",
-        "memory": "MiB: of the largest process of the training, or on its GPU",
-        "model": "MiB on disk",
-        "bank size": "MiB on disk",
+        "memory": "of the largest process of the training, or on its GPU",
+        "model": "on disk",
+        "bank size": "on disk",
     }
-    caption = "Costs per step; shared jobs are listed for every method that uses them"
-    columns = [(name, explanations.get(name, "")) for name in costs.columns]
-    return Table(caption, columns, lines)
+    columns = [Column(name, notes.get(name, "")) for name in names]
+    caption = "Costs of every step"
+    return Table(caption, [Column("method"), Column("step"), *columns], lines)
+
+
+def _cost_cell(name: str, values: pd.Series) -> Cell:
+    if name in KINDS:
+        return duration_cell(values)
+    return size_cell(values) if name in SIZES else number_cell(values)

@@ -41,7 +41,8 @@ QUALITY_COLUMNS = [
 def read_evaluation(result: StepResult) -> dict[str, Any]:
     """Content of a step's evaluation.json, with all measures of one step.
 
-    What was not measured yet when the step was tested is computed from its counts.
+    Measures that did not exist when the step was evaluated are computed from its
+    counts.
     """
     wanted = [m.name for m in measures.step_measures()]
     content = read_evaluation_record(result.evaluation, wanted)
@@ -89,8 +90,8 @@ def summarise(
     Args:
         results: All steps of all runs.
         summary: Output: per step its names, all measures (percent, and seconds of the
-            run so far, without step 0), the
-            folder of its test, and the classes that no tested image shows.
+            run so far, without step 0), its folder, and the classes in no evaluated
+            image.
         classes: Output: IoU and forgetting in percent per step and class.
     """
     numbers, per_class = [], []
@@ -132,9 +133,9 @@ def summarise(
 
 
 def _computed_once(measure: Measure) -> Measure:
-    """A measure; one of costs reads the files of a step once, not for each later step.
+    """Make a measure of costs read the files of a step once, not for each later step.
 
-    It is used as long as the results that it gets are there.
+    The returned measure must not outlive the results that it gets.
     """
     if not isinstance(measure, CostMeasure):
         return measure
@@ -175,8 +176,9 @@ def collect_quality(results: Sequence[StepResult], path: str | Path) -> None:
             names = [entry["name"] for entry in read_evaluation(result)["classes"]]
             if not table["index"].between(0, len(names) - 1).all():
                 raise ArtifactError(
-                    f"Expected an `index` from 0 to {len(names) - 1} in "
-                    f"{result.quality}, but got others: it is of another step. {REMAKE}"
+                    f"Expected values from 0 to {len(names) - 1} in the column `index` "
+                    f"of {result.quality}, but got other values. The table belongs to "
+                    f"another step. {REMAKE}"
                 )
             table["class"] = [names[index] for index in table["index"]]
             tables.append(pd.DataFrame([result.run] * len(table)).join(table))
@@ -193,14 +195,14 @@ def read_summary(path: str | Path, needed: Sequence[str] = ()) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ArtifactError: It is no table, or lacks a column. It is a ValueError.
+        ArtifactError: It is not a table, or lacks a column. It is a ValueError.
     """
     read_table(path, dict.fromkeys(needed, str))
     columns = [*(m.name for m in measures.all_measures()), *QUALITY, "of_background"]
     return pd.read_csv(
         path,
         dtype=dict.fromkeys(NAMES, str),
-        keep_default_na=False,  # a method may be called "null"
+        keep_default_na=False,  # a method may have the name "null"
         na_values={name: [""] for name in columns},
     )
 

@@ -7,7 +7,8 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -29,11 +30,34 @@ LONGEST_NAME = 240  # bytes of a part of a run's name, which is a name in a file
 EVENTS = "tensorboard"  # name of the folder of event files in that of a step
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A training as TensorBoard lists it.
+
+    Attributes:
+        dataset: Of the experiment that uses the training.
+        task: Likewise.
+        setting: Likewise.
+        place: 0 for a step 0, 1 for a later step, 2 for one training of all classes.
+        method: Its name.
+        seed: Of the training.
+        step: Whose network it is.
+    """
+
+    dataset: str
+    task: str
+    setting: str
+    place: int
+    method: str
+    seed: int
+    step: int
+
+
 class _Listing:
-    """Folders of event files by name; in an experiment, each folder once."""
+    """Folders of event files by training; in an experiment, each folder once."""
 
     def __init__(self) -> None:
-        self.folders: dict[str, Path] = {}
+        self.folders: dict[_Run, Path] = {}
         self._listed: set[tuple[tuple[str, str, str], Path]] = set()
 
     def add(self, step: TrainedStep, events: Path, user: TrainedStep) -> None:
@@ -41,13 +65,52 @@ class _Listing:
         if (user.experiment, events) in self._listed:
             return
         self._listed.add((user.experiment, events))
-        dataset, task, setting = user.experiment
-        run = f"{dataset} {task}-{setting}/{step.method} seed{step.seed}"
-        self.folders[f"{run} step{step.step:02d}"] = events
+        place = 1 if step.step else 0
+        if place:
+            trained = _read_run(events)
+            # `joint` trains all classes as a step 0 and is evaluated as the last step.
+            place = 2 if trained is not None and trained.step == 0 else 1
+        run = _Run(*user.experiment, place, step.method, step.seed, step.step)
+        self.folders[run] = events
+
+    def named(self) -> dict[str, Path]:
+        """The folders by names that hold only what differs between them, sorted."""
+        runs = list(self.folders)
+        shown = {
+            name
+            for name in ("dataset", "task", "setting", "seed")
+            if len({getattr(run, name) for run in runs}) > 1
+        }
+        width = max((len(str(run.step)) for run in runs), default=1)
+        names = {_name(run, shown, width): run for run in runs}
+        return {name: self.folders[run] for name, run in sorted(names.items())}
+
+
+def _name(run: _Run, shown: Collection[str], width: int) -> str:
+    """The name of a run, such as "kproba step 1".
+
+    TensorBoard lists runs in the order of their names. An empty space in front puts
+    step 0 before all letters, and a non-breaking one puts `joint` behind them.
+
+    Args:
+        run: The run.
+        shown: Which of dataset, task, setting and seed the name holds.
+        width: Digits of a step.
+    """
+    task = [getattr(run, name) for name in ("task", "setting") if name in shown]
+    dataset = [run.dataset] if "dataset" in shown else []
+    experiment = " ".join([*dataset, *(["-".join(task)] if task else [])])
+    seed = f" seed {run.seed}" if "seed" in shown else ""
+    front = (" ", "", "\u00a0")[run.place]
+    name = f"{front}{run.method}{seed} step {run.step:0{width}d}"
+    return f"{experiment}/{name}" if experiment else name
 
 
 def find_curves(folder: str | Path) -> dict[str, Path]:
     """Folders of event files below a folder of results, by names that sort in order.
+
+    A name holds what differs between the runs: inside one experiment with one seed,
+    method and step, such as "kproba step 1". Step 0 comes first, and `joint` last.
 
     The step 0 that a later step started from, what methods share and what `joint`
     trained are among them, wherever they are, under the experiment that uses them.
@@ -95,7 +158,7 @@ def find_curves(folder: str | Path) -> dict[str, Path]:
             f"Expected trained steps below {folder}, with a folder tensorboard each, "
             f"but found none. Name results/ or an experiment below it."
         )
-    return dict(sorted(listing.folders.items()))
+    return listing.named()
 
 
 @contextlib.contextmanager

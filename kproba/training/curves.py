@@ -50,8 +50,7 @@ class Curves:
         iteration = int(row["iteration"])
         for name, value in row.items():
             if name != "iteration":
-                group = "learning_rate" if name.startswith("lr_") else "loss"
-                self.scalar(f"{group}/{name}", value, iteration)
+                self.scalar(_tag(name), value, iteration)
         if speed is not None:
             self.scalar("speed/images_per_second", speed, iteration)
 
@@ -97,3 +96,10 @@ class Curves:
         if self.writer is not None:
             log.warning("No more TensorBoard curves: %s", error)
         self.writer = None
+
+
+def _tag(column: str) -> str:
+    """The name of a curve, from a column of metrics.csv."""
+    if column.startswith("lr_"):
+        return f"learning_rate/{column.removeprefix('lr_')}"
+    return "loss/total" if column == "loss" else f"loss/{column}"

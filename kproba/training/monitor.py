@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from kproba.bank.predictor import NetworkPredictor
-from kproba.data.drawing import overlay
-from kproba.data.labels import IGNORE, LabelMap
+from kproba.data.drawing import add_legend, paint_overlay
+from kproba.data.labels import LabelMap
 from kproba.data.pictures import scaled_size
 from kproba.data.splits import evenly_spaced
 from kproba.data.tasks import Groups
@@ -35,6 +35,10 @@ from kproba.training.curves import Curves
 log = logging.getLogger("kproba")
 
 PICTURES = 4  # of the validation images
+PANEL = 400  # pixels: the longer side of a picture in TensorBoard
+# Size of the font as a share of the width of a sheet. TensorBoard shows a sheet with a
+# width of about 350 pixels, so letters have 12.
+LETTERS = 12 / 350
 LONG_SIDE = 1024  # pixels: longer images are scaled down
 PROTOCOL = EvaluationSettings(policy="ssul", ignore_background=False, crop=None)
 
@@ -130,21 +134,37 @@ class Monitor:
     def _pictures(
         self, network: SegmentationNetwork, device: str
     ) -> Iterator[tuple[str, Image.Image]]:
-        """Image, ground truth and prediction side by side."""
+        """Image, ground truth and prediction side by side, above one legend."""
         rows = self.rows.iloc[:PICTURES].reset_index(drop=True)
         for batch in whole_image_loader(rows, self.table, batch_size=1):
             image = Image.fromarray(batch.images[0].permute(1, 2, 0).numpy())
-            truth = batch.targets[0].numpy()
+            truth = batch.targets[0].numpy().astype(np.uint8)
             labels = network.predict(batch.images.to(device))[0].cpu().numpy()
-            masks = (np.where(truth == IGNORE, 0, truth), labels)
-            panels = [image, *(overlay(image, mask, self.names) for mask in masks)]
-            width = sum(panel.width for panel in panels)
-            height = max(panel.height for panel in panels)
-            sheet, left = Image.new("RGB", (width, height), "white"), 0
-            for panel in panels:
-                sheet.paste(panel, (left, 0))
-                left += panel.width
+            sheet = draw_sheet(image, [truth, labels.astype(np.uint8)], self.names)
             yield f"image, truth, prediction/{batch.ids[0]}", sheet
+
+
+def draw_sheet(
+    image: Image.Image, masks: Sequence[np.ndarray], names: Sequence[str]
+) -> Image.Image:
+    """A photo and overlays of masks side by side, readable as TensorBoard shows them.
+
+    Args:
+        image: RGB image.
+        masks: Output indices (H, W) uint8 of the image.
+        names: Names of the classes by output index.
+    """
+    scale = PANEL / max(image.size)
+    width, height = (max(1, round(scale * side)) for side in image.size)
+    photo = image.resize((width, height), Image.Resampling.BICUBIC)
+    sheet = Image.new("RGB", (width * (1 + len(masks)), height), "white")
+    sheet.paste(photo)
+    for number, mask in enumerate(masks, start=1):
+        large = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
+        panel = paint_overlay(photo, np.asarray(large), len(names))
+        sheet.paste(panel, (number * width, 0))
+    present = np.unique(np.concatenate([mask.ravel() for mask in masks]))
+    return add_legend(sheet, present, names, size=round(LETTERS * sheet.width))
 
 
 def _scaled_down(rows: pd.DataFrame) -> pd.DataFrame:

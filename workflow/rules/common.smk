@@ -1,4 +1,4 @@
-"""Shared by the rules: the plan, the machine, and functions that query the plan."""
+"""Code that all rules share: the plan, the compute resources, and input functions."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ from kproba.results.measures import MEASURES
 
 
 def without_wildcards(path):
-    """A path whose braces Snakemake does not read as wildcards."""
+    """Return a path with escaped braces, so that they are not wildcards."""
     return path.replace("{", "{{").replace("}", "}}")
 
 
@@ -36,16 +36,17 @@ def without_wildcards(path):
 # not activated. The path is quoted for the shell.
 beside = shlex.quote(str(Path(sys.executable).parent))
 LAUNCH = without_wildcards(f'PATH="$PATH":{beside}; exec kproba-launch')
+COMMAND = without_wildcards(f'PATH="$PATH":{beside}; PYTHONUTF8=1 exec kproba')
 
-# With a prefix in the module statement, Snakemake puts it before the paths of inputs and
-# outputs. Paths that a job gets as text need the same.
+# A module statement may have a prefix. Snakemake puts it before the paths of inputs and
+# outputs. Paths that a job gets as text need the same prefix.
 locate = workflow.modifier.path_modifier.replace_prefix
 
 rules_folder = workflow.current_basedir.get_path_or_uri(secret_free=True)
 
 
 def file_of_workflow(path):
-    """A file beside this one."""
+    """Return the path of a file in the folder of this one."""
     if "{" not in rules_folder and "}" not in rules_folder:
         return path
     return without_wildcards(os.path.normpath(os.path.join(rules_folder, path)))
@@ -57,7 +58,7 @@ def script_file(name):
 
 ENVIRONMENT = file_of_workflow("../../envs/kproba.yaml")
 
-# The script that installs the package into this environment needs its place.
+# The script that installs the package into this environment needs its location.
 os.environ.setdefault("KPROBA_SOURCE", package_source())
 
 SCHEMA = workflow.source_path("../schemas/config.schema.yaml")
@@ -72,12 +73,12 @@ try:
     all_results = LazyResults(lambda: plan.results(plan.runs))
     if workflow.is_main_process:
         plan.check_images()
-        len(all_results)  # names what is wrong before anything is run
+        len(all_results)  # finds errors before any job runs
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 
-# Another workflow that uses this one decides about its log and its files itself.
+# Another workflow that uses this one configures its log and its files itself.
 if not is_module:
     shorten_log(dry_run=workflow.output_settings.dryrun)
     if workflow.is_main_process:
@@ -97,13 +98,13 @@ wildcard_constraints:
     ),
 
 
-# --- The machine ---------------------------------------------------------------------
-# Settings that determine a result are params or in settings.json. What the machine
-# offers is threads and resources: a change there never makes a step run again.
+# --- Compute resources ---------------------------------------------------------------
+# Settings that determine a result are params or in settings.json. Options of the machine
+# are threads and resources, so a change of them never runs a step again.
 
 
 def job_resources(compute):
-    """Resources of a job: those that Snakemake counts, and all options as JSON."""
+    """Resources of a job: counts for Snakemake, and all compute options as JSON."""
     resources = {"gpu": compute.gpus, "nodes": compute.nodes}
     if compute.nodes > 1:
         # For the SLURM plugin: one task per node, and the job starts them itself.
@@ -117,7 +118,7 @@ def job_resources(compute):
 
 job_threads = plan.compute.cores_per_node
 training_resources = job_resources(plan.compute)
-# A job that only runs a network forward, on one node: bank, pseudo labels, evaluation.
+# Bank, pseudo labels and evaluation run a network forward, on one node.
 inference_resources = job_resources(plan.compute.on_one_node())
 
 
@@ -146,19 +147,19 @@ def all_groups(wildcards):
     return [list(group) for group in groups]
 
 
-# --- What a job is told --------------------------------------------------------------
-# Tables reach a job as a resource, in JSON: they may be long, and Snakemake would print
-# a long parameter whenever it changes. Their digest is a parameter, so that the job runs
-# again when they change. What is only shown, or says where files are, has no digest.
+# --- Arguments of a job --------------------------------------------------------------
+# A job gets tables as a resource, in JSON. They may be long, and Snakemake prints a
+# parameter whenever it changes. So only their digest is a parameter: the job runs again
+# when they change. Names for display and paths of files have no digest.
 
 
 def as_json(values):
-    """A function of wildcards: the JSON of what another one returns."""
+    """Wrap a function of wildcards, so that it returns its result as JSON."""
     return lambda wildcards: json.dumps(values(wildcards))
 
 
 def digest(values):
-    """A function of wildcards: a short digest of what another one returns."""
+    """Wrap a function of wildcards, so that it returns a digest of its result."""
 
     def short(wildcards):
         text = json.dumps(values(wildcards), sort_keys=True)
@@ -171,7 +172,7 @@ def digest(values):
 
 
 def made_dataset(wildcards):
-    """The folder of a dataset that a rule draws or unpacks."""
+    """Input function: the folder of a dataset that a rule draws or unpacks."""
     return plan.datasets.made_folders(wildcards.dataset)
 
 
@@ -188,7 +189,7 @@ def index_settings(wildcards):
 
 
 def index_context(wildcards):
-    """What the index needs besides its settings, and does not depend on."""
+    """Return what the index job needs for messages and warnings."""
     return plan.index_context(wildcards.dataset)
 
 
@@ -197,7 +198,7 @@ def class_count(wildcards):
 
 
 def image_folders(wildcards):
-    """Where the pictures of a dataset and its additions are."""
+    """Return the folders of the pictures of a dataset and its additions."""
     return plan.datasets.folders(wildcards.dataset)
 
 
@@ -242,7 +243,7 @@ def checksum(wildcards):
 
 
 def packed_step(wildcards):
-    """The archive of a packed step, or the predictor.json of its folder."""
+    """Return the archive of a packed step, or the predictor.json of its folder."""
     return plan.datasets.packed_file(wildcards.dataset)
 
 
@@ -251,7 +252,7 @@ def packed_digest(wildcards):
 
 
 def indices_of_step(wildcards):
-    """Index of the dataset and of the additions that are available at a step."""
+    """Input function: the indices of the dataset and its additions at a step."""
     return plan.datasets.indices(wildcards.dataset, groups_so_far(wildcards))
 
 
@@ -259,7 +260,7 @@ def indices_of_task(wildcards):
     return plan.datasets.indices(wildcards.dataset, all_groups(wildcards))
 
 
-# --- Jobs of a step: inputs and settings, as the plan says ---------------------------
+# --- Jobs of a step: inputs and settings from the plan -------------------------------
 
 
 def step_settings(wildcards):
@@ -271,7 +272,7 @@ def training_inputs(wildcards):
 
 
 def own_weights(wildcards):
-    """The argument of a user's file of weights, quoted; nothing without one."""
+    """Return the quoted argument for the weights file of a user, or an empty text."""
     weights = plan.own_weights()
     return f"--weights={shlex.quote(weights)}" if weights else ""
 
@@ -295,7 +296,7 @@ def label_job(wildcards):
 
 
 def shown_names(wildcards):
-    """Names of the classes so far; they determine nothing, so they have no digest."""
+    """Return the names of the classes so far; they do not change a result."""
     groups = groups_so_far(wildcards)
     return plan.datasets.names(wildcards.dataset, groups)
 
@@ -310,7 +311,7 @@ def test_job(wildcards):
 
 # --- Summary, figures and report -----------------------------------------------------
 
-# Several configurations in one folder keep a report each.
+# Each configuration in a folder has its own report.
 if is_module:
     default_name = workflow.modifier.namespace
 else:
@@ -319,11 +320,11 @@ configuration = config.get("report") or default_name
 
 
 def of_configuration(pattern):
-    """The file of a pattern for this configuration."""
+    """Fill the name of this configuration into a pattern."""
     return artifacts.fill(pattern, {"configuration": configuration})
 
 
-# Heading of an experiment's figures in Snakemake's own report
+# Heading of the figures of an experiment in the report of Snakemake
 EXPERIMENT_NAME = "{dataset} {task} {setting}"
 
 measure_extensions = find_origins(("measure", name) for name in MEASURES)
@@ -349,7 +350,7 @@ def rows_of_experiment(wildcards):
 
 
 def experiment_files(*kinds):
-    """Input function: files of some kinds of the steps of an experiment."""
+    """Return an input function: files of these kinds for one experiment."""
 
     def files(wildcards):
         return list_files(results_of_experiment(wildcards), *kinds)
@@ -358,17 +359,23 @@ def experiment_files(*kinds):
 
 
 def files_of_all(*kinds):
-    """Input function: files of some kinds of all steps."""
+    """Return an input function: files of these kinds for all steps."""
     return lambda wildcards: list_files(all_results, *kinds)
 
 
 def last_banks(wildcards):
-    """The banks from which a next step would start."""
+    """Input function: the banks from which a next step would start."""
     return plan.last_banks()
 
 
+def card_files(wildcards):
+    """Input function: the model cards of all steps."""
+    folders = list_files(all_results, "folder")
+    return [artifacts.CARD.replace(artifacts.STEP, folder) for folder in folders]
+
+
 def report_files(wildcards):
-    """What the page shows beside tables and figures."""
+    """Input function: further files that the report page shows."""
     kinds = ("confusion", "examples", "usage", "labels", "split")
     found = set()
     for run in plan.experiments():

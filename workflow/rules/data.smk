@@ -12,7 +12,7 @@ rule write_digits:
     params:
         settings=digest(digits_settings),
     message:
-        "Drawing the scenes of {wildcards.dataset}"
+        "Drawing the pictures and masks of {wildcards.dataset}"
     script:
         script_file("write_digits.py")
 
@@ -23,11 +23,11 @@ rule download_archive:
         archive=artifacts.ARCHIVE,
     log:
         artifacts.log_path(artifacts.ARCHIVE, "{archive}"),
-    localrule: True  # nodes of a cluster often have no internet
+    localrule: True  # the nodes of a cluster often have no internet
     conda:
         ENVIRONMENT
     resources:
-        mirrors=mirrors,  # no param: where a file comes from does not change it
+        mirrors=mirrors,  # no param: the source of a file does not change its content
     params:
         checksum=checksum,
     message:
@@ -65,7 +65,7 @@ rule prepare_dataset:
         masks=directory(artifacts.MADE_MASKS),
     log:
         artifacts.log_path(artifacts.INDEX, "index"),
-    priority: 20  # a faulty dataset stops the run before anything else is begun
+    priority: 20  # a faulty dataset stops the run before other jobs start
     conda:
         ENVIRONMENT
     threads: 8
@@ -83,7 +83,7 @@ rule prepare_dataset:
 
 
 rule receive_model:
-    """Take a network from a step that was packed elsewhere."""
+    """Copy a network from a packed step."""
     output:
         model=artifacts.RECEIVED_MODEL,
         description=artifacts.RECEIVED_DESCRIPTION,
@@ -95,17 +95,18 @@ rule receive_model:
     conda:
         ENVIRONMENT
     resources:
-        step=packed_step,  # no input: the same step at another place is the same
+        step=packed_step,  # no input: the folder of the archive does not matter
     params:
         sha256=packed_digest,
     message:
-        "Taking the network ({wildcards.network}) of {wildcards.dataset}"
+        "Copying the network ({wildcards.network}) of the packed step of "
+        "{wildcards.dataset}"
     script:
         script_file("receive.py")
 
 
 rule receive_bank:
-    """Take the prototype bank from a step that was packed elsewhere."""
+    """Copy the prototype bank from a packed step."""
     output:
         model=artifacts.RECEIVED_BANK,
         description=artifacts.RECEIVED_BANK_DESCRIPTION,
@@ -115,17 +116,17 @@ rule receive_bank:
     conda:
         ENVIRONMENT
     resources:
-        step=packed_step,  # no input: the same step at another place is the same
+        step=packed_step,  # no input: the folder of the archive does not matter
     params:
         sha256=packed_digest,
     message:
-        "Taking the prototype bank of {wildcards.dataset}"
+        "Copying the prototype bank of the packed step of {wildcards.dataset}"
     script:
         script_file("receive.py")
 
 
 rule make_split:
-    """List the images of a step."""
+    """List the training images of a step."""
     input:
         indices=indices_of_step,
     output:
@@ -140,7 +141,7 @@ rule make_split:
     params:
         groups=digest(groups_so_far),
     message:
-        "Listing the images of step {wildcards.step} of {wildcards.dataset} "
+        "Listing the training images of step {wildcards.step} of {wildcards.dataset} "
         "{wildcards.task}, {wildcards.setting}"
     script:
         script_file("make_split.py")

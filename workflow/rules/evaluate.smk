@@ -1,5 +1,5 @@
 rule evaluate:
-    """Test the model of a step on the validation images of all classes so far."""
+    """Evaluate the model of a step on the validation images of all classes so far."""
     input:
         unpack(test_inputs),
     output:
@@ -19,8 +19,9 @@ rule evaluate:
     params:
         job=digest(test_job),
     message:
-        "Testing {wildcards.method} after step {wildcards.step} of {wildcards.dataset} "
-        "{wildcards.task} {wildcards.setting}, seed {wildcards.seed}"
+        "Evaluating {wildcards.method} after step {wildcards.step} of "
+        "{wildcards.dataset} {wildcards.task} {wildcards.setting}, "
+        "seed {wildcards.seed}"
     shell:
         LAUNCH + " --log {log:q} --gpus {resources.gpu} --cores {threads}"
         " --compute {resources.compute:q}"
@@ -30,3 +31,22 @@ rule evaluate:
         " --indices {input.indices:q} --evaluation {output.evaluation:q}"
         " --confusion {output.confusion:q} --examples {output.examples:q}"
         " --predictor {output.predictor:q}"
+
+
+rule write_card:
+    """Write the model card of an evaluated step."""
+    input:
+        evaluation=artifacts.EVALUATION,
+        predictor=artifacts.PREDICTOR,
+    output:
+        artifacts.CARD,
+    log:
+        artifacts.log_path(artifacts.CARD, "card"),
+    localrule: True
+    conda:
+        ENVIRONMENT
+    message:
+        "Writing the model card of {wildcards.method} after step {wildcards.step} of "
+        "{wildcards.dataset} {wildcards.task} {wildcards.setting}, seed {wildcards.seed}"
+    shell:
+        COMMAND + " info --card {input.predictor:q} > {output:q} 2> {log:q}"

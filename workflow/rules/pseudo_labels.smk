@@ -1,5 +1,5 @@
 rule export_pseudo_labels:
-    """Label old classes in the training images of a step, by the model before it."""
+    """Label the old classes in the images of a step with the previous model."""
     input:
         unpack(label_inputs),
     output:
@@ -24,7 +24,7 @@ rule export_pseudo_labels:
     params:
         job=digest(label_job),
     message:
-        "Labelling old classes in the images of step {wildcards.step}, "
+        "Labelling the old classes in the images of step {wildcards.step} for "
         "{wildcards.method}"
     shell:
         LAUNCH + " --log {log:q} --gpus {resources.gpu} --cores {threads}"

@@ -36,7 +36,7 @@ rule summarise:
     params:
         table=digest(summary_table),
     message:
-        "Collecting the results of all runs"
+        "Collecting the results of all runs in tables"
     script:
         script_file("summarise.py")
 
@@ -102,11 +102,12 @@ rule draw_figures:
 
 
 rule write_report:
-    """Write the page with the results of all experiments."""
+    """Write the report page with the results of all experiments."""
     input:
         summary=of_configuration(artifacts.SUMMARY),
         classes=of_configuration(artifacts.CLASS_RESULTS),
         pseudo_labels=of_configuration(artifacts.LABEL_RESULTS),
+        # Not on the page, which has charts of its own; whoever makes it gets them too.
         figures=figures_of_experiments,
         files=report_files,
         class_lists=class_lists,
@@ -130,13 +131,13 @@ rule write_report:
     params:
         table=digest(report_table),
     message:
-        "Writing the report"
+        "Writing the report of all experiments"
     script:
         script_file("write_report.py")
 
 
 rule publish:
-    """Copy summary and report to results/, where those of the latest configuration are."""
+    """Copy the summary and report of this configuration to results/."""
     input:
         summary=of_configuration(artifacts.SUMMARY),
         classes=of_configuration(artifacts.CLASS_RESULTS),
@@ -150,6 +151,6 @@ rule publish:
     conda:
         ENVIRONMENT
     message:
-        f"Copying summary and report of {without_wildcards(configuration)} to results/"
+        f"Copying the summary and report of {without_wildcards(configuration)} to results/"
     script:
         script_file("publish.py")

@@ -1,7 +1,7 @@
-# All that determines a step's training, and nothing else. Its own file, so that a step
-# runs again exactly when this changes, and can be run by hand.
+# settings.json holds everything that determines the training of a step, and nothing else.
+# So a step runs again exactly when this file changes, and can be started by hand.
 rule write_settings:
-    """Write settings.json of a step: all that determines its training."""
+    """Write settings.json of a step, with everything that determines its training."""
     output:
         settings=artifacts.SETTINGS,
     log:
@@ -14,7 +14,7 @@ rule write_settings:
     params:
         settings=digest(step_settings),
     message:
-        "Writing the settings of {wildcards.method}, step {wildcards.step}"
+        "Writing the settings of {wildcards.method} for step {wildcards.step}"
     script:
         script_file("write_settings.py")
 
@@ -25,21 +25,21 @@ rule fetch_weights:
         weights=artifacts.WEIGHTS,
     log:
         artifacts.log_path(artifacts.WEIGHTS, "{backbone}"),
-    localrule: True  # nodes of a cluster often have no internet
+    localrule: True  # the nodes of a cluster often have no internet
     conda:
         ENVIRONMENT
     params:
         extensions=lambda wildcards: find_origins([("backbone", wildcards.backbone)]),
     message:
-        "Fetching the ImageNet weights of {wildcards.backbone}"
+        "Downloading the ImageNet weights of {wildcards.backbone}"
     script:
         script_file("fetch_weights.py")
 
 
-# Priority 10, here and for bank and pseudo labels: the next step waits for these, while
-# tests and figures can come later.
+# Training, bank and pseudo labels have priority 10, because the next step needs them.
+# Evaluations and figures can run later.
 rule train_step:
-    """Train a step: train_base step 0, train_step each later one."""
+    """Train a step after step 0; the rule train_base trains step 0."""
     input:
         unpack(training_inputs),
         settings=artifacts.SETTINGS,
@@ -80,12 +80,12 @@ rule train_step:
         " --tensorboard {output.tensorboard:q} {resources.own_weights}"
 
 
-# Step 0, once for all methods with the same head.
+# All methods with the same head share one training of step 0.
 use rule train_step as train_base with:
     """Train step 0, once for all methods with the same head."""
     wildcard_constraints:
         step="0",
         method="|".join(map(re.escape, base_methods())),
     message:
-        "Training step 0 on {wildcards.task} classes of {wildcards.dataset}, "
+        "Training step 0 with {wildcards.task} classes of {wildcards.dataset}, "
         "{wildcards.setting}, seed {wildcards.seed}"

@@ -1,4 +1,4 @@
-"""Fetch the ImageNet weights of a backbone."""
+"""Download the ImageNet weights of a backbone."""
 
 from typing import TYPE_CHECKING
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with log_to(snakemake.log[0], terminal=True):
-    # The context is what the index does not depend on, such as the names of classes.
+    # The index does not depend on the context, such as the names of classes.
     settings = json.loads(snakemake.resources.settings)
     settings |= json.loads(snakemake.resources.context)
     tasks = [TaskSteps.from_dict(task) for task in settings.pop("tasks")]

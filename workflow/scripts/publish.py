@@ -1,4 +1,4 @@
-"""Copy summary and report of a configuration to where the latest ones are."""
+"""Copy the summary and report of a configuration to the folder results/."""
 
 import shutil
 from typing import TYPE_CHECKING

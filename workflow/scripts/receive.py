@@ -1,4 +1,4 @@
-"""Take a network or a bank, with its description, from a packed step."""
+"""Copy a network or a bank, with its description, from a packed step."""
 
 import shutil
 import tempfile

@@ -1,4 +1,4 @@
-"""Unpack the archives of a dataset."""
+"""Unpack the archives of a published dataset."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

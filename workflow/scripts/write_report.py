@@ -3,7 +3,6 @@
 import json
 from typing import TYPE_CHECKING, Any
 
-from kproba.artifacts import FIGURE, fill
 from kproba.data.folders import parse_folders
 from kproba.extensions import load_recorded
 from kproba.plan.results import StepResult
@@ -14,13 +13,10 @@ from kproba.runtime.logs import log_to
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-ON_PAGE = ("miou", "training")
-
 
 def experiment(entry: dict[str, Any]) -> Experiment:
-    figures = {name: fill(FIGURE, entry, figure=name) for name in ON_PAGE}
     folders = parse_folders(snakemake.resources.folders)
-    return Experiment(**entry, figures=figures, folders=folders)
+    return Experiment(**entry, folders=folders)
 
 
 with log_to(snakemake.log[0]):

@@ -1,4 +1,4 @@
-"""Write all that determines the training of a step."""
+"""Write everything that determines the training of a step."""
 
 import json
 from typing import TYPE_CHECKING
