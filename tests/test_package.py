@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -221,7 +222,7 @@ use rule * from kproba as kproba_*
 rule count_pixels:
     input:
         "segmentation/results/summary.csv",
-        page=rules.kproba_publish.output,
+        everything=rules.kproba_all.input,
     output:
         "counted.txt",
     default_target: True
@@ -255,10 +256,13 @@ def test_another_workflow_uses_this_one_as_a_module(installed, tmp_path):
         hashlib.sha256(page).digest()
         == hashlib.sha256((results / "report.html").read_bytes()).digest()
     )
+    assert len(list(results.rglob("card.md"))) == 7
     assert "Nothing to be done" in run(tmp_path, *words, **place)
-    # The installed package did the work, not the clone.
-    settings = next(results.rglob("train.log")).read_text()
-    assert str(ROOT) not in settings
+    # The installed package did the work: a clone would have recorded its commit.
+    models = list(results.rglob("model.json"))
+    assert models
+    for model in models:
+        assert json.loads(model.read_text())["provenance"]["commit"] is None
 
 
 def test_a_module_without_a_configuration_gets_a_message(tmp_path):

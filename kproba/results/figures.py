@@ -111,6 +111,7 @@ def _draw_miou(evaluations: Sequence[Mapping[str, Any]]) -> Figure:
             single = len(steps) > 1 and runs["step"].nunique() == 1
             _draw_curve(axis, runs, measure.name, styles[method], single)
         axis.set(title=measure.title, xlabel="step", xticks=steps, ylim=(0, 100))
+        axis.set_xlim(steps[0] - 0.3, steps[-1] + 0.3)  # markers at the ends stay whole
         axis.grid(alpha=0.3)
         if measure == measures.ALL:  # which every method has
             handles, labels = axis.get_legend_handles_labels()

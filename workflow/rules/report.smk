@@ -143,6 +143,9 @@ rule publish:
         classes=of_configuration(artifacts.CLASS_RESULTS),
         pseudo_labels=of_configuration(artifacts.LABEL_RESULTS),
         page=of_configuration(artifacts.REPORT),
+        # Not copied, but part of the results. (Other workflows use the inputs of `all`,
+        # so these must be plain paths.)
+        cards=card_files,
     output:
         *artifacts.LATEST,
     log:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with log_to(snakemake.log[0]):
-    for source, target in zip(snakemake.input, snakemake.output, strict=True):
+    files = snakemake.input
+    copied = (files.summary, files.classes, files.pseudo_labels, files.page)
+    for source, target in zip(copied, snakemake.output, strict=True):
         with atomic_path(target) as temporary:
             shutil.copyfile(source, temporary)
