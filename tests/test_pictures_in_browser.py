@@ -179,6 +179,26 @@ def test_a_dialog_moves_with_the_arrows_and_gives_the_focus_back(opened):
     assert opened.evaluate(focused) == "kproba, step 1"
 
 
+def test_the_dialog_shows_the_whole_row_of_a_method(opened):
+    opened.locator('[data-title="kproba, step 1"]').first.click()
+    title, row = opened.locator("#px-title"), opened.locator(".px-row button")
+    assert row.all_inner_texts() == ["step 0", "step 1", "step 2"]
+    current = opened.locator(".px-row [aria-current]")
+    assert current.inner_text() == "step 1"
+    current.focus()
+    opened.keyboard.press("ArrowRight")  # a focused small picture keeps the keys
+    assert title.inner_text() == "v1: kproba, step 2"
+    opened.keyboard.press("ArrowDown")
+    assert row.all_inner_texts() == ["step 0", "step 1"]  # finetune has two steps
+    row.first.click()
+    assert title.inner_text() == "v1: finetune, step 0"
+    assert current.inner_text() == "step 0"
+    opened.wait_for_function(
+        "() => [...document.querySelectorAll('.px-row canvas')]"
+        ".every(canvas => canvas.dataset.view === 'labels')"
+    )
+
+
 def test_a_click_beside_the_dialog_closes_it(opened):
     opened.locator('[data-kind="truth"]').first.click()
     assert opened.locator("#px-title").inner_text() == "v1: kproba, step 0"

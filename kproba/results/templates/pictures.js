@@ -226,12 +226,15 @@ function makeDialog() {
     <button type="button" data-close>close</button></header>
     <div class="px-stage">${["photo", "truth", "mask"].map(kind =>
     `<figure><canvas role="img" data-kind="${kind}"></canvas><figcaption></figcaption></figure>`).join("")}
-    </div></div>`;
+    </div><div class="px-row" role="group" aria-label="all steps of this method"></div></div>`;
   document.body.append(element);
   element.addEventListener("click", event => {
     const button = event.target.closest("button");
     if (event.target === element || button?.hasAttribute("data-close")) element.close();
-    else if (button) move(...button.dataset.move.split(",").map(Number));
+    else if (button?.dataset.column) {
+      current.place = [current.place[0], +button.dataset.column];
+      show();
+    } else if (button) move(...button.dataset.move.split(",").map(Number));
   });
   element.addEventListener("keydown", event => {
     const way = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]}[event.key];
@@ -273,7 +276,7 @@ function show() {
     // Not `disabled`: a button that has the focus would lose it, and the keys with it.
     control.setAttribute("aria-disabled", !target(grid.rows, place, way));
   }
-  for (const canvas of dialog.querySelectorAll("canvas")) {
+  for (const canvas of dialog.querySelectorAll(".px-stage canvas")) {
     const kind = canvas.dataset.kind, source = kind === "mask" ? button : grid[kind];
     const image = source.querySelector("img");
     const captions = source.closest("figure").querySelectorAll("figcaption span");
@@ -282,6 +285,28 @@ function show() {
     canvas.nextElementSibling.textContent = [source.dataset.title, ...texts].join(". ");
     draw(canvas, partsOf(grid, button), kind, view, block, +button.dataset.step, LARGE);
   }
+  showRow();
+}
+
+// The whole row of the method below the large pictures, one small picture per step.
+function showRow() {
+  const {grid, place, block, view} = current, strip = dialog.querySelector(".px-row");
+  const focused = strip.contains(document.activeElement);
+  strip.replaceChildren(...grid.rows[place[0]].flatMap((button, column) => {
+    if (!button) return [];
+    const small = document.createElement("button"), canvas = document.createElement("canvas");
+    small.type = "button";
+    small.dataset.column = column;
+    if (column === place[1]) small.setAttribute("aria-current", "true");
+    canvas.setAttribute("aria-hidden", "true");
+    small.append(canvas, `step ${button.dataset.step}`);
+    draw(canvas, partsOf(grid, button), "mask", view, block, +button.dataset.step, LEAST);
+    return [small];
+  }));
+  // The new button gets the focus of the one that it replaces, so that the keys go on.
+  const now = strip.querySelector("[aria-current]");
+  if (focused) now.focus();
+  now.scrollIntoView({block: "nearest", inline: "nearest"});
 }
 
 function open(button, block, view) {
