@@ -1,8 +1,8 @@
-"""Class-incremental semantic segmentation: the method, usable without Snakemake.
+"""Class-incremental semantic segmentation: the package, usable without Snakemake.
 
 The packages follow the data: `plan`, `data`, `network`, `bank`, `methods`, `training`,
-`results`, `predict`; `jobs` holds the programs of the rules, `runtime` what runs them.
-The reading order stands in README.md, section "Reading the code".
+`results`, `predict`; `jobs` holds the programs of the rules, and `runtime` starts and
+logs them. docs/architecture.md has the order in which to read them.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def load(path: "str | Path", device: str = "cpu") -> "Segmenter":
-    """Load what a tested step learned; see `kproba.predict.segmenter.load`."""
+    """Load a trained and evaluated step; see `kproba.predict.segmenter.load`."""
     from kproba.predict.segmenter import (
         load as load_step,  # keeps `import kproba` light
     )

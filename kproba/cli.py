@@ -129,7 +129,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "words", nargs="*", metavar="...", help="options and targets of Snakemake"
     )
-    command = add_command("predict", run_predict, "Segment images.")
+    command = add_command(
+        "predict", run_predict, "Segment images with an evaluated step."
+    )
     _add_step(command)
     _add_predict_arguments(command)
     command = add_command(
@@ -160,7 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--out",
         type=Path,
-        help="output archive, FILE.zip (default: the name of the step). An existing "
+        help="output archive, FILE.zip (default: named after the step). An existing "
         "archive that kproba pack wrote is replaced; any other file is kept and stops "
         "the command",
     )
@@ -209,12 +211,14 @@ def _add_predict_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--confidence",
         action="store_true",
-        help="write the probability of the predicted class as grey images (255: 1)",
+        help="write the probability of the predicted class as grey images, where 255 "
+        "means 1",
     )
     command.add_argument(
         "--probabilities",
         action="store_true",
-        help="write the probabilities of all classes as .npz (shape C, H, W; float16)",
+        help="write the probabilities of all classes as .npz, float16 of shape (C, H, "
+        "W)",
     )
     command.add_argument(
         "--long-side",

@@ -1,4 +1,4 @@
-"""For files of extensions: the entries of all tables, and a function to add each.
+"""The interface for extensions: entry types of all tables, and functions to add them.
 
     from kproba.extend import Method, Term, add_method, add_term
 
@@ -6,9 +6,9 @@ docs/extending.md has recipes. Nothing here imports torch. A file of extensions 
 import it inside its functions, because the plan of the workflow loads the file at every
 call of Snakemake.
 
-The tables themselves are not for files of extensions: what is put into them by hand is
-no entry of a file, and an edit of it would run nothing again. All functions raise
-`ExtensionError` if the entry is wrong or its name exists already.
+Do not change the tables directly: Snakemake would not run jobs again after an edit of
+such an entry. All functions raise `ExtensionError` if the entry is wrong or its name
+exists already.
 """
 
 import re
@@ -78,29 +78,30 @@ def add_term(term: Term) -> None:
     _check_code(where, term, ("function",), ("scale",))
     _expect(
         isinstance(term.needs, set | frozenset),
-        f"{where}: expected a frozenset as `needs`, but got {term.needs!r}.",
+        f"{where}: expected a frozenset for `needs`, but got {term.needs!r}.",
     )
-    # Not yet whether a head provides what it needs: that head may be added later.
+    # The needs are not checked yet, because their head may be added later.
     _expect(
         all(isinstance(need, str) for need in term.needs),
-        f"{where}: expected texts in `needs`, but got {sorted(map(repr, term.needs))}.",
+        f"{where}: expected strings in `needs`, but got "
+        f"{', '.join(sorted(map(repr, term.needs)))}.",
     )
     column = term.column or term.name
     _expect(
         column not in METRICS and not column.startswith("lr_"),
-        f"{where}: expected another column than {', '.join(METRICS)} or lr_.., but got "
-        f"'{column}'. Set `column`.",
+        f"{where}: expected a column name other than {', '.join(METRICS)} and lr_.., "
+        f"but got '{column}'. Set `column`.",
     )
     add_entry("loss term", TERMS, term.name, term)
 
 
 def add_head(head: HeadEntry) -> None:
-    """Add an output head, for the `head` of methods; the terms of its step 0 first."""
+    """Add an output head, for the `head` of methods, after the terms of its step 0."""
     where = _check(head, HeadEntry, "head")
     _check_code(where, head, ("implementation",))
     _expect(
         isinstance(head.provides, set | frozenset),
-        f"{where}: expected a frozenset as `provides`, but got {head.provides!r}.",
+        f"{where}: expected a frozenset for `provides`, but got {head.provides!r}.",
     )
     _check_choice(where, "step_0_loss", head.step_0_loss, cross_entropies())
     for term in head.step_0_terms:
@@ -116,8 +117,8 @@ def add_head(head: HeadEntry) -> None:
     taken = [*(entry.base for entry in HEADS.values()), *METHODS, NO_METHOD]
     _expect(
         bool(NAME.fullmatch(head.base)) and head.base not in taken,
-        f"{where}: expected as `base` a name of letters, digits, '_', '.' and '-' that "
-        f"no head and no method has, but got {head.base!r}.",
+        f"{where}: expected a new name of letters, digits, '_', '.' and '-' for "
+        f"`base`, but got {head.base!r}. Choose a name that no head or method uses.",
     )
     add_entry("head", HEADS, head.name, head)
 
@@ -137,11 +138,11 @@ def add_backbone(backbone: BackboneEntry) -> None:
         values = getattr(backbone, field)
         _expect(
             isinstance(values, tuple) and len(values) == 3,
-            f"{where}: expected three numbers as `{field}`, but got {values!r}.",
+            f"{where}: expected three numbers for `{field}`, but got {values!r}.",
         )
     _expect(
         backbone.anchor in (None, "start", "end"),
-        f"{where}: expected 'start', 'end' or None as `anchor`, but got "
+        f"{where}: expected 'start', 'end' or None for `anchor`, but got "
         f"{backbone.anchor!r}.",
     )
     add_entry("backbone", BACKBONES, backbone.name, backbone)
@@ -157,13 +158,13 @@ def add_label_rule(rule: LabelRule) -> None:
     _expect(
         not rule.scores,
         f"{where}: expected scores=False, because only {', '.join(scoring_rules())} "
-        f"can predict, but got True. Name one of them as `combines`.",
+        f"can predict, but got True. Set `combines` to one of them.",
     )
     if rule.combines is not None:
         _check_choice(where, "combines", rule.combines, scoring_rules())
     if rule.bank is not None:
         fitting = [name for name in scoring_rules() if RULES[name].bank == rule.bank]
-        # None means the default, whose bank a rule with "rff" could not read.
+        # None means the default rule, which cannot use a bank with "rff".
         combines = rule.combines or DEFAULT_COMBINATION
         _expect(
             combines in fitting,
@@ -179,7 +180,8 @@ def add_dataset_kind(kind: DatasetKind) -> None:
     _check_code(where, kind, ("find_pairs", "find_folders", "class_names"), strict=True)
     _expect(
         not kind.drawn,
-        f"{where}: expected drawn=False, because no rule draws it, but got True.",
+        f"{where}: expected drawn=False, because no workflow rule draws this dataset, "
+        f"but got True.",
     )
     keys = ["path", *kind.required]
     if kind.archives:
@@ -187,19 +189,20 @@ def add_dataset_kind(kind: DatasetKind) -> None:
     missing = [key for key in keys if key not in kind.settings]
     _expect(
         not missing,
-        f"{where}: expected `settings` with the schema of {', '.join(keys)}, but "
-        f"{', '.join(missing)} is missing. Add it; `path_setting` makes that of path.",
+        f"{where}: expected a schema for {', '.join(keys)} in `settings`, but "
+        f"{', '.join(missing)} is missing. Add it; `path_setting` returns the schema "
+        f"of `path`.",
     )
     add_entry("dataset kind", KINDS, kind.name, kind)
 
 
 def add_method(name: str, method: Method) -> None:
-    """Add a method, for the `methods` of an experiment; its parts come first."""
+    """Add a method, for the `methods` of an experiment, after adding its parts."""
     where = _check(method, Method, "method", name)
     bases = [head.base for head in HEADS.values()]
     _expect(
         name not in (*bases, NO_METHOD),
-        f"{where}: the name has another meaning. Choose another name.",
+        f"{where}: this name is reserved. Choose another name.",
     )
     _check_choice(where, "head", method.head, HEADS)
     _check_choice(where, "cross_entropy", method.cross_entropy, cross_entropies())
@@ -224,14 +227,14 @@ def add_method(name: str, method: Method) -> None:
 
 
 def add_measure(measure: StepMeasure | RunMeasure | CostMeasure) -> None:
-    """Add a measure to tables, figures and page; it stands after the others."""
+    """Add a measure to tables, figures and page, after the existing ones."""
     kinds = (StepMeasure, RunMeasure, CostMeasure)
     where = _check(measure, kinds, "measure")
     _check_code(where, measure, ("compute",), strict=True)
     titles = [entry.title for entry in MEASURES.values() if entry.name != measure.name]
     _expect(
         measure.name not in RESULTS and measure.title not in titles,
-        f"{where}: expected a name and a title that no other number of the tables has, "
+        f"{where}: expected a name and a title that no other column of the tables has, "
         f"but got '{measure.name}' and '{measure.title}'. Choose others.",
     )
     add_entry("measure", MEASURES, measure.name, measure)
@@ -250,7 +253,7 @@ def _check(
     _expect(
         isinstance(entry, types),
         f"Expected a {' or '.join(kind.__name__ for kind in types)} of kproba.extend "
-        f"as {what}, but got {entry!r}.",
+        f"as the {what}, but got {entry!r}.",
     )
     name = entry.name if name is None else name
     _expect(
@@ -285,7 +288,7 @@ def _check_code(
 
 
 def _check_choice(where: str, field: str, value: Any, known: Iterable[str]) -> None:
-    """Check a name that stands in another table; entries must be added before."""
+    """Check a name from another table; its entry must be added before."""
     names = list(known)
     _expect(
         value in names,

@@ -3,9 +3,9 @@
     extensions: [my_terms.py]     # in the configuration
 
 Such a file adds loss terms, heads, backbones, label rules, dataset kinds, measures and
-methods by the functions of `kproba.extend`. Its content counts among what determines a
-result: a job that uses an entry of a file records path and SHA-256 of the file, and
-runs again when the file was edited.
+methods by the functions of `kproba.extend`. Its content is one of the inputs of a job:
+a job that uses an entry of a file records the path and SHA-256 of the file, and runs
+again after the file was edited.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ log = logging.getLogger("kproba")
 
 
 class ExtensionError(ValueError):
-    """A file of extensions cannot be used; the message says why."""
+    """A file of extensions cannot be used; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,14 @@ def load_recorded(
     """Load the files that the settings of a job or an artifact record.
 
     Args:
-        extensions: What `find_origins` returned when they were written.
+        extensions: Result of `find_origins` at that time.
         artifact: The artifact; None for the settings of a job. An artifact may be read
             from another working directory and long after the file was edited. So a file
             is also looked for in the folders above the artifact, and a changed one is
             used with a warning.
 
     Raises:
-        ExtensionError: A file is not there, or has changed since a job was planned.
+        ExtensionError: A file is missing, or has changed since a job was planned.
     """
     for entry in extensions:
         path, recorded = entry["path"], entry["sha256"]
@@ -111,10 +111,10 @@ def load_recorded(
             continue
         if artifact is None:
             raise ExtensionError(
-                f"Expected {path} as it was when Snakemake planned this job, but it "
-                f"was edited since. Start Snakemake again."
+                f"Expected {path} to be unchanged since Snakemake planned this job, "
+                f"but it was edited. Start Snakemake again."
             )
-        log.warning("%s was edited after %s was made", found, artifact)
+        log.warning("%s was edited after %s was written", found, artifact)
 
 
 def find_origins(entries: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
@@ -136,11 +136,12 @@ def _load(path: str, file: Path) -> Extension:
 
     Args:
         path: As it is named.
-        file: Where it is.
+        file: Its path.
     """
     if file.suffix != ".py":
         raise ExtensionError(
-            f"Expected a Python file of extensions, with a name in .py, but got {path}."
+            f"Expected a Python file of extensions with a name ending in .py, but got "
+            f"{path}."
         )
     try:
         content = file.read_bytes()
@@ -165,19 +166,19 @@ def _load(path: str, file: Path) -> Extension:
 
 
 def _run(file: Path, content: bytes, extension: Extension) -> None:
-    """Execute the content of a file as a module of its own."""
+    """Execute the content of a file as a separate module."""
     name = f"kproba_extension_{extension.sha256[:16]}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None  # for a name in .py
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look themselves up there
+    sys.modules[name] = module  # dataclasses need the module there
     # Not by the loader of the module: it would trust a cached .pyc, which does not
     # notice an edit within the same second that keeps the size.
     exec(compile(content, str(file), "exec"), module.__dict__)
 
 
 def _explain(path: str, file: Path, error: BaseException) -> str:
-    """Why a file cannot be loaded, in one line."""
+    """Explain in one line why a file cannot be loaded."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(file)]
     where = f"{path}, line {lines[-1]}" if lines else path
@@ -191,15 +192,16 @@ def _explain(path: str, file: Path, error: BaseException) -> str:
 
 
 def _find(path: str, recorded: str, artifact: Path) -> Path:
-    """The file that an artifact was made with, or one of that name if it was edited."""
+    """The file of an artifact, or a file with the same name if it was edited."""
     named = Path(path).expanduser()
     folders = [Path(), *artifact.absolute().parents]
     candidates = [folder / named for folder in folders if (folder / named).is_file()]
     if not candidates:
         raise ExtensionError(
-            f"Expected {path}, the file of extensions that {artifact} was made with, "
+            f"Expected {path}, the file of extensions that was used for {artifact}, "
             f"but it is neither in {Path().absolute()} nor in a folder above the "
-            f"model. Put the file there, or work in the folder that holds it."
+            f"model. Put the file there, or run the command in the folder that "
+            f"contains it."
         )
     for candidate in candidates:
         if hashlib.sha256(candidate.read_bytes()).hexdigest() == recorded:
@@ -217,7 +219,7 @@ def _being_loaded(extension: Extension) -> Iterator[None]:
 
 
 def _forget(file: Path) -> None:
-    """Remove what a file added before it was edited."""
+    """Remove the entries of a file before its edited version is loaded."""
     if file in _loaded:
         _remove_entries(_loaded.pop(file))
 

@@ -180,7 +180,7 @@ def test_resnet_weights_that_do_not_fit_are_refused(resnet_state, tmp_path):
 
 
 def test_unknown_backbones_and_strides_are_refused():
-    with pytest.raises(ValueError, match=r"of efficientnet_lite0, .* got 'resnet18'"):
+    with pytest.raises(ValueError, match=r"efficientnet_lite0, .* got 'resnet18'"):
         Backbone("resnet18", output_stride=16, weights="none")
     with pytest.raises(ValueError, match=r"\(8, 16\) for .*, but got 32"):
         Backbone("efficientnet_lite0", output_stride=32, weights="none")

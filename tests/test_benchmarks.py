@@ -68,7 +68,7 @@ def test_what_a_process_measured_before_its_end_counts(monkeypatch):
     monkeypatch.setattr(gpu_sizes, "SECONDS", 2)
     found = gpu_sizes._in_own_process(SMALL, "canvases", ["bank"])
     assert next(found).cold == 2.0
-    with pytest.raises(RuntimeError, match="not done after 2 s"):
+    with pytest.raises(RuntimeError, match="not finished after 2 s"):
         next(found)
 
 

@@ -61,7 +61,7 @@ def test_what_is_left_out_has_its_default():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"threads": 2, "looks": 4}', "Expected keys of gpus, .* but got looks"),
+        ('{"threads": 2, "looks": 4}', "Expected only the keys gpus, .* but got looks"),
         ("[1, 2]", "Expected a JSON object of options, but got"),
         ("threads=2", "Expecting value"),
     ],

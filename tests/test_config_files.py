@@ -28,7 +28,7 @@ def bomb(width: int = 9) -> str:
 
 
 WRONG = {
-    "empty": ("", "found nothing"),
+    "empty": ("", "the file is empty"),
     "a list": ("[1, 2]", "key: value"),
     "a number": ("7", "key: value"),
     "bad YAML": ("base: [1\nx: :", "line 2"),

@@ -250,7 +250,7 @@ def test_a_description_of_two_steps_ago_needs_no_memory(old_step: Path) -> None:
     change_json(
         old_step / "model.json", put("architecture", "aspp_channels", value=65536)
     )
-    with pytest.raises(ArtifactError, match="8 channels of the ASPP"):
+    with pytest.raises(ArtifactError, match=r"8 for `architecture.aspp_channels`"):
         kproba.load_model(old_step / "model.safetensors")
     change_json(old_step / "prototypes.json", put("settings", "dimension", value=2**20))
     with pytest.raises(ArtifactError, match=r"of shape \[3, 1048576\]"):
@@ -390,8 +390,8 @@ def test_a_flipped_byte_is_noticed(
     raw[int(place * len(raw))] ^= 1
     path.write_bytes(raw)
     message = fails(capsys, "info", step, named=path)
-    assert "has changed since" in message
-    with pytest.raises(ArtifactError, match="has changed since"):
+    assert "its content is different" in message
+    with pytest.raises(ArtifactError, match="its content is different"):
         kproba.load(step)
 
 
@@ -399,14 +399,14 @@ def test_a_flipped_byte_is_noticed(
 def test_a_changed_description_is_noticed(step: Path, name: str) -> None:
     path = step / f"{name}.json"
     path.write_text(path.read_text() + "\n")
-    with pytest.raises(ArtifactError, match=rf"{name}\.json as it was"):
+    with pytest.raises(ArtifactError, match=rf"{name}\.json to be unchanged"):
         kproba.load(step)
 
 
 def test_the_model_of_another_method_is_noticed(step: Path) -> None:
     """It has the same classes and shapes, and its description fits it."""
     save_step(small_network([1, 1], seed=7), step)
-    with pytest.raises(ArtifactError, match=r"model\.safetensors as it was"):
+    with pytest.raises(ArtifactError, match=r"model\.safetensors to be unchanged"):
         kproba.load(step)
 
 
@@ -414,7 +414,7 @@ def test_a_model_is_compared_with_its_own_description(step: Path) -> None:
     other = step.parent / "other"
     model = save_step(small_network([1, 1], seed=7), other)
     shutil.copy(model, step)
-    with pytest.raises(ArtifactError, match="has changed since"):
+    with pytest.raises(ArtifactError, match="its content is different"):
         kproba.load_model(step / "model.safetensors")
     assert kproba.load_model(model).classes_per_step == [1, 1]
 
@@ -427,7 +427,7 @@ def test_the_bank_of_another_step_is_noticed(old_step: Path) -> None:
     change_json(
         old_step / "predictor.json", lambda content: content["classes"].append(extra)
     )
-    with pytest.raises(ArtifactError, match=r"bank of the 4 classes .*prototypes"):
+    with pytest.raises(ArtifactError, match=r"bank with the 4 classes .*prototypes"):
         kproba.load(old_step)
     assert network.exists()
     assert first.exists()
@@ -451,7 +451,7 @@ def test_a_step_without_its_results_says_what_is_missing(
     shutil.copytree(step, moved)
     message = fails(capsys, "info", moved, named="model.safetensors")
     assert "1-overlap/base/seed0/step0/model.safetensors" in message
-    assert "results/ as a whole" in message
+    assert "Move or copy the whole folder results/" in message
     assert "kproba pack" in message
 
 

@@ -135,8 +135,8 @@ def test_readers_name_a_wrong_value(files: Path, name: str, change: Change) -> N
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("iteration,loss\n1\n", "line 2 has 1 cells and not 2"),
-        ("iteration,loss\n1,2,3\n", "line 2 has 3 cells and not 2"),
+        ("iteration,loss\n1\n", "line 2 has 1 cells instead of 2"),
+        ("iteration,loss\n1,2,3\n", "line 2 has 3 cells instead of 2"),
         ("iteration,loss\n1,low\n", "a number in the column loss .* got 'low'"),
         ("iteration,loss\n1,inf\n", "a number in the column loss .* got 'inf'"),
         ("iteration,loss\n1.5,1\n", "a whole number in the column iteration"),
@@ -144,7 +144,7 @@ def test_readers_name_a_wrong_value(files: Path, name: str, change: Change) -> N
         ("iteration,bce\n1,1\n", "loss is missing"),
         ("loss,loss\n1,1\n", "the same heading"),
         ('iteration,loss\n1,"2\n', "cannot be parsed"),
-        ("iteration,loss\n1,\0\n", "it is no text"),
+        ("iteration,loss\n1,\0\n", "it is not text"),
     ],
 )
 def test_a_table_says_what_is_wrong(tmp_path: Path, content: str, reason: str) -> None:

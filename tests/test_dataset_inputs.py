@@ -62,25 +62,25 @@ def _tiff_with_rationalexif_of() -> bytes:
 
 
 UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "FIFO": (os.mkfifo, "is no file, but a FIFO"),
-    "device": (lambda path: path.symlink_to("/dev/zero"), "is no file, but a device"),
+    "FIFO": (os.mkfifo, "is not a file, but a FIFO"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "not a file, but a device"),
     "dead link": (lambda path: path.symlink_to("nowhere.png"), "does not exist"),
     "loop of links": (lambda path: path.symlink_to(path.name), "symbolic links"),
     "empty": (lambda path: path.write_bytes(b""), "the file is empty"),
     "text": (lambda path: path.write_text("<html>"), "no known image format"),
     "20,000 pixels": (
         lambda path: path.write_bytes(_png(20000, 20000)),
-        "more than 134 million pixels, the limit",
+        "more than 134 million pixels, which is the limit",
     ),
     "12,000 pixels": (
         lambda path: path.write_bytes(_png(12000, 12000)),
-        "has 12000x12000 pixels, the limit is 134 million",
+        "has 12000x12000 pixels, but the limit is 134 million",
     ),
     "a program": (
         lambda path: path.write_bytes(
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n%%EndComments\n"
         ),
-        "is EPS, which is not read",
+        "has the format EPS, which is not supported",
     ),
     **{
         f"cut {kind}": (
@@ -230,7 +230,7 @@ def test_near_miss_is_in_the_message(small_folder):
     path = small_folder / "masks/train/b.png"
     Image.open(path).convert("L").save(path.with_suffix(".jpg"))
     path.unlink()
-    with pytest.raises(ValueError, match=r"b\.jpg is there, but is not read"):
+    with pytest.raises(ValueError, match=r"b\.jpg exists, but is not a PNG"):
         index(small_folder)
 
 
@@ -363,7 +363,7 @@ def test_voc_is_used_with_its_own_masks(plain_voc):
     options = {"masks": "SegmentationClass"}
     _, report = index(plain_voc, kind="voc", class_count=20, options=options)
     assert report["images"] == {"train": 2, "val": 1}
-    assert "'train': 1464" in str(report["warnings"])
+    assert "1464 train" in str(report["warnings"])
     lists = plain_voc / "VOCdevkit/VOC2012/ImageSets/Segmentation"
     (lists / "train.txt").unlink()
     with pytest.raises(MissingDatasetError, match=r"train\.txt is missing"):

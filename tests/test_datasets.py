@@ -69,7 +69,7 @@ def test_missing_voc_says_what_to_fetch_and_where_to_put_it(tmp_path, gone):
     assert f"with {gone}/." in message
     assert "download: true" in message
     [other] = {"JPEGImages", "SegmentationClassAug"} - {gone}
-    assert f"Found there: ImageSets, {other}." in message
+    assert f"Found instead: ImageSets, {other}." in message
 
 
 def test_files_of_the_list_that_are_not_there_are_named(tmp_path):

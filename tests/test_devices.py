@@ -98,11 +98,11 @@ def test_200_jobs_on_4_devices_never_share_one_and_lose_none(machine):
 def test_a_job_waits_for_a_device_and_says_so(machine, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
     first = start(machine, seconds=30)
-    assert first.stderr.readline() == "GPU 2 of 2\n"
+    assert first.stderr.readline() == "Using GPU 2 of 2\n"
     second = start(machine)
     assert (
         second.stderr.readline()
-        == "Waiting for 1 of the GPUs 2: other jobs hold them\n"
+        == "Waiting for 1 of the GPUs 2, which other jobs are using\n"
     )
     first.kill()
     assert second.communicate(timeout=30)[0].endswith("devices 2\n")

@@ -169,7 +169,7 @@ def test_dead_mirrors_say_what_to_fetch_and_where_to_put_it(server, tmp_path):
     message = str(error.value)
     assert "http://127.0.0.1:9/a.tar: " in message
     assert f"{server.url()}: 404" in message
-    assert f"fetch a.tar by hand, put it at {path}" in message
+    assert f"download a.tar by hand and save it as {path}" in message
     assert "`mirrors`" in message
 
 

@@ -50,7 +50,7 @@ def test_any_number_of_images_of_any_size(variant, capsys, caplog, ending):
     caplog.set_level("INFO")
     code, _ = run(capsys, "export", variant, path)
     assert code == 0
-    assert "differ from PyTorch's by" in caplog.text
+    assert "differ from those of PyTorch by" in caplog.text
     segmenter = load(variant)
     for images in ([noise(150, 70)], [noise(64, 64, n) for n in range(3)]):
         pixels = stacked(images)
@@ -137,10 +137,10 @@ def test_a_model_that_gives_no_numbers_is_refused(trained, monkeypatch):  # noqa
     segmenter = load(trained)
     with torch.no_grad():
         next(segmenter.predictor.network.parameters()).fill_(float("nan"))
-    with pytest.raises(ModelError, match=r"model\.safetensors.*NaN or infinity"):
+    with pytest.raises(ModelError, match=r"model\.safetensors.*NaN or infinite"):
         export(segmenter, trained / "model.pt")
     assert not (trained / "model.pt").exists()
-    with pytest.raises(ModelError, match=r"model\.safetensors.*NaN or infinity"):
+    with pytest.raises(ModelError, match=r"model\.safetensors.*NaN or infinite"):
         segmenter.predict(noise(40, 40))
 
 
@@ -152,8 +152,8 @@ UNUSABLE = {
     "a folder": ("out.pt", Path.mkdir, "a folder or a device"),
     "a device": ("out.pt", lambda path: path.symlink_to("/dev/null"), "a device"),
     "below a file": ("file/out.pt", lambda path: path.parent.touch(), "Not a dir"),
-    "a state of a training": ("out.pt", a_state, "something else"),
-    "something else": ("out.pt", lambda path: path.write_text("x"), "something else"),
+    "a state of a training": ("out.pt", a_state, "another kind of file"),
+    "something else": ("out.pt", lambda path: path.write_text("x"), "another kind"),
     "not to be made": ("/proc/x/out.pt", lambda path: None, ""),
     "too long": ("x" * 300 + ".pt", lambda path: None, "too long"),
 }

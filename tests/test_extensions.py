@@ -135,17 +135,17 @@ def test_file_may_have_dataclasses_and_import_torch(write: Callable[..., str]) -
         ("add_term(Term('a', 'b', 3))", "'a': expected a function or its reference"),
         ("add_term(Term('a b', 'b', print))", "Expected a name of letters"),
         ("add_term(Term('a', 'b', print, 'softmax'))", "expected a frozenset"),
-        ("add_term(Term('a', 'b', print, {3}))", "expected texts in `needs`"),
-        ("add_term(Term('loss', 'b', print))", "expected another column"),
+        ("add_term(Term('a', 'b', print, {3}))", "expected strings in `needs`"),
+        ("add_term(Term('loss', 'b', print))", "expected a column name other than"),
         (HEAD.replace("SoftmaxHead", "S").replace(":", "/"), "`implementation`"),
-        (HEAD.replace("base_other", "base"), "expected as `base` a name"),
+        (HEAD.replace("base_other", "base"), "expected a new name of"),
         (HEAD.replace('"ce", {', '"mine", {'), "`step_0_loss` of .*'mine'"),
         (HEAD.replace("SOFTMAX)", "SOFTMAX, {'kdd': 1})"), "`step_0_terms` of .*'kdd'"),
         (HEAD.replace("SOFTMAX)", "SOFTMAX, {'kd': 1})"), "kd needs teacher"),
         (HEAD.replace('{"softmax"}', '{"own"}'), "ce needs softmax"),
         (BACKBONE.replace("name=", "build=3, name="), "as `build`, but got 3"),
         (BACKBONE.replace("name=", "output_strides=(4,), name="), "but got .4,"),
-        (BACKBONE.replace("name=", "mean=0.5, name="), "three numbers as `mean`"),
+        (BACKBONE.replace("name=", "mean=0.5, name="), "three numbers for `mean`"),
         (KIND.replace("name=", "settings={}, name="), "path is missing"),
         (KIND.replace("name=", "find_pairs='a:b', name="), "`find_pairs`"),
         (KIND.replace("name=", "drawn=True, name="), "drawn=False"),
@@ -156,7 +156,7 @@ def test_file_may_have_dataclasses_and_import_torch(write: Callable[..., str]) -
         (MEASURE.replace('"mine"', '"images"'), "but got 'images'"),
         (MEASURE.replace('title="mine"', 'title="old"'), "'mine' and 'old'"),
         ("add_method('a', 3)", "Expected a Method"),
-        ("add_method('base', Method())", "another meaning"),
+        ("add_method('base', Method())", "is reserved"),
         ("add_method('a', Method(cross_entropy='fce'))", "`cross_entropy` of .*'fce'"),
         ("add_method('a', Method(losses={'new': 1}))", "`losses` of .*'new'"),
         ("add_method('a', Method(losses={'kd': 1}))", "kd needs softmax"),
@@ -182,7 +182,7 @@ def test_wrong_file_is_refused_in_one_message_and_adds_nothing(
     [
         ("nowhere.py", "/nowhere.py, but it cannot be read: No such file"),
         ("folder.py", "folder.py, but it cannot be read: Is a directory"),
-        ("terms.txt", "with a name in .py, but got terms.txt"),
+        ("terms.txt", "with a name ending in .py, but got terms.txt"),
     ],
 )
 def test_path_that_is_no_python_file_is_refused(
@@ -224,7 +224,7 @@ def test_job_refuses_a_file_that_was_edited_after_the_plan(
     load_recorded(recorded)
     clean()
     write(TERM + "\n")
-    with pytest.raises(ExtensionError, match=r"mine\.py as it was when Snakemake"):
+    with pytest.raises(ExtensionError, match=r"mine\.py to be unchanged since"):
         load_recorded(recorded)
 
 

@@ -113,7 +113,7 @@ FAULTS = [
     (_deep_image, "unreadable image", "images/train/b.png", "mode I;16"),
     (_empty_mask, "unreadable mask", "masks/train/b.png", "the file is empty"),
     (_cut_mask, "unreadable mask", "masks/train/b.png", "truncated"),
-    (_turned_image, "size mismatch", "masks/train/b.png", "EXIF orientation 6"),
+    (_turned_image, "size mismatch", "masks/train/b.png", "EXIF orientation is 6"),
     (_same_id_in_both_subsets, "train/val overlap", "images/train/b.png", "and in val"),
 ]
 
@@ -245,6 +245,6 @@ def test_problems_and_warnings_are_logged(small_folder, index_of, caplog):
         "1 skipped, all in",
         "b.png: ",
         "4 unusual, all in",
-        "holds no class",
+        "contains no class",
     ):
         assert words in caplog.text

@@ -68,7 +68,7 @@ def test_pictures_that_nothing_reads_are_a_warning(small_folder):
         if warning["kind"].startswith("unread")
     }
     assert len(texts) == 3
-    for words in ("1 picture(s) in test/", "2 picture(s) in images/ itself"):
+    for words in ("1 picture(s) directly in test/", "2 picture(s) directly in images/"):
         assert any(words in text for text in texts)
     assert any("1 .heic, 1 .gif" in text for text in texts)
 

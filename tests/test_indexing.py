@@ -68,7 +68,7 @@ def test_integrity_report_counts_images_and_labels(small_folder, index_of):
             {
                 "kind": "empty mask",
                 "path": str(small_folder / "masks/val/c.png"),
-                "text": "holds no class",
+                "text": "contains no class",
             },
         ],
     }
@@ -176,7 +176,7 @@ def test_part_of_ade20k_is_a_warning(small_folder, index_of, tmp_path):
     _, report = index_of(root, kind="ade20k", class_count=150)
     warnings = json.loads(report.read_text())["warnings"]
     [warning] = [entry for entry in warnings if entry["kind"] == "incomplete dataset"]
-    assert "'train': 20210, 'val': 2000" in warning["text"]
+    assert "20210 train, 2000 val" in warning["text"]
 
 
 def test_names_may_hold_blanks_and_any_script(folder_dataset, index_of):
@@ -220,7 +220,7 @@ def test_a_background_that_no_mask_has_is_one_warning(folder_dataset, index_of, 
     assert warning["kind"] == "no background"
     assert warning["path"] == str(folder)
     assert "label 0 occurs in no mask" in warning["text"]
-    assert "set evaluation.policy to mib" in caplog.text
+    assert "Set evaluation.policy to mib" in caplog.text
 
 
 def test_processes_and_one_loop_give_the_same_index(folder_dataset, index_of):

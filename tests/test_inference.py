@@ -357,6 +357,6 @@ def test_a_bank_of_another_model_is_refused(step, tmp_path):
 def test_a_rule_that_reads_a_bank_is_refused_without_one(step, tmp_path):
     folder = step(2)
     inputs = LabelInputs(folder / "model.safetensors", folder / "split.csv")
-    with pytest.raises(ValueError, match="Rule 'klda' needs a prototype bank"):
+    with pytest.raises(ValueError, match="prototype bank for the rule 'klda'"):
         label_step(inputs, outputs_of_labels(tmp_path), LABELS, PLAIN, ALONE)
     assert not (tmp_path / "labels").exists()

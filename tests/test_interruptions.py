@@ -120,7 +120,7 @@ def test_a_stopped_run_says_whether_its_state_is_saved(
     (tmp_path / "settings.json").write_text(json.dumps(step_settings(1, epochs=4)))
     if not writable:
         monkeypatch.setattr(torch, "save", full_disk)
-    message = "the state is saved" if writable else "an older state is kept, if any"
+    message = "the state is saved" if writable else "the last state, if any, is kept"
     stop = StopFlag(requested=True)
     with pytest.raises(Stopped, match=message):
         train_with(Process(), data, tmp_path, base, Compute(), stop=stop)
@@ -135,7 +135,7 @@ def test_state_of_other_settings_is_not_used(
     interrupt(words, signal.SIGTERM, lambda: any((out / "tensorboard").glob("events*")))
     other = step_settings(1, epochs=2)
     launch(data, out, other, previous=base)
-    assert "state of other settings" in (out / "train.log").read_text()
+    assert "saved with other settings" in (out / "train.log").read_text()
     fresh = launch(data, tmp_path / "fresh", other, previous=base)
     assert (out / "model.safetensors").read_bytes() == (
         fresh / "model.safetensors"

@@ -140,7 +140,7 @@ def test_scaling_as_in_training_gives_the_pixels_of_the_training(tmp_path):
 
 def test_a_long_side_of_too_many_pixels_is_refused(monkeypatch):
     monkeypatch.setattr(segmenter, "MOST_PIXELS", 10_000)
-    with pytest.raises(ValueError, match=r"1000 makes 1000x1000 of an image\. Lower"):
+    with pytest.raises(ValueError, match=r"1000 scales an image to 1000x1000\. Use"):
         columns().predict(noise(50, 50), long_side=1000)
 
 

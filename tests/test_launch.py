@@ -169,7 +169,7 @@ def test_nodes_share_processes_evenly_or_not_at_all():
     assert {"--nnodes=2", "--nproc-per-node=2", "--local-addr=node2"} <= set(words)
     assert "--rdzv-endpoint=node1:1234" in words
     assert compute_in(words).gpus == 2
-    message = "Expected a number of GPUs that 2 nodes can share evenly, but got 3"
+    message = "Expected a number of GPUs that is a multiple of the 2 nodes, but got 3"
     with pytest.raises(ValueError, match=message):
         command(Launch("m", compute=Compute(gpus=3, nodes=2)))
 
@@ -252,7 +252,7 @@ def test_several_nodes_without_slurm_need_a_rendezvous(monkeypatch):
     job = launch("--nodes=2", "--processes=2", "some.module")
     output, _ = job.communicate(timeout=60)
     assert job.returncode == 1
-    assert "Expected a SLURM job" in output
+    assert "Expected to run in a SLURM job" in output
     assert "--rendezvous HOST:PORT" in output
 
 

@@ -56,7 +56,10 @@ def test_jobs_without_wildcards_are_listed():
             "Missing output files: a; Input files updated by another job: b",
             "no result yet",
         ),
-        ("Input files updated by another job: b", "its input is made again"),
+        (
+            "Input files updated by another job: b",
+            "its input is updated by another job",
+        ),
         ("Updated input files: a/b.csv", "an input is newer"),
         (
             "Params have changed since last execution: before: a, now: b",

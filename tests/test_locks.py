@@ -107,7 +107,7 @@ def test_a_job_of_a_living_snakemake_is_left_alone(start, tmp_path):
     _, errors = second.communicate(timeout=30)
     assert second.returncode == 1
     assert f"process {pid} on" in errors
-    assert "started by another Snakemake, writes it" in errors
+    assert "which another Snakemake started, is writing it" in errors
     assert status.read_text() == "at work"
     assert log.read_text() == text  # still the first job's
     os.kill(pid, signal.SIGKILL)
@@ -118,7 +118,7 @@ def test_a_job_that_does_not_end_is_named(start, tmp_path):
     first, status = start(log)
     wait_until_at_work(status)
     first.send_signal(signal.SIGSTOP)  # cannot react
-    message = f"train.log, but process {first.pid} on .* still writes it after 1 s"
+    message = f"train.log, but process {first.pid} on .* is still writing it after 1 s"
     with pytest.raises(LogInUseError, match=message):
         hold_log(log, grace=1)
 
@@ -154,4 +154,4 @@ def test_an_orphan_of_slurm_is_cancelled(start, tmp_path, monkeypatch):
     _, next_status = start(log)
     wait_until_at_work(next_status)
     assert (tools / "cancelled").read_text() == "17\n"
-    assert "Stopped SLURM job 17, left behind" in log.read_text()
+    assert "Stopped SLURM job 17; its Snakemake was killed" in log.read_text()

@@ -86,5 +86,5 @@ def test_a_folder_with_other_files_is_no_environment(tmp_path):
         check=False,
     )
     assert done.returncode != 0
-    assert "it holds other files" in done.stdout
+    assert "it contains other files" in done.stdout
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]

@@ -149,18 +149,18 @@ REFUSED: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
             (folder / "labelmap.txt").write_text(LABELMAP.replace("50,83", "50,84")),
         ),
         {},
-        r"colours 250,50,83 \(4.17 %\), which .*labelmap\.txt does not name",
+        r"colours 250,50,83 \(4.17 %\), which are not in .*labelmap\.txt",
     ),
     "value that labels lack": (
         _with_gaps,
         {"labels": {"10": "cat", "20": "dog"}},
-        "values 30, which `labels` of the dataset does not name",
+        "values 30, which are not in `labels`",
     ),
     "gaps without a map": (_with_gaps, {}, "labels 20, 30, but .* `labels`"),
     "JPEG": (
         lambda folder: _save(folder, ".png", Image.fromarray(STORED), format="JPEG"),
         {},
-        "is a JPEG image, which may change labels",
+        "is a JPEG image, and this format may change labels",
     ),
     "TIFF of JPEGs": (
         lambda folder: _save(
@@ -214,10 +214,10 @@ def test_wrong_map_of_values_is_refused(small_folder, options, listed, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "there are none"),
+        ("", "the file has none"),
         ("cat 1 2 3", "line 1 is 'cat 1 2 3'"),
         ("cat:1,2,256::", "a colour from 0 to 255"),
-        ("cat:1,2,3::\ndog:1,2,3::", "line 2 calls 1,2,3 'dog'"),
+        ("cat:1,2,3::\ndog:1,2,3::", "line 2 gives 1,2,3 the name 'dog'"),
         ("cat:1,2,3::\nhorse:4,5,6::", "'horse' is not in cat, dog, cow"),
         ("cat::::", "line 1 is 'cat::::'"),
     ],

@@ -298,7 +298,7 @@ def test_a_model_with_a_missing_file_is_refused(grown, tmp_path, missing):
     path = tmp_path / "model.safetensors"
     save_model(grown, path, about={})
     (tmp_path / missing).unlink()
-    with pytest.raises(FileNotFoundError, match=f"beside it, but .*{missing}"):
+    with pytest.raises(FileNotFoundError, match=f"in the same folder, but .*{missing}"):
         load_model(path)
 
 

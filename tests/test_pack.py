@@ -163,7 +163,7 @@ def test_the_network_of_the_features_is_found_without_a_link_to_it(
     shutil.rmtree(step / "tensorboard")
     assert read_packed(step).features == "step0"
     shutil.rmtree(tmp_path / FIRST)
-    with pytest.raises(FileNotFoundError, match="results/ as a whole"):
+    with pytest.raises(FileNotFoundError, match="Copy the whole folder results/"):
         pack_step(step, tmp_path / "step.zip")
 
 

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("schema_is_parsed_once")
             ["experiments.0.methods", "(did you mean 'kproba'?)"],
         ),
         (experiment(methods=["base"]), ["experiments.0.methods", "'base'"]),
-        (experiment(task="six"), ["experiments.0.task", "like '15-1'", "'six'"]),
+        (experiment(task="six"), ["experiments.0.task", "such as '15-1'", "'six'"]),
         (
             {"tasks": {"birds": [[1]]}, **experiment(task="bird")},
             ["experiments.0.task", "(did you mean 'birds'?)"],

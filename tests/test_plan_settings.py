@@ -119,7 +119,7 @@ def test_methods_with_one_head_share_step_0():
 
 
 def test_no_step_is_trained_after_step_0_of_a_base():
-    with pytest.raises(ConfigError, match=r"step 0 of 'base'.*got step 1"):
+    with pytest.raises(ConfigError, match=r"step 0, because 'base'.*got step 1"):
         make_plan().settings(make_run("base"), 1)
 
 

@@ -155,7 +155,7 @@ def test_folders_that_cannot_be_used(predict, shots, tmp_path, kind):
     status, said = predict(shots, "--out", out)
     assert status == 1
     assert predict.model is None
-    assert "Error: Expected a folder to write to for --out, but got" in said
+    assert "Error: Expected a writable folder for --out, but got" in said
     assert kind != "too long" or not (tmp_path / "out").exists()
 
 
@@ -287,7 +287,7 @@ def test_a_table_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(WriteError, match=r"out/areas\.csv not written: Input/output"):
+    with pytest.raises(WriteError, match=r"out/areas\.csv was not written: Input"):
         out.write_areas([["f", "a", 1, 1, "whole", "cat", 1, 1, "100.000"]])
     assert results(tmp_path / "out") == set()
 
@@ -397,8 +397,8 @@ def give_nan(model) -> None:
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (interrupt, 130, "Interrupted. 1 of 2 images are segmented, in"),
-        (give_nan, 1, "Error: Expected probabilities from the model, but it gives NaN"),
+        (interrupt, 130, "Interrupted. 1 of 2 images were segmented, in"),
+        (give_nan, 1, "Error: Expected probabilities from the model, but its output"),
     ],
     ids=["Ctrl-C", "NaN"],
 )
@@ -441,7 +441,7 @@ def test_large_images_are_said_to_be_in_parts(predict, shots, tmp_path, monkeypa
     out = tmp_path / "out"
     status, said = predict(shots, "--out", out, "--confidence", "--tile", 64)
     assert status == 0
-    assert "large.png is too large for memory as a whole: 4 tiles, in parts" in said
+    assert "large.png does not fit into memory as a whole: 4 tiles, in parts" in said
     how = {row["result"]: row["how"] for row in rows(out)}
     assert how == {"a": "whole", "b": "whole", "large": "4 tiles, in parts"}
     mask = np.asarray(Image.open(out / "masks/large.png"))

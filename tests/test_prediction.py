@@ -161,5 +161,5 @@ def test_bank_of_another_network_reads_the_features_of_that_network(network, ima
 def test_bank_of_another_step_is_refused(network, images):
     bank = bank_of(network, images, "identity")
     small = SegmentationNetwork(network.architecture, [1], weights="none").eval()
-    with pytest.raises(ValueError, match=r"bank of the 2 classes .* it has 3"):
+    with pytest.raises(ValueError, match=r"bank with the 2 classes .* it has 3"):
         FusedPredictor(small, bank)

@@ -38,8 +38,8 @@ def test_a_log_gets_a_line_every_20_seconds_and_one_at_the_end(clock, caplog):
         clock.now += 16
     assert taken == batches
     assert lines(caplog) == [
-        "testing: 4/5 images, 0.1 a second, 0:00:08 left",
-        "testing: 5/5 images, 0.1 a second, 0:00:00 left",
+        "testing: 4/5 images, 0.1 per second, 0:00:08 left",
+        "testing: 5/5 images, 0.1 per second, 0:00:00 left",
     ]
     caplog.clear()
     assert list(stage) == batches  # a second pass starts at zero, and is quick
@@ -51,7 +51,7 @@ def test_a_thousand_items_do_not_flood_a_log(clock, caplog):
     for _ in Stage(range(1000), "checking", 1000, unit="files"):
         clock.now += 0.5
     assert len(lines(caplog)) == 25
-    assert lines(caplog)[0].startswith("checking: 40/1000 files, 2.0 a second, 0:08:00")
+    assert lines(caplog)[0].startswith("checking: 40/1000 files, 2.0 per second, 0:08")
 
 
 def test_other_processes_report_nothing(clock, caplog):

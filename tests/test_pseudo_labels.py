@@ -180,7 +180,7 @@ def test_image_prior_of_hidden_pixels_alone():
     whole = decide_by(settings, log_p, log_evidence, bank=bank)
     assert torch.equal(found[..., 1:], part)
     assert whole.tolist() == [[[0, 1, 1], [1, 1, 0], [1, 1, 1]]]
-    with pytest.raises(ValueError, match="needs a prototype bank"):
+    with pytest.raises(ValueError, match="Expected a prototype bank"):
         decide(LabelCase(log_p, settings, log_evidence))  # shares come from the bank
 
 
@@ -239,7 +239,7 @@ def test_extreme_logits_do_not_hide_the_evidence():
 
 def test_an_unknown_rule_is_refused():
     log_p = F.logsigmoid(image(P).logit())
-    with pytest.raises(ValueError, match=r"rule of lda, .* but got 'best'"):
+    with pytest.raises(ValueError, match=r"rules lda, .* but got 'best'"):
         decide(LabelCase(log_p, LabelSettings("best")))
 
 

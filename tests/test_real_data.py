@@ -329,7 +329,7 @@ def test_wrong_download_is_refused_in_one_message(mirror, tmp_path):
     _download(tmp_path / "run", url, "0" * 64)
     output = snakemake(tmp_path / "run", "results/data/voc/index.csv", succeeds=False)
     assert f"expected sha256 {'0' * 64}" in output
-    assert re.search(r"fetch VOCtrainval_11-May-2012\.tar by hand, put it at", output)
+    assert re.search(r"download VOCtrainval_11-May-2012\.tar by hand and save", output)
     archives = tmp_path / "run/results/data/voc/archives"
     assert "VOCtrainval_11-May-2012.tar" not in names(archives)
 
@@ -343,6 +343,6 @@ def test_hostile_download_writes_nothing(mirror, tmp_path):
     checksum = hashlib.sha256((root / "images.tar").read_bytes()).hexdigest()
     _download(tmp_path / "run", url, checksum)
     output = snakemake(tmp_path / "run", "results/data/voc/index.csv", succeeds=False)
-    assert "'../../evil.txt' leads out of the folder" in output
+    assert "'../../evil.txt' would be written outside of the folder" in output
     assert not list(tmp_path.rglob("evil*"))
     assert not (tmp_path / "run/results/data/voc/unpacked").exists()

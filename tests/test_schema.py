@@ -390,7 +390,7 @@ def test_a_replaced_key_is_refused_with_what_to_write_instead(key, value):
         checked(**method(**{key: value}))
     [line] = str(error.value).splitlines()[1:]
     remedy = REPLACED[key, value]
-    assert line.strip() == f"methods.mine.{key}: this key is gone. {remedy}"
+    assert line.strip() == f"methods.mine.{key}: this key was removed. {remedy}"
 
 
 def test_what_replaces_a_renamed_or_replaced_key_is_accepted():

@@ -305,7 +305,7 @@ def test_predict_without_images_or_step_is_an_error(trained, capsys):
     (trained / "empty").mkdir()
     for words, message in (
         ([trained, trained / "empty"], "found none in"),
-        ([trained / "empty", trained], "Expected a tested step"),
+        ([trained / "empty", trained], "Expected an evaluated step"),
     ):
         with pytest.raises(SystemExit) as ended:
             cli.main(["predict", *map(str, words), "--out", str(trained / "out")])

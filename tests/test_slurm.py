@@ -247,7 +247,7 @@ def test_a_step_that_is_stopped_goes_on_and_ends_with_the_same_bytes(
             snakemake(run, *profile, KPROBA)
             [first, _] = of_rule("train_step", jobs_of(run))
             assert (first["JobId"], first["JobState"]) == (number, "CANCELLED")
-            stopped = f"Stopped SLURM job {number}, left behind"
+            stopped = f"Stopped SLURM job {number}; its Snakemake was killed"
             assert stopped in target.with_name("train.log").read_text()
     assert "resumed after" in target.with_name("train.log").read_text()
     for name in ("model.safetensors", "model.json", "metrics.csv"):

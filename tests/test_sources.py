@@ -73,29 +73,29 @@ CHANGES = {
     "picture replaced": (
         "image",
         lambda path: Image.new("RGB", SIZE).save(path),
-        "content is another",
+        "content has changed",
     ),
     "picture of another size": (
         "image",
         lambda path: Image.new("RGB", (5, 5)).save(path),
-        "content is another",
+        "content has changed",
     ),
     "picture removed": ("image", lambda path: path.unlink(), "No such file"),
     "picture empty": ("image", lambda path: path.write_bytes(b""), "is empty"),
     "picture a folder": (
         "image",
         lambda path: (path.unlink(), path.mkdir()),
-        "is no file, but a folder",
+        "is not a file, but a folder",
     ),
     "mask of another size": (
         "mask",
         lambda path: Image.new("L", (5, 5)).save(path),
-        "content is another",
+        "content has changed",
     ),
     "mask with unknown labels": (
         "mask",
         lambda path: Image.new("L", SIZE, 77).save(path),
-        "content is another",
+        "content has changed",
     ),
     "mask removed": ("mask", lambda path: path.unlink(), "No such file"),
 }

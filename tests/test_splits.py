@@ -71,7 +71,7 @@ def test_selection_is_sorted_and_keeps_to_its_subset():
 
 @pytest.mark.parametrize("setting", ["overlap", "disjoint", "sequential"])
 def test_step_without_images_is_refused(setting):
-    with pytest.raises(ValueError, match=rf"\[3\] for step 1 \({setting}\)"):
+    with pytest.raises(ValueError, match=rf"\(label 3\) for step 1 \({setting}\)"):
         select_images(_index(a="0 1", b="2"), ((1, 2), (3,)), setting)
 
 
@@ -147,7 +147,7 @@ def test_split_takes_images_of_additions_too(tmp_path, index_file):
 def test_name_in_two_parts_of_a_dataset_is_refused(tmp_path, index_file):
     more = tmp_path / "more.csv"
     more.write_text(f"{INDEX.splitlines()[0]}\nnull,i/n.png,m/n.png,4,3,train,2\n")
-    with pytest.raises(ValueError, match=r"1 of .*more.csv, such as 'null', are in"):
+    with pytest.raises(ValueError, match=r"1 name.*more.csv, such as 'null', are also"):
         write_split(
             [index_file, more], tmp_path / "s.csv", groups=((2,),), setting="overlap"
         )

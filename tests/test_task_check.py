@@ -36,7 +36,7 @@ def test_empty_steps(task, empty):
 def test_the_sentence_names_task_setting_and_classes():
     [text] = empty_steps(CELLS, steps(checked=(2,)), NAMES)
     assert text == (
-        "step 2 of task 'mine' (overlap) has no training image: none shows cow"
+        "step 2 of task 'mine' (overlap) has no training image: no image shows cow"
     )
 
 
@@ -45,7 +45,7 @@ def test_validation_images_do_not_count(tmp_path):
     index.write_text(
         "id,image,mask,width,height,subset,classes\na,a,a,1,1,train,1\nb,b,b,1,1,val,2\n"
     )
-    with pytest.raises(ValueError, match="none shows dog"):
+    with pytest.raises(ValueError, match="no image shows dog"):
         check_steps(index, steps(groups=((1,), (2,)), checked=(0, 1)), NAMES)
 
 

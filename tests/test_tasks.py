@@ -45,7 +45,7 @@ def test_task_divides_all_classes_in_order(task, class_count, sizes):
     ],
 )
 def test_task_of_another_form_is_refused(task):
-    with pytest.raises(ValueError, match=r"Expected a task like '15-1'.*offline"):
+    with pytest.raises(ValueError, match=r"Expected a task such as '15-1'.*offline"):
         parse_task(task, 20)
 
 
@@ -55,7 +55,7 @@ def test_letter_names_a_published_class_order():
     assert parse_task("2-2_b", 4, orders) == ((3, 1), (4, 2))
     with pytest.raises(ValueError, match=r"class order of .*\(r1, .*, b, c\).*'d'"):
         parse_task("2-1_d", 4, orders)
-    with pytest.raises(ValueError, match=r"class order of .* random ones\)"):
+    with pytest.raises(ValueError, match=r"class order of .* random orders\)"):
         parse_task("2-1_b", 4)
 
 

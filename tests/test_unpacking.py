@@ -177,28 +177,28 @@ def _compressed(path: Path, compress: Callable[[bytes], bytes]) -> Path:
 
 REASONS = {
     "twice": "appears twice",
-    "header beyond": "a header has|unexpected end|is cut|is damaged",
+    "header beyond": "a header has|unexpected end|is incomplete|is damaged",
     "beyond the limit": "the limit",
     "link": "is a link or a device",
     "device": "is a link or a device",
     "pipe": "is a link or a device",
     "long": "is too long",
-    "more than": "has more than the announced",
+    "more than": "has more than the",
     "less than": "ends after 1000 of 1001 bytes",
     "below 0": "size of -5|is damaged|bytes",
-    "cut": "is cut|unexpected end|ends after",
+    "cut": "is incomplete|unexpected end|ends after",
     "damaged": "header at byte 1024 is damaged",
-    "empty name": "is no name of a file",
-    "name .": "is no name of a file",
-    "break": "is no name of printable",
-    "no text": "is no name of printable",
-    "NUL": "is no name of printable",
+    "empty name": "is not a file name",
+    "name .": "is not a file name",
+    "break": "is not printable",
+    "no text": "is not printable",
+    "NUL": "is not printable",
 }
 
 
 def _reason(case: str) -> str:
     found = [reason for word, reason in REASONS.items() if word in case]
-    return found[0] if found else "leads out of the folder"
+    return found[0] if found else "would be written outside of the folder"
 
 
 @pytest.mark.parametrize("case", HOSTILE)
@@ -275,7 +275,7 @@ def test_earlier_folder_stays_when_unpacking_fails(tmp_path):
     good = _tar(tmp_path / "good.tar", (_member("1.jpg"), b"one"))
     unpack([(good, None)], tmp_path / "out")
     bad = _tar(tmp_path / "bad.tar", (_member("../evil"), b"x"))
-    with pytest.raises(ValueError, match="leads out of the folder"):
+    with pytest.raises(ValueError, match="would be written outside of the folder"):
         unpack([(bad, None)], tmp_path / "out")
     assert (tmp_path / "out/1.jpg").read_bytes() == b"one"
 
@@ -313,12 +313,12 @@ def test_compressed_zeros_end_at_the_limit(tmp_path, monkeypatch):
     """The announced size is the true one: it is too large for this archive."""
     monkeypatch.setattr(unpacking, "ALLOWANCE", 0)
     path = _zip(tmp_path / "a.zip", ("a", bytes(10**6)))
-    with pytest.raises(ValueError, match="'a' brings the files to 1000000 bytes"):
+    with pytest.raises(ValueError, match="with 'a' the files have 1000000 bytes"):
         unpack([(path, None)], tmp_path / "out")
     assert names(tmp_path) == ["a.zip"]
 
 
 def test_pipe_in_place_of_an_archive_is_refused(tmp_path):
     os.mkfifo(tmp_path / "a.zip")
-    with pytest.raises(ValueError, match="it is no file"):
+    with pytest.raises(ValueError, match="it is not a file"):
         unpack([(tmp_path / "a.zip", "0" * 32)], tmp_path / "out")

@@ -45,7 +45,7 @@ class PrototypeBank:
     """Class statistics of all classes seen, in the space of each map.
 
     Attributes:
-        settings: What the bank was built from.
+        settings: Settings of the bank.
         seed: Seed of the maps; map e uses seed + e.
         gamma: γ in use (None for the identity map).
         centre: (d,) m, mean of the features at step 0.
@@ -135,8 +135,9 @@ class PrototypeBank:
         """A = W/n plus the ridge on the diagonal, (D, D) float64."""
         if self.scatter is None:
             raise ValueError(
-                "Expected a bank with scatter for a Mahalanobis score, but this one "
-                "has none. Build it for the rule that reads it (klda, lda, agree)."
+                "Expected a bank with scatter for a Mahalanobis score, but this bank "
+                "has none. Build the bank for a rule that uses the scatter (klda, lda "
+                "or agree)."
             )
         covariance = self.scatter[number] / max(self.scatter_count, 1)
         ridge = self.settings.ridge * covariance.diagonal().mean()
@@ -152,7 +153,7 @@ class PrototypeBank:
             factor = torch.linalg.cholesky(self._covariance(number))
             weights = torch.cholesky_solve(mean.T, factor)
             bias = log_prior - (mean.T * weights).sum(0) / 2
-            # A class that was never seen has no prototype and cannot win.
+            # A class without pixels so far has no prototype and is never predicted.
             bias = bias.masked_fill(self.count == 0, -math.inf)
             solved.append((weights.float(), bias.float()))
         return solved
@@ -214,9 +215,10 @@ class PrototypeBank:
         numbers = (self.temperature, self.scatter_count, self.gamma or 1.0)
         if not all(map(math.isfinite, numbers)) or self.temperature <= 0:
             raise ValueError(
-                f"Expected a finite temperature above 0, count and γ of the bank "
-                f"{path}, but got {self.temperature}, {self.scatter_count} and "
-                f"{self.gamma}: its features are broken. Train its network again."
+                f"Expected a finite temperature above 0, a finite count and a finite γ "
+                f"for the bank {path}, but got {self.temperature}, "
+                f"{self.scatter_count} and {self.gamma}. The features of its network "
+                f"are not finite. Train that network again."
             )
         tensors = {
             "centre": self.centre,
@@ -249,8 +251,8 @@ class PrototypeBank:
 
         Raises:
             FileNotFoundError: One of its two files is missing.
-            ArtifactError: One of them is damaged, not of the other, or holds numbers
-                that no bank has. It is a ValueError.
+            ArtifactError: A file is damaged, the two files do not belong together, or a
+                number is impossible. It is a ValueError.
         """
         path = Path(path)
         record = read_bank_record(path)
@@ -277,12 +279,12 @@ class PrototypeBank:
 
 
 def _shapes(record: BankRecord, path: Path) -> tuple[Shapes, Shapes]:
-    """The shapes of a bank's tensors, as they are and as its description implies.
+    """Shapes of the tensors of a bank: the actual ones and the expected ones.
 
-    How many classes and features it has, its file alone says.
+    Only the file itself gives the number of classes and features.
 
     Raises:
-        ArtifactError: It has no features or classes, or not those described.
+        ArtifactError: It has no features or classes, or others than described.
     """
     found, settings = read_shapes(path), record.settings
     features, classes = ((found.get(key) or (0,))[0] for key in ("centre", "count"))
@@ -290,9 +292,9 @@ def _shapes(record: BankRecord, path: Path) -> tuple[Shapes, Shapes]:
     counted = classes if cells is None else len(cells)
     if not features or not classes or counted != classes:
         raise ArtifactError(
-            f"Expected the statistics of {counted} classes in {path}, as {record.path} "
-            f"says, but it holds {classes} with {features} features: the two files are "
-            f"not of one step, or one was changed. {REMAKE}"
+            f"Expected statistics of {counted} classes in {path}, as recorded in "
+            f"{record.path}, but it holds {classes} classes with {features} features. "
+            f"The two files belong to different steps, or one was changed. {REMAKE}"
         )
     wide = settings.dimension if settings.map == "rff" else None
     dimension = wide or features
@@ -306,7 +308,7 @@ def _shapes(record: BankRecord, path: Path) -> tuple[Shapes, Shapes]:
 
 
 def _check_values(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Refuse counts, shares and spreads that no bank has; all numbers are finite."""
+    """Refuse impossible counts, shares and spreads; all numbers are finite already."""
     good = {
         **{name: tensor.is_floating_point() for name, tensor in tensors.items()},
         "count": bool((tensors["count"] >= 0).all()),
@@ -318,7 +320,7 @@ def _check_values(tensors: dict[str, torch.Tensor], path: Path) -> None:
             raise ArtifactError(
                 f"Expected floating-point numbers, counts of at least 0, shares from 0 "
                 f"to 1 and spreads above 0 in {path}, but the tensor {name} holds "
-                f"others: the file was changed. {REMAKE}"
+                f"other values. The file was changed. {REMAKE}"
             )
 
 
@@ -335,7 +337,8 @@ def load_bank_of_model(
     if read_bank_record(bank).model != fingerprint(Path(model)):
         raise ArtifactError(
             f"Expected {bank} to be built with {model}, but it was built with another "
-            f"model: features would not be comparable. Delete the bank and run again."
+            f"model, so the features cannot be compared. Delete the bank and run "
+            f"again."
         )
     return PrototypeBank.load(bank).to(device)
 

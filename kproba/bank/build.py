@@ -20,7 +20,7 @@ CELLS_PER_IMAGE = 64  # at least, of the sample
 
 
 class FeatureBatch(NamedTuple):
-    """Features of a batch of images, or of a tile of them: what a bank is built from.
+    """Features and targets of a batch of images, or of one tile of them.
 
     Attributes:
         features: (B, d, h, w), of the trained network in evaluation mode.
@@ -34,13 +34,13 @@ class FeatureBatch(NamedTuple):
 
 
 class _Drawn:
-    """The cells that are drawn of one image, which may come in several tiles.
+    """A random sample of the cells of one image, which may come in several tiles.
 
     Every cell of the image has the same chance.
 
     Args:
-        key: Seed of the choice.
-        most: Most cells.
+        key: Seed of the sample.
+        most: Largest number of cells.
 
     Attributes:
         vectors, labels: The cells that are drawn so far, (n, d) and (n,), in a random
@@ -53,9 +53,9 @@ class _Drawn:
         self.vectors, self.labels = torch.empty(0), torch.empty(0)
 
     def add(self, vectors: torch.Tensor, labels: torch.Tensor) -> None:
-        """Draw from the cells of a tile (n, d) and those of the tiles before."""
-        # The first places of a random order of all cells so far. Where it has earlier
-        # cells, those that are drawn of them come in their own random order.
+        """Draw from the cells (n, d) of a tile and of all earlier tiles."""
+        # Take the first places of a random order of all cells so far. The cells that
+        # were drawn earlier keep their own random order.
         count = self.seen + len(labels)
         order = torch.randperm(count, generator=self.generator)[: self.most]
         earlier = order < self.seen
@@ -77,7 +77,7 @@ def _merge(
 
 
 class Sample(NamedTuple):
-    """Labelled cells in no order: vectors (n, d) float32 and labels (n,) int64."""
+    """Labelled cells in random order: vectors (n, d) float32 and labels (n,) int64."""
 
     cells: torch.Tensor
     labels: torch.Tensor
@@ -122,14 +122,14 @@ def build_bank(
     Args:
         batches: This process's part of the step's images.
         sample: Cells of the step, from `draw_sample`.
-        settings: What the bank is built from.
+        settings: Settings of the bank.
         classes: |S_t|.
         seed: Seed of the maps.
-        previous: Bank of step t-1, whose maps and standardisation are kept. Its
-            classes that the step shows again move by `settings.momentum`.
-        keep_temperature: Take the temperature of `previous`, if there is one, because a
-            step with few classes calibrates too confidently. Features of another
-            network than before need a temperature of their own.
+        previous: Bank of step t-1. Its maps and standardisation are kept. Old classes
+            with labelled cells in this step move by `settings.momentum`.
+        keep_temperature: Use the temperature of `previous`, if there is one, because
+            the calibration is too confident in a step with few classes. Features of a
+            new network need a new temperature.
         process: This process of several; all get the same bank, but only the first
             calibrates it.
     """
@@ -163,7 +163,7 @@ def build_bank(
 
 
 def sampled_images(images: int, settings: BankSettings) -> list[int]:
-    """Numbers of the images, spread evenly over all, that a sample is drawn from."""
+    """Numbers of the evenly spaced images that the sample is drawn from."""
     count = min(images, -(-settings.calibration_cells // CELLS_PER_IMAGE))
     spread = [round(i * (images - 1) / max(1, count - 1)) for i in range(count)]
     return list(dict.fromkeys(spread))
@@ -177,16 +177,16 @@ def draw_sample(
     seed: int,
     process: Process = ALONE,
 ) -> Sample:
-    """Up to `calibration_cells` labelled cells, equally many of every image.
+    """Draw up to `calibration_cells` labelled cells, the same number per image.
 
-    Which cells an image gives depends on the seed, its key and its tiles alone, so the
-    sample is the same whatever the batches and the number of processes.
+    The cells of an image depend only on the seed, its key and its tiles. So the sample
+    is the same for any batches and any number of processes.
 
     Args:
         batches: This process's part of the images.
-        settings: What the bank is built from.
+        settings: Settings of the bank.
         images: Number of images over all processes.
-        seed: Seed of the choice.
+        seed: Seed of the sample.
         process: This process of several; all get the whole sample.
 
     Raises:
@@ -207,9 +207,11 @@ def draw_sample(
         drawn.update(part)
     parts = [drawn[key] for key in sorted(drawn)]
     if not sum(len(labels) for _, labels in parts):
-        raise ValueError("Expected labelled cells to build a bank from, but got none.")
+        raise ValueError(
+            "Expected labelled cells for the bank, but the images have none."
+        )
     vectors, classes = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    # In no order, so that any part of the sample is a sample.
+    # In random order, so that every part of the sample is a sample itself.
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(classes), generator=generator)
     order = order[: settings.calibration_cells]
@@ -263,7 +265,7 @@ def _step_bank(
 
 
 def update_bank(previous: PrototypeBank, current: PrototypeBank) -> PrototypeBank:
-    """The bank after a step: old classes follow, new classes are taken as measured.
+    """Return the bank after a step: update the old classes and add the new ones.
 
     A class of S_{t-1} (background included) that the step shows moves by the momentum
     m: μ ← m μ + (1-m) μ^(t); count and share stay those of the step that labelled it.
@@ -309,7 +311,7 @@ def update_bank(previous: PrototypeBank, current: PrototypeBank) -> PrototypeBan
 def _known_first(
     before: torch.Tensor, now: torch.Tensor, first: torch.Tensor
 ) -> torch.Tensor:
-    """Values (C,) of the old classes, but for those seen first; then the new ones."""
+    """Values (C,): those of classes with a prototype are kept, others are replaced."""
     old = len(before)
     return torch.cat([torch.where(first, now[:old], before), now[old:]])
 

@@ -1,4 +1,4 @@
-"""The section `decision`: how network and bank decide together."""
+"""The section `decision`: how network and bank are combined."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -27,22 +27,22 @@ _OLD = ("threshold", "score_threshold")
 
 @dataclass(frozen=True)
 class Decision:
-    """The rule by which network and bank decide together, with its numbers.
+    """The rule that combines network and bank, with its parameters.
 
-    The defaults are those of the configuration. What a rule does not read does not
-    change its result.
+    The defaults are those of the configuration. A rule ignores the parameters that it
+    does not use.
 
     Attributes:
         rule: Where the bank's evidence comes from: "lda" or "klda", the posterior of
             the discriminant analysis, or "kappa", distances to prototypes.
-        foreground: Who decides how likely a pixel is of any class at all: the "network"
-            or "both".
+        foreground: What decides how likely a pixel is foreground, that is, any class
+            but the background: the "network" or "both".
         probability_weight: w of log p; 0: the bank alone.
         posterior_weight: a of log q, of `lda` and `klda`.
-        foreground_bias: b, added to every class but the background, of `lda` and `klda`
-            where both decide on the foreground.
-        image_prior: How often the shares of the classes are fitted to the image; 0:
-            never.
+        foreground_bias: b, added to every class but the background. Used by `lda` and
+            `klda` if both decide on the foreground.
+        image_prior: Number of EM iterations that fit the class shares to the image; 0:
+            no fit.
         temperature: τ of `kappa`.
         metric: Distance of `kappa`.
     """
@@ -67,7 +67,7 @@ class Decision:
         return 1.0 if self.by_distance else self.posterior_weight
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for an artifact."""
+        """Return plain values for an artifact."""
         return asdict(self)
 
     @classmethod
@@ -78,10 +78,10 @@ class Decision:
 
         Args:
             content: The section `decision`, of any version.
-            source: Where it comes from, for messages.
+            source: Its source, for messages.
 
         Raises:
-            ArtifactError: A rule, key or number that this version does not know.
+            ArtifactError: This version does not know a rule, key or number.
         """
         content = convert_decision(content)
         records.check_content(content, DECISION, source)
@@ -89,7 +89,7 @@ class Decision:
 
 
 def convert_decision(content: Any) -> Any:
-    """A section `decision` with the keys of this version; anything else as it is.
+    """Convert a section `decision` to the keys of this version.
 
     Version 0.1 wrote the keys of the pseudo labels beside these, and then a temperature
     of 0 where the rule reads none.

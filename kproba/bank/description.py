@@ -1,8 +1,8 @@
-"""predictor.json: what a tested step predicts with, for `kproba.load`.
+"""predictor.json lists what an evaluated step predicts with, for `kproba.load`.
 
 The file names the network, the bank if there is one, and the classes. Paths in it are
 relative to its folder, so that a step can move together with the files that it names.
-It records their SHA-256, so that a file of another step or method is noticed.
+It records their SHA-256, so that a file of another step or method is detected.
 """
 
 import os
@@ -24,12 +24,12 @@ PREDICTOR = "predictor.json"
 # Keys that name a file, or null.
 FILES = ("network", "bank", "feature_network")
 
-# Folders from results/ down to a step: a step that was moved may name files as far up.
+# Folders from results/ down to a step. A moved step may use files up to this far above.
 DEPTH = 5
 
 MOVED = (
-    "A step needs the files that its predictor.json names: move or copy the folder "
-    "results/ as a whole, or write the step to one file with `kproba pack`."
+    "A step needs all files that its predictor.json names. Move or copy the whole "
+    "folder results/, or write the step to one file with `kproba pack`."
 )
 
 NAMES = ("dataset", "task", "setting", "method")
@@ -93,7 +93,7 @@ class SeenClass:
 
 @dataclass(frozen=True)
 class StepDescription:
-    """What a step predicts with.
+    """The files and classes that a step predicts with.
 
     Attributes:
         network: model.safetensors of the step.
@@ -119,7 +119,7 @@ class StepDescription:
 
     @property
     def files(self) -> list[Path]:
-        """All files that it names, each with the description beside it."""
+        """All files that it names, each with its description."""
         named = [getattr(self, key) for key in FILES]
         files = dict.fromkeys(path for path in named if path is not None)
         return [each for path in files for each in (path, path.with_suffix(".json"))]
@@ -166,8 +166,8 @@ def read_description(path: str | Path, *, verify: bool = True) -> StepDescriptio
 
     Raises:
         FileNotFoundError: There is no such file, or one that it names is missing.
-        ArtifactError: It is damaged, names files elsewhere, or files of another step.
-            It is a ValueError.
+        ArtifactError: It is damaged, or names files outside of results/ or of another
+            step. It is a ValueError.
     """
     file = find_description(path)
     content = read_content(file)
@@ -228,14 +228,14 @@ def convert_description(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _locate(file: Path, named: str) -> Path:
-    """Where a file is that a predictor.json names.
+    """Return the path of a file that a predictor.json names.
 
-    It lies in the folder `results` that the step lies in; of a step elsewhere, as far
-    up as results/ would be. Links are followed as they are on disk: if the step's own
-    folder is a link, its place is tried as it was given, and then where it leads.
+    The file must be in the same folder `results` as the step. For a step elsewhere, it
+    may be as many levels above as results/ would be. If the folder of the step is a
+    link, the path of the link is tried first, then the target of the link.
 
     Raises:
-        ArtifactError: It leads elsewhere, or is no file of tensors.
+        ArtifactError: The path leaves this folder, or is not a file of tensors.
     """
     relative = PurePosixPath(named)
     if relative.is_absolute() or relative.suffix != ".safetensors":
@@ -251,13 +251,13 @@ def _locate(file: Path, named: str) -> Path:
     if not allowed:
         raise ArtifactError(
             f"Expected {file} to name files below {_root(file.parent)}, but "
-            f"{records.quote(named)} leads out of it. {MOVED}"
+            f"{records.quote(named)} is outside of it. {MOVED}"
         )
     return next((place for place in allowed if place.exists()), allowed[0])
 
 
 def _root(folder: Path) -> Path:
-    """The folder that a step in `folder` may name files of."""
+    """The folder that contains all files that a step in `folder` may name."""
     absolute = _absolute(folder)
     above = [absolute, *absolute.parents]
     results = [each for each in above if each.name == RESULTS]
@@ -286,7 +286,8 @@ def _check_classes(description: StepDescription, file: Path) -> None:
     for expected, is_good in good.items():
         if not is_good:
             raise ArtifactError(
-                f"Expected {expected} in {file}, but it has others. {records.REMAKE}"
+                f"Expected {expected} in {file}, but found something else. "
+                f"{records.REMAKE}"
             )
 
 
@@ -307,20 +308,20 @@ def _check_digests(file: Path, content: Mapping[str, Any]) -> None:
             records.regular_file(place)
             if file_digest(place) != digests[each]:
                 raise ArtifactError(
-                    f"Expected {place} as it was when {file} was written, but its "
-                    f"content has changed since: it is damaged, or of another step or "
-                    f"method. {records.REMAKE}"
+                    f"Expected {place} to be unchanged since {file} was written, but "
+                    f"its content is different. It is damaged, or belongs to another "
+                    f"step or method. {records.REMAKE}"
                 )
 
 
 def _check_channels(description: StepDescription, file: Path) -> None:
-    """Refuse a network of other classes than the description lists."""
+    """Refuse a network that does not have the classes of the description."""
     model = read_model_record(description.network)
     if model.channels != len(description.channels):
         raise ArtifactError(
-            f"Expected a network of the {len(description.channels)} classes of {file}, "
-            f"background included, but {model.path} has {model.channels}: they are not "
-            f"of one step. {records.REMAKE}"
+            f"Expected a network with the {len(description.channels)} classes of "
+            f"{file}, background included, but {model.path} has {model.channels}. The "
+            f"two files belong to different steps. {records.REMAKE}"
         )
 
 
@@ -338,8 +339,9 @@ def find_description(path: str | Path) -> Path:
     file = given if given.name == PREDICTOR else folder / PREDICTOR
     if not file.is_file():
         raise FileNotFoundError(
-            f"Expected a tested step, a folder with {PREDICTOR}, but {file} does not "
-            f"exist. Name results/<dataset>/<task>-<setting>/<method>/seed<n>/step<t>, "
-            f"after Snakemake has made its evaluation.json."
+            f"Expected an evaluated step, which is a folder with {PREDICTOR}, but "
+            f"{file} does not exist. Name a folder such as "
+            f"results/<dataset>/<task>-<setting>/<method>/seed<n>/step<t>. If the step "
+            f"has no evaluation.json yet, run Snakemake first."
         )
     return file

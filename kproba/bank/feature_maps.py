@@ -8,8 +8,8 @@ import torch
 
 from kproba.bank.settings import BankSettings
 
-# Numbers of φ that are computed at once: as many as stay in a processor's cache, or as
-# keep a GPU busy.
+# Numbers of φ that are computed at once: few enough for the cache of a processor, or
+# enough to keep a GPU busy.
 MAPPED = {"cpu": 2**20, "cuda": 2**25}
 
 

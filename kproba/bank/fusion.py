@@ -1,8 +1,8 @@
-"""Network and bank combined: the one place that test, teacher and pseudo labels use.
+"""Network and bank combined, for evaluation, teacher and pseudo labels alike.
 
-The network decides how likely a pixel is of any class at all, and both decide which
-class it is (or both decide everything, see `Decision.foreground`). And since an image
-contains few classes, those that cover much of it are preferred.
+The network decides how likely a pixel is foreground, and both decide which class it is.
+(Or both decide everything, see `Decision.foreground`.) An image contains few classes,
+so classes that cover a large part of it are preferred.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from kproba.network.record import read_model_record
 from kproba.network.sharing import equal_stages, forward_beside
 from kproba.runtime.records import REMAKE, ArtifactError
 
-# What a bank reads of a network, `BankSettings.feature`, and how wide it is.
+# The features that a bank uses (`BankSettings.feature`), and their width.
 _WIDTHS: dict[str, Callable[[Architecture], int]] = {
     "backbone": lambda of: backbone_entry(of.backbone).channels,
     "block": lambda of: of.aspp_channels,
@@ -37,14 +37,14 @@ LEAST_SHARE = 1e-6  # of a class
 
 @dataclass(frozen=True)
 class Combination:
-    """A bank, the network whose features it reads, and how it decides with a network.
+    """A bank, the network of its features, and the rule to combine it with a network.
 
     Attributes:
         bank: On the device of the networks.
-        decision: How network and bank decide together.
+        decision: The rule that combines network and bank.
         feature_network: Network of the bank's features; None: the network that decides
             with it.
-        shared_stages: How many first stages both networks have in common (`beside`).
+        shared_stages: Number of first stages that both networks share (`beside`).
     """
 
     bank: PrototypeBank
@@ -67,11 +67,11 @@ class Combination:
 
         Args:
             bank: prototypes.safetensors.
-            decision: How network and bank decide together.
+            decision: The rule that combines network and bank.
             network: model.safetensors of the network that decides with the bank.
             feature_network: model.safetensors of the bank's features, if not `network`.
-            device: Where to put them.
-            fold: Whether the feature network gets its batch norms folded
+            device: Device of the networks and the bank.
+            fold: Whether to fold the batch norms of the feature network
                 (`kproba.network.folding`).
 
         Raises:
@@ -88,11 +88,11 @@ class Combination:
         return cls(loaded, decision, other)
 
     def beside(self, network: SegmentationNetwork) -> "Combination":
-        """This combination, with the first stages that both networks share found.
+        """Return this combination with the number of shared first stages set.
 
         Args:
-            network: Decides with the bank, and does not train. From now on its outputs
-                contain the shared stages.
+            network: The network that decides with the bank; it is not trained. From now
+                on its outputs contain the shared stages.
         """
         if self.feature_network is None:
             return self
@@ -100,11 +100,11 @@ class Combination:
         return replace(self, shared_stages=network.shared_stages)
 
     def features(self, outputs: Outputs, images: torch.Tensor) -> Outputs:
-        """The outputs that hold the bank's features.
+        """Compute the outputs that hold the features of the bank.
 
         Args:
             outputs: Outputs of the network that decides with the bank.
-            images: (B, 3, H, W) uint8, which they are of.
+            images: (B, 3, H, W) uint8, the images of these outputs.
         """
         if self.feature_network is None:
             return outputs
@@ -115,7 +115,7 @@ class Combination:
         """The bank's log evidence of every cell, (B, C, h, w) float32, at least -60.
 
         Args:
-            features: What `features` returned.
+            features: Result of `features`.
         """
         maps = bank_features(features, self.bank.settings).float()
         batch, _, height, width = maps.shape
@@ -128,7 +128,7 @@ class Combination:
             )
         else:
             evidence = self.bank.log_posterior(cells)
-        # Of a class without prototype it is -inf, which must not be interpolated.
+        # A class without a prototype has -inf, which must not be interpolated.
         evidence = evidence.clamp(min=LEAST_EVIDENCE)
         return evidence.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
@@ -138,7 +138,7 @@ class Combination:
         """The bank's log evidence at the size of the images, (B, C, H, W) float32.
 
         Args:
-            features: What `features` returned.
+            features: Result of `features`.
             size: (H, W).
         """
         return upsample(self.log_evidence(features), size)
@@ -146,7 +146,7 @@ class Combination:
     def log_scores(
         self, log_p: torch.Tensor, log_evidence: torch.Tensor
     ) -> torch.Tensor:
-        """Log s of every pixel or cell by itself; see `fuse`."""
+        """Log s of every pixel or cell separately; see `fuse`."""
         return fuse(log_p, log_evidence, self.decision)
 
     def fit(
@@ -155,10 +155,10 @@ class Combination:
         counted: torch.Tensor | None = None,
         sample: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Log s with the prior of each image, if the decision has one.
+        """Correct log s by the prior of each image, if the decision has one.
 
         Args:
-            log_s: What `log_scores` returned, of whole images, or of parts of them if
+            log_s: Result of `log_scores`, of whole images, or of parts of them if
                 there is a `sample`.
             counted: See `fit_to_image`.
             sample: See `fit_to_image`.
@@ -175,7 +175,7 @@ def pixel_log_probabilities(
     """Log p of every pixel by the network alone, (B, |S_t|, H, W) float32.
 
     Args:
-        network: Whose head knows how p follows from logits.
+        network: Its head computes p from the logits.
         outputs: Outputs of the network for images (B, 3, H, W).
         size: (H, W).
     """
@@ -189,17 +189,17 @@ def fuse(
     """Scores of network and bank together: log s, (B, C, H, W) float32.
 
     With p̄ the network's probabilities normalised over the classes and q the bank's,
-    where the network says how much foreground there is,
+    if the network alone decides on the foreground,
 
         s_0 = p̄_0,  s_c = (1 - p̄_0) softmax_{c>0}(w log p̄_c + a log q_c),
 
-    and where both do, s = softmax(w log p̄ + a log q + b [c>0]). `kappa` has κ for q,
+    and if both decide, s = softmax(w log p̄ + a log q + b [c>0]). `kappa` has κ for q,
     and neither a nor b.
 
     Args:
         log_p: Log-probabilities of the network, (B, C, H, W).
         log_evidence: Log q or log κ of the bank, (B, C, H, W).
-        decision: How they decide together.
+        decision: The rule that combines them.
     """
     log_p = log_p.log_softmax(dim=1)
     by_distance = decision.by_distance
@@ -219,22 +219,22 @@ def fit_to_image(
     counted: torch.Tensor | None = None,
     sample: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Scores with the classes' shares in the image in place of those in training.
+    """Replace the class shares of the training by those of the image.
 
-    An image shows few of the classes, and what most of its foreground looks like, the
-    doubtful rest probably is. EM for the shares of the classes c > 0 in the foreground,
-    with one image as the new data (Saerens, Latinne & Decaestecker, Neural Computation
-    14, 2002):
+    An image shows only a few classes. If most of its foreground is one class, the
+    uncertain rest probably is this class, too. EM for the shares of the classes c > 0
+    in the foreground, with one image as the new data (Saerens, Latinne & Decaestecker,
+    Neural Computation 14, 2002):
 
         π'_c = mean over pixels of s_c / (1 - s_0), each weighted by its 1 - s_0,
         s_c ← s_c π'_c / π_c, normalised to 1 - s_0, from the first s_c each time.
 
     Args:
-        log_s: What `fuse` gives, (B, C, H, W).
+        log_s: Result of `fuse`, (B, C, H, W).
         share: π, the share of every class in training, (C,), any scale.
         iterations: Iterations of EM.
-        counted: Pixels that tell of the image's classes, (B, H, W) bool; None: all.
-        sample: Scores of pixels that stand for the whole image, (B, C, h, w), if
+        counted: Pixels that count for the class shares, (B, H, W) bool; None: all.
+        sample: Scores of pixels that represent the whole image, (B, C, h, w), if
             `log_s` is only a part of it; `counted` is then of these. None: `log_s`.
 
     Returns:
@@ -267,7 +267,7 @@ def _check_sizes(
     network: str | Path,
     feature_network: str | Path,
 ) -> None:
-    """Refuse a bank of other classes or features than the networks have.
+    """Refuse a bank whose classes or features do not fit the networks.
 
     Raises:
         ArtifactError: The message names the bank and the network.
@@ -275,15 +275,15 @@ def _check_sizes(
     deciding = read_model_record(network)
     if bank.classes != deciding.channels:
         raise ArtifactError(
-            f"Expected a bank of the {deciding.channels} classes of {network}, "
-            f"background included, but {path} has {bank.classes}: it is of another "
-            f"step. {REMAKE}"
+            f"Expected a bank with the {deciding.channels} classes of {network}, "
+            f"background included, but {path} has {bank.classes}. It belongs to "
+            f"another step. {REMAKE}"
         )
     reading = read_model_record(feature_network)
     reading.load_extensions()
     width = _WIDTHS[bank.settings.feature](reading.architecture)
     if len(bank.centre) != width:
         raise ArtifactError(
-            f"Expected a bank of the {width} features of {feature_network}, but {path} "
-            f"is of {len(bank.centre)}. {REMAKE}"
+            f"Expected a bank with the {width} features of {feature_network}, but "
+            f"{path} has {len(bank.centre)}. {REMAKE}"
         )

@@ -1,12 +1,12 @@
-"""Images that a network gets in overlapping tiles, in bounded memory.
+"""Predictions for large images in overlapping tiles, with bounded memory.
 
 The probabilities of the tiles are averaged with weights that fall towards the edges of
-each tile. The averaged scores come part by part, so those of all classes and pixels are
-never needed at once. The image prior needs to see the whole image: it gets an evenly
-spaced sample of its pixels. The scores are kept in between if they fit into memory;
-otherwise all tiles are computed twice.
+each tile. The averaged scores are returned in parts, so the scores of all classes and
+pixels are never in memory at once. The image prior needs to see the whole image: it
+gets an evenly spaced sample of its pixels. The scores are kept in between if they fit
+into memory; otherwise all tiles are computed twice.
 
-Test, pseudo labels and prediction use this one code.
+Evaluation, pseudo labels and prediction all use this module.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ import torch
 from kproba.data import tiles
 from kproba.data.tiles import tile_starts
 
-SAMPLE = 2**16  # pixels that stand for the whole image
+SAMPLE = 2**16  # pixels that represent the whole image
 MOST_VALUES = 2**28  # scores of one image that are kept, 1 GiB of float32
 
 
@@ -34,9 +34,9 @@ class PixelPredictor(Protocol):
     def fit(
         self, log_s: torch.Tensor, sample: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Log-probabilities (B, C, H, W), corrected by each image's prior.
+        """Log-probabilities (B, C, H, W), corrected by the prior of each image.
 
-        That of the image that `sample` (B, C, h, w) is of, or of `log_s` itself.
+        The prior comes from `sample` (B, C, h, w) if it is given, else from `log_s`.
         """
 
 
@@ -55,9 +55,8 @@ class PartlyScored:
         predictor: On `device`.
         image: (3, H, W) uint8, on any device.
         channels: Number of the predictor's channels C.
-        tile: Longest side in pixels that the network gets at once, `TILE` if None;
-            lowered where the scores of one tile would have more values than
-            `most_values`.
+        tile: Longest side in pixels of the network's input, `TILE` if None. It is
+            reduced if the scores of one tile would have more values than `most_values`.
         most_values: Most values that are kept at once, `MOST_VALUES` if None.
         device: Device of the predictor.
     """
@@ -112,7 +111,7 @@ class PartlyScored:
             yield Part(rows, columns, self.predictor.fit(log_s[None], given)[0])
 
     def fitted(self) -> torch.Tensor:
-        """Log s (C, H, W) of the whole image with its prior, for what fits."""
+        """Log s (C, H, W) of the whole image with its prior, if it fits into memory."""
         size = (self.channels, *self.image.shape[1:])
         log_s = torch.empty(size, device=self.device)
         for rows, columns, part in self.fitted_parts():
@@ -208,6 +207,6 @@ def _spread(length: int, count: int) -> torch.Tensor:
 
 
 def _places_within(places: torch.Tensor, part: slice) -> slice:
-    """Which of sorted places lie in a part of the side."""
+    """The sorted places that are in one part of the side."""
     first, last = torch.searchsorted(places, torch.tensor([part.start, part.stop]))
     return slice(int(first), int(last))

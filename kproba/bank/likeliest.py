@@ -1,10 +1,10 @@
-"""The likeliest class of every pixel, without the scores of all classes.
+"""The most likely class of every pixel, without the scores of all classes.
 
-Test and pseudo labels need labels alone. `kproba.bank.fusion` gives log s of every
-class; here the same rule is computed with probabilities, in few passes over the
-(H, W, C) values, and strip by strip, so that they stay in a processor's cache. Both
-agree up to rounding: labels differ only where two classes tie, or where the scores of
-all classes are below `LEAST`. That is background.
+Evaluation and pseudo labels need only labels. `kproba.bank.fusion` gives log s of every
+class; here the same rule is computed with probabilities, in few passes over the (H, W,
+C) values, and strip by strip, so that they stay in a processor's cache. Both agree up
+to rounding: labels differ only where two classes tie, or where the scores of all
+classes are below `LEAST`. That is background.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,8 +27,8 @@ GPU_VALUES = 2**26  # of a strip on a GPU
 class Rows:
     """Bilinear interpolation of cells to pixels, for some rows of pixels at a time.
 
-    The same as `upsample` up to rounding: columns are interpolated here, rows when they
-    are asked for.
+    The same as `upsample` up to rounding: columns are interpolated at once, and rows
+    when they are used.
 
     Args:
         cells: (B, C, h, w) float32.
@@ -49,7 +49,7 @@ class Rows:
         """Some rows of pixels, (B, rows, W, C)."""
         upper, lower, share = self.upper[rows], self.lower[rows], self.share[rows]
         if self.wide.device.type == "cpu" and upper[0] == upper[-1]:
-            # Between two rows of cells; nothing has to be gathered.
+            # All rows are between two rows of cells, so no indexing is needed.
             first, last = int(upper[0]), int(lower[0])
             return torch.lerp(
                 self.wide[:, first, None], self.wide[:, last, None], share
@@ -59,8 +59,8 @@ class Rows:
     def strips(self) -> Iterator[slice]:
         """Rows of pixels, one strip after the other: together they are all rows.
 
-        On a GPU as many as keep it busy. On a CPU those between two rows of cells,
-        whose values stay in its cache.
+        On a GPU, a strip has enough rows to keep it busy. On a CPU, it has the rows
+        between two rows of cells, whose values stay in the cache.
         """
         height, device = len(self.upper), self.wide.device
         if device.type == "cpu":
@@ -91,7 +91,7 @@ def largest_logits(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     smallest = -F.max_pool2d(-cells, 2, stride=1)
     bound = smallest.amax(dim=1, keepdim=True)
     bound -= ROUNDING * bound.abs().clamp(min=1)
-    wins = (largest < bound).logical_not()  # NaN is kept: something must win
+    wins = (largest < bound).logical_not()  # keeps NaN, so a class wins
     possible = wins.any(dim=3).any(dim=2).any(dim=0).nonzero()[:, 0]
     rows_of = Rows(logits[:, possible], size)
     labels = logits.new_empty(len(logits), *size, dtype=torch.int64)
@@ -116,8 +116,8 @@ def likeliest_classes(
     Args:
         network: Network of the step.
         combination: Its bank, with a decision whose `foreground` is "network".
-        view: What network and bank see of the images.
-        counted: Pixels that tell of the image's classes, (B, H, W) bool; None: all.
+        view: Outputs of the networks for the images.
+        counted: Pixels that count for the class shares, (B, H, W) bool; None: all.
 
     Returns:
         max_c s_c, (B, H, W) float32, and its class, int64; 0 is background.
@@ -141,7 +141,7 @@ class Part(NamedTuple):
     """Scores of some rows of pixels.
 
     Attributes:
-        rows: Which rows.
+        rows: The rows of these pixels.
         u: Scores of the classes but the background, (B, rows, W, C - 1), any scale.
         share: 1 - s_0, (B, rows, W).
     """
@@ -159,8 +159,8 @@ def _parts(
     # Interpolation is linear: the exponent may be applied to the cells.
     evidence = combination.log_evidence(view.features)[:, 1:]
     evidence = evidence * combination.decision.evidence_weight
-    # A factor that the classes have in common changes nothing. Without it, all of them
-    # could be 0 in float32 where the bank is sure of the background.
+    # A common factor of all classes changes nothing. Without it, all scores could be 0
+    # in float32 for pixels that the bank considers background.
     evidence -= evidence.amax(dim=1, keepdim=True)
     logits = Rows(compose_logits(view.outputs.logits).float(), view.size)
     log_q = Rows(evidence, view.size)
@@ -180,7 +180,7 @@ def _fitted(
     Args:
         parts: All pixels of the images.
         combination: The bank, whose shares in training are π, and the decision.
-        counted: Pixels that tell of the image's classes, (B, H, W) bool; None: all.
+        counted: Pixels that count for the class shares, (B, H, W) bool; None: all.
     """
     trained = combination.bank.share[1:].to(parts[0].u)
     trained = (trained / trained.sum()).clamp(min=LEAST_SHARE)

@@ -22,7 +22,7 @@ class Moments:
     Attributes:
         count: (C,) vectors per class.
         total: (C, D) Σ φ per class.
-        second: (D, D) Σ φ φᵀ over all classes, its upper triangle; None if not wanted.
+        second: (D, D) Σ φ φᵀ over all classes, its upper triangle; None if not needed.
     """
 
     count: torch.Tensor
@@ -33,7 +33,7 @@ class Moments:
     def empty(
         cls, classes: int, dimension: int, *, scatter: bool, device: str = "cpu"
     ) -> "Moments":
-        """Moments of nothing."""
+        """Moments of no vectors."""
         zeros = partial(torch.zeros, dtype=torch.float64, device=device)
         return cls(
             zeros(classes),

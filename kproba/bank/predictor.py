@@ -1,11 +1,11 @@
-"""Prediction after a step: by the network alone, or by network and bank together.
+"""Prediction after a step, by the network alone or by network and bank.
 
 Network and bank use different evidence. The network is trained step by step, and its
-newest branch was never trained on the old classes: on one that resembles a class of its
-own step (a cow, after the step that added horses) it is wrong with confidence. The
-bank's discriminant analysis compares all classes, whatever their step, in the feature
-space of step 0's network, which does not change. But it is linear in φ and sees one
-cell at a time, so it blurs edges. `kproba.bank.fusion` combines both.
+newest branch was never trained on the old classes. If an old class resembles a class of
+the new step (a cow, after the step that added horses), the branch is wrong with high
+confidence. The bank's discriminant analysis compares all classes of all steps
+in the feature space of step 0's network, which does not change. But it is linear in φ
+and sees one cell at a time, so it blurs edges. `kproba.bank.fusion` combines both.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from kproba.network.network import SegmentationNetwork
 
 
 class NetworkPredictor:
-    """The network of a step by itself, with the same interface as `FusedPredictor`."""
+    """The network of a step alone, with the same interface as `FusedPredictor`."""
 
     def __init__(self, network: SegmentationNetwork):
         self.network = network
@@ -55,7 +55,7 @@ class NetworkPredictor:
     def fit(
         self, log_s: torch.Tensor, sample: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The scores unchanged: a network has no prior of its own."""
+        """Return the scores unchanged, because a network has no prior."""
         return log_s
 
     @torch.inference_mode()
@@ -65,15 +65,15 @@ class NetworkPredictor:
 
 
 class FusedPredictor:
-    """Network and bank of one step as one model.
+    """Network and bank of one step, combined to one model.
 
     Args:
         network: Model of step t.
         bank: Bank of that step, on the same device.
-        decision: How they decide together; None: by `klda` or `lda`, as the bank is,
+        decision: How they are combined; None: `klda` or `lda`, depending on the bank,
             with the default weights.
-        feature_network: Network that the bank's features are of, if not `network`
-            itself: with `bank.network: base` the model of step 0.
+        feature_network: Network whose features the bank uses, if it is not `network`.
+            With `bank.network: base` it is the model of step 0.
 
     Raises:
         ValueError: Network and bank know different numbers of classes.
@@ -88,14 +88,14 @@ class FusedPredictor:
     ):
         if bank.classes != network.channels:
             raise ValueError(
-                f"Expected a bank of the {network.channels} classes of the network, "
-                f"background included, but it has {bank.classes}. Take the bank of the "
+                f"Expected a bank with the {network.channels} classes of the network, "
+                f"background included, but it has {bank.classes}. Use the bank of the "
                 f"same step."
             )
         if decision is None:
             decision = Decision("lda" if bank.settings.map == "identity" else "klda")
         self.network = network
-        self.feature_network = feature_network  # export looks for networks here
+        self.feature_network = feature_network  # the export finds the networks here
         combination = Combination(bank, decision, feature_network)
         self.combination = combination.beside(network)
 
@@ -121,7 +121,7 @@ class FusedPredictor:
 
         Args:
             log_s: Scores of whole images, or of parts of them if there is a `sample`.
-            sample: Scores of pixels that stand for the whole images, (B, C, h, w).
+            sample: Scores of pixels that represent the whole images, (B, C, h, w).
         """
         return self.combination.fit(log_s, sample=sample)
 
@@ -151,7 +151,7 @@ class FusedPredictor:
                 (`kproba.bank.views`); None: all have the size of the batch.
 
         Yields:
-            The place of some images in (B, H, W), and their labels (b, h, w) int64.
+            The slices of some images in (B, H, W), and their labels (b, h, w) int64.
         """
         network, combination = self.network, self.combination
         for view in views(network, images, sizes, combination):
@@ -174,13 +174,14 @@ def load_predictor(
 
     Args:
         network: model.safetensors of the step.
-        bank: prototypes.safetensors, where both predict.
+        bank: prototypes.safetensors, if network and bank are combined.
         feature_network: model.safetensors of the bank's features, if not `network`.
-        decision: How they decide together; None: the network alone.
-        device: Where to put them.
+        decision: How they are combined; None: the network alone.
+        device: Device of the networks and the bank.
 
     Raises:
-        ValueError: There is a decision and no bank, or the bank is of another model.
+        ValueError: There is a decision but no bank, or the bank belongs to another
+            model.
     """
     loaded = load_folded(network, device=device)
     if decision is None:

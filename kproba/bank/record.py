@@ -1,4 +1,4 @@
-"""prototypes.json: what a bank is made of. Without torch, because the plan reads it."""
+"""prototypes.json: the description of a bank. The plan reads it, so no torch here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,14 +39,14 @@ class BankRecord:
 
     Attributes:
         path: The file.
-        settings: What the bank was built from.
+        settings: Settings of the bank.
         seed: Seed of the maps.
         gamma: γ in use; None for the identity map.
         temperature: T of the posterior.
         scatter_count: Cells that the scatter holds.
         model: Fingerprint of the model that the bank belongs to; None if unknown.
         sha256: Of the file of statistics; None before version 0.2.
-        content: All of it.
+        content: The whole content.
     """
 
     path: Path
@@ -81,8 +81,8 @@ def read_bank_record(bank: str | Path) -> BankRecord:
         )
     if not fourier and settings.maps != 1:
         raise records.ArtifactError(
-            f"Expected 1 for `settings.maps` in {path}, whose map is the identity, but "
-            f"got {settings.maps}. {records.REMAKE}"
+            f"Expected 1 for `settings.maps` in {path}, because its map is the "
+            f"identity, but got {settings.maps}. {records.REMAKE}"
         )
     return BankRecord(
         path=path,

@@ -5,7 +5,7 @@ from typing import Literal
 
 from kproba.runtime import records
 
-# What prototypes.json and the settings of a job hold.
+# The keys in prototypes.json and in the settings of a job.
 BANK_SETTINGS = records.record(
     {
         "feature": records.choice("backbone", "block", "both"),

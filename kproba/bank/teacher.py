@@ -1,11 +1,11 @@
-"""The bank as a teacher: it corrects what an increment learns of old classes.
+"""The bank as a teacher: it corrects the targets for old classes in an increment.
 
-BARM's `gkd` holds the old branches to the outputs of the network of step t-1 on the
-step's images. Where that network has begun to mistake one class for another, each
-further step learns the mistake again. The bank has not changed: so network and bank
-together decide which old class a cell of background shows, and `gkd` holds the branches
-to that. It does so from step `kproba.methods.method.FIRST_CORRECTED_STEP` on: step 0's
-network cannot have mistaken anything for a class that it has not met.
+The loss `gkd` of BARM distils the outputs of the network of step t-1 into the old
+branches. If that network confuses two classes, each further step learns the confusion
+again. The bank has not changed. So network and bank together decide which old class a
+background cell shows, and `gkd` uses this decision as its target. The correction starts
+at step `kproba.methods.method.FIRST_CORRECTED_STEP`, because the network of step 0
+cannot confuse its classes with classes of later steps.
 """
 
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from kproba.bank.fusion import Combination
 from kproba.network.logits import compose_logits
 from kproba.network.network import Outputs, SegmentationNetwork
 
-LEAST = 1e-5  # of a probability, and of what is left to 1
+LEAST = 1e-5  # smallest p and 1 - p
 
 
 @dataclass(frozen=True)
 class BankTeacher:
-    """The bank of step t-1 beside the network of step t-1, as teachers of an increment.
+    """Bank and network of step t-1, combined as the teacher of an increment.
 
     Attributes:
         network: Network of step t-1.
-        combination: Its bank, and how both decide together.
+        combination: Its bank, and how the two are combined.
     """
 
     network: SegmentationNetwork
@@ -38,10 +38,10 @@ class BankTeacher:
     def correct(
         self, outputs: Outputs, features: Outputs, background: torch.Tensor
     ) -> Outputs:
-        """The network's outputs, corrected on M⁻ by what both say of the old classes.
+        """Return the outputs of the network, with corrected old classes on M⁻.
 
-        How likely a cell is of any old class is left to the network, Σ_c p_c; how that
-        is shared out among the classes is decided by network and bank together,
+        The network alone decides how likely a cell is any old class, Σ_c p_c. Network
+        and bank together divide this probability among the classes,
 
             p'_c = (Σ_{c'>0} p_{c'}) s_c / (1 - s_0),
 
@@ -50,8 +50,8 @@ class BankTeacher:
 
         Args:
             outputs: Outputs of the network of step t-1.
-            features: What `features` returned.
-            background: M⁻, (B, h, w) bool; elsewhere the network's answer stays.
+            features: Result of `features`.
+            background: M⁻, (B, h, w) bool; other cells keep the network's outputs.
 
         Returns:
             `outputs` with corrected logits in float32.

@@ -1,4 +1,4 @@
-"""What networks see of images: of a batch at once, or image by image of a canvas."""
+"""Outputs of networks for a whole batch, or image by image for a canvas."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,13 +13,13 @@ Place = tuple[slice, ...]
 
 
 class View(NamedTuple):
-    """What networks see of some images of one size.
+    """Outputs of the networks for some images of one size.
 
     Attributes:
-        place: Where these images are in the batch (B, H, W).
+        place: Slices of these images in the batch (B, H, W).
         size: Their height and width in pixels.
         outputs: Outputs of the network.
-        features: Outputs that the bank reads: the same, or those of another network.
+        features: Outputs that the bank uses: the same, or those of another network.
     """
 
     place: Place
@@ -34,7 +34,7 @@ def views(
     sizes: Sequence[tuple[int, int]] | None = None,
     combination: Combination | None = None,
 ) -> Iterator[View]:
-    """Run the networks on a batch, and give what they see of its images.
+    """Run the networks on a batch, and yield their outputs.
 
     Args:
         network: In evaluation mode.
@@ -44,8 +44,7 @@ def views(
         combination: The bank that decides with the network; None without.
 
     Raises:
-        ValueError: There are sizes, and the layers of the backbone pad in a way that is
-            not known.
+        ValueError: There are sizes, but the padding of the backbone is not known.
     """
     if sizes is None:
         outputs, features = _outputs(network, images, combination)
@@ -55,8 +54,9 @@ def views(
     anchor = network.backbone.anchor
     if anchor is None:
         raise ValueError(
-            f"Expected images of one size for the backbone {network.backbone.name}, "
-            f"which has no `anchor`, but got images on a canvas."
+            f"Expected images of one size, because the backbone "
+            f"{network.backbone.name} has no `anchor`, but got images of several sizes "
+            f"on a canvas."
         )
     canvas = Canvas(images.shape, sizes, anchor, images.device)
     other = None if combination is None else combination.feature_network

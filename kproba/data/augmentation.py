@@ -77,7 +77,7 @@ def augment(
     image, target = (
         tensor[..., top : top + side, left : left + side] for tensor in (image, target)
     )
-    # After the cut: an image of 100,000 x 1 pixels would be padded along all of them.
+    # Pad after the cut. Otherwise an image of 100,000 x 1 pixels would be padded first.
     pad = [0, 0, max(0, side - width), max(0, side - height)]
     image = F.pad(image, pad, fill=[128.0])
     target = F.pad(target, pad, fill=[float(IGNORE)])

@@ -1,9 +1,9 @@
 """Pictures of several sizes in one batch, each padded to a common canvas.
 
-A GPU plans its kernels anew for every size of picture, and small batches leave it idle.
-The 12,031 labelled pictures of VOC have 790 sizes; on canvases they have 15, and 1.12
-times the pixels. What is beyond a picture does not reach its features
-(`kproba.network.canvas`), so padding changes nothing but rounding.
+A GPU plans its kernels again for every size of picture, and small batches do not use
+all of it. The 12,031 labelled pictures of VOC have 790 sizes; on canvases they have 15,
+and 1.12 times the pixels. Pixels outside a picture do not affect its features
+(`kproba.network.canvas`), so padding only changes the rounding.
 """
 
 from collections import defaultdict
@@ -18,8 +18,8 @@ from kproba.data.labels import IGNORE
 # Where a picture lies on its canvas: at its top left, or at its bottom right.
 Anchor = Literal["start", "end"]
 STEPS = {256: 64, 2**31: 128}  # pixels between canvases, for sides up to a length
-FEW = 16  # sizes of pictures that are worth no padding
-ALIGNED = 32  # pixels: sides are multiples, so that cells of all strides fit
+FEW = 16  # up to so many sizes, padding does not pay
+ALIGNED = 32  # pixels; sides are multiples of it, so that all strides fit
 
 
 class Size(NamedTuple):
@@ -87,12 +87,12 @@ def pad_pair(
 def places(
     canvas: Sequence[int], sizes: Sequence[tuple[int, int]], anchor: Anchor
 ) -> list[tuple[slice, slice, slice]]:
-    """Where each picture lies in a batch (B, H, W) of a canvas.
+    """Return the slices of each picture in a batch (B, H, W) of a canvas.
 
     Args:
         canvas: (.., H, W).
         sizes: Height and width of each picture.
-        anchor: Where they lie.
+        anchor: Their corner on the canvas.
     """
     height, width = canvas[-2:]
     found = []

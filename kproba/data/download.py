@@ -33,7 +33,7 @@ ALGORITHMS = {32: "md5", 40: "sha1", 64: "sha256"}  # by length in hex digits
 
 
 class DownloadError(RuntimeError):
-    """No mirror delivered a file; the message says how to fetch it by hand."""
+    """No mirror delivered a file; the message explains a download by hand."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def download(archive: Archive, path: str | Path) -> None:
     """Download an archive to `path`, complete and verified, or not at all.
 
     After an interruption, the file `path`.part keeps what has arrived, and the next
-    call continues it. If there is a checksum, which would detect a mixture of two
-    versions, another mirror may continue it.
+    call continues it. If there is a checksum, another mirror may continue it, because
+    the checksum would detect a mixture of two versions.
 
     Args:
         archive: The archive.
@@ -80,9 +80,7 @@ def download(archive: Archive, path: str | Path) -> None:
                 _remove_part(part)
                 if not continued:
                     raise
-                log.warning(
-                    "%s: the part that was kept is damaged; starting again", url
-                )
+                log.warning("%s: the kept part is damaged; starting again", url)
                 _fetch(url, part, mixable=True)
                 verify(part, archive.checksum)
         except (requests.RequestException, _Interrupted, ValueError) as error:
@@ -94,11 +92,11 @@ def download(archive: Archive, path: str | Path) -> None:
             part.replace(path)
             _remove_part(part)
             return
-    listed = "".join(f"\n  {reason}" for reason in reasons) or "\n  no mirror is known"
+    listed = "".join(f"\n  {reason}" for reason in reasons) or "\n  no address is known"
     raise DownloadError(
-        f"Expected to download {archive.name}, but no mirror delivered it:{listed}\n"
-        f"Run again to continue where it stopped; or fetch {archive.name} by hand, put "
-        f"it at {path} and run again; or name another URL under `mirrors`."
+        f"Expected to download {archive.name}, but no mirror delivered "
+        f"it:{listed}\nRun again to continue the download. Or download {archive.name} "
+        f"by hand and save it as {path}. Or give another URL under `mirrors`."
     )
 
 
@@ -107,7 +105,7 @@ def _fetch(url: str, part: Path, *, mixable: bool) -> None:
 
     Args:
         url: The file.
-        part: What has arrived so far, if anything.
+        part: The part downloaded so far, if there is one.
         mixable: Whether `part` may come from another URL.
     """
     for attempt in range(TRIES):
@@ -143,13 +141,14 @@ def _fetch_once(url: str, part: Path, *, mixable: bool) -> None:
         if same:
             headers["If-Range"] = source["version"]
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as reply:
-        if reply.status_code == 416 and have:  # no bytes after those that we have
+        if reply.status_code == 416 and have:  # no bytes after the ones we have
             whole = reply.headers.get("Content-Range", "").rpartition("/")[2]
             if whole == str(have):
                 return
             part.unlink()
             raise _Interrupted(
-                f"kept {have} bytes, but the file has {whole or 'fewer'}"
+                f"{have} bytes were already downloaded, but the file has "
+                f"{whole or 'fewer'}"
             )
         reply.raise_for_status()
         kind = reply.headers.get("Content-Type", "")
@@ -159,14 +158,14 @@ def _fetch_once(url: str, part: Path, *, mixable: bool) -> None:
         if resumed and not reply.headers.get("Content-Range", "").startswith(
             f"bytes {have}-"
         ):
-            raise ValueError("the server resumes at another byte than requested")
+            raise ValueError("the server continued at another byte than requested")
         if not resumed:
             have = 0
             part.unlink(missing_ok=True)  # before the note names another source
         version = reply.headers.get("ETag", "")
         if not version or version.startswith(
             "W/"
-        ):  # weak tags do not stand for equal bytes
+        ):  # equal weak tags do not mean equal bytes
             version = reply.headers.get("Last-Modified", "")
         write_json(note, {"url": url, "version": version})
         length = reply.headers.get("Content-Length")

@@ -1,4 +1,4 @@
-"""Which files of a folder are pictures: decided once, for datasets and predictions."""
+"""Find the pictures in a folder, by the same rules for datasets and predictions."""
 
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -13,7 +13,7 @@ AREAS = "areas.csv"
 
 
 class Found(NamedTuple):
-    """What a folder holds.
+    """The files found in a folder.
 
     Attributes:
         files: Files with one of the endings, sorted by their path in the folder.
@@ -36,19 +36,19 @@ def find_files(
     of `kproba predict` are left out. Links are followed; a folder is visited once.
 
     Args:
-        folder: Where to look.
+        folder: The folder to search.
         suffixes: Endings in lower case; the case of the names does not matter.
         leave_out: Folders that are not searched.
     """
     excluded = {_identity(path) for path in leave_out} - {None}
     found = Found([], [])
-    # A link to a folder above this one leads to files that belong to other folders.
+    # A link to a folder above this one would find files of other folders.
     visited = {_identity(path) for path in _above(Path(folder))}
     for entry in _walk(Path(folder), excluded, visited, found.unreadable):
         if entry.suffix.lower() in suffixes:
             found.files.append(entry)
         elif not entry.suffix and _leads_nowhere(entry):
-            found.unreadable.append((entry, "is a link that leads nowhere"))
+            found.unreadable.append((entry, "is a link to a file that does not exist"))
     found.files.sort(key=str)  # they begin alike
     return found
 
@@ -80,7 +80,7 @@ def _walk(
 
 
 def _is_plain_file(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry is a file and no link; this asks the disk for nothing."""
+    """Whether an entry is a file and not a link; this needs no access to the disk."""
     try:
         return entry.is_file(follow_symlinks=False)
     except OSError:
@@ -88,7 +88,7 @@ def _is_plain_file(entry: "os.DirEntry[str]") -> bool:
 
 
 def _leads_nowhere(path: Path) -> bool:
-    """Whether a path is a link to what is not there; it raises no error."""
+    """Whether a path is a link to a missing file; it raises no error."""
     return os.path.islink(path) and not os.path.exists(path)  # noqa: PTH110, PTH114
 
 
@@ -98,12 +98,12 @@ def _is_output(folder: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """As `Path.is_dir`, which raises an error where a folder must not be read."""
+    """As `Path.is_dir`, but without an error if the folder must not be read."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
 def _above(folder: Path) -> list[Path]:
-    """The folders that a folder is in."""
+    """The parent folders of a folder."""
     try:
         return list(folder.resolve().parents)
     except (OSError, RuntimeError):  # RuntimeError: a loop of links
@@ -111,7 +111,7 @@ def _above(folder: Path) -> list[Path]:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Device and inode of a folder; None if it cannot be looked at."""
+    """Device and inode of a folder; None if they cannot be read."""
     try:
         status = path.stat()
     except (OSError, ValueError):

@@ -1,14 +1,14 @@
-"""Where the files of a dataset are: an argument of jobs, so this loads no library."""
+"""Folders of a dataset, as an argument of jobs; this module loads no library."""
 
 import json
 from typing import NamedTuple
 
 
 class Folders(NamedTuple):
-    """Where the files of a dataset or addition are.
+    """The folders of a dataset or addition.
 
     Attributes:
-        images: Its folder, to which paths in its index are relative.
+        images: Folder of the dataset; paths in its index are relative to it.
         masks: The folder of its converted masks, below results/.
     """
 

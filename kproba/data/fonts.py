@@ -19,7 +19,7 @@ log = logging.getLogger("kproba")
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 FONT_SUFFIXES = (".ttf", ".otf", ".ttc")
-MOST_FONTS = 2000  # files that are looked at
+MOST_FONTS = 2000  # most files that are opened
 
 
 def as_one_line(name: str) -> str:
@@ -47,9 +47,9 @@ def _find_font(letters: frozenset[str]) -> Path | None:
 
 
 def drawn_name(name: str, otherwise: str) -> str:
-    """A name that a font can draw: itself, or what stands in for it.
+    """Return a text that a font can draw: the name, or a replacement.
 
-    The first time that a name is replaced, the log says so.
+    The first time that a name is replaced, a warning is logged.
 
     Args:
         name: Any text.
@@ -65,8 +65,8 @@ def drawn_name(name: str, otherwise: str) -> str:
 @cache
 def _say_replaced(name: str, otherwise: str) -> None:
     log.warning(
-        "No font of this system has the letters of %r: pictures show %r instead. "
-        "Install a font for that script, for example a Noto font.",
+        "No font on this system has the letters of %r, so figures show %r instead. "
+        "Install a font for this script, for example a Noto font.",
         name,
         otherwise,
     )
@@ -76,7 +76,7 @@ def load_font(name: str, size: int) -> Font:
     """A font of some size that has the letters of a name.
 
     Args:
-        name: What `drawn_name` returned.
+        name: Result of `drawn_name`.
         size: Height of the letters in pixels.
     """
     path = find_font(name)
@@ -89,7 +89,7 @@ def _load(path: Path, size: int) -> Font:
 
 
 def font_families(names: list[str]) -> list[Path]:
-    """Font files that together have the letters of names, as far as there are any.
+    """Font files that together contain the letters of the names, as far as possible.
 
     Args:
         names: Any texts.
@@ -99,7 +99,7 @@ def font_families(names: list[str]) -> list[Path]:
 
 
 def _has_fonts() -> bool:
-    """Whether any font file was found; else Pillow's built-in font draws all names."""
+    """Whether a font file was found; otherwise Pillow's built-in font is used."""
     return next(_fonts(), None) is not None
 
 

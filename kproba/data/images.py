@@ -14,7 +14,7 @@ def read_image(path: str | Path) -> torch.Tensor:
     """Decode an image file to (3, H, W) uint8 RGB, upright.
 
     Raises:
-        UnreadableError: The file is no image that can be used.
+        UnreadableError: The file is not a usable image.
     """
     return decode_image(read_file(path))
 
@@ -26,7 +26,7 @@ def decode_image(content: bytes) -> torch.Tensor:
     Pillow in two thirds of the time. Pillow decodes all other images, and damaged ones.
 
     Raises:
-        UnreadableError: It is no image that can be used.
+        UnreadableError: It is not a usable image.
     """
     if content[:2] == b"\xff\xd8":
         image = open_image(content)  # checks the size before anything is decoded

@@ -1,4 +1,4 @@
-"""The index of a dataset: reads every image and mask once, and names every fault.
+"""The index of a dataset: reads every image and mask once, and lists all problems.
 
 index.csv has one row per image:
 
@@ -49,7 +49,7 @@ LISTED = 20  # problems in an error message
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """What determines an index, besides the files of the dataset.
+    """Everything that determines an index, except for the files of the dataset.
 
     Attributes:
         kind: Kind of dataset, a key of `kproba.data.kinds.KINDS`.
@@ -63,7 +63,8 @@ class IndexSettings:
         options: Keys of the dataset in the configuration that its kind reads.
         long_side: Longer side of pictures that are longer; None for their own size.
         state: Digest of the files, for files.json.
-        names: Names of the classes 1, 2, .., for messages. Empty: as the kind says.
+        names: Names of the classes 1, 2, .., for messages. Empty: the names of the kind
+            are used.
         classes: Raw labels that the images should show; None for all.
         crop_size: Side of the crops in training, for a warning.
     """
@@ -106,8 +107,8 @@ def index_dataset(
 
     Raises:
         MissingDatasetError: The dataset is not there.
-        ValueError: There are problems; the message lists the first 20 and the total.
-            Or there are no images to train or to test on.
+        ValueError: There are problems; the message lists the first 20 and the total. Or
+            there are no images for training or validation.
     """
     chosen = IndexSettings(**settings)
     kind = KINDS[chosen.kind].with_settings(chosen.options)
@@ -127,7 +128,7 @@ def index_dataset(
         _refuse(chosen, records, problems, problems_file)
         content = _make_report(kind, chosen, records, problems)
         warnings = [Problem(**entry) for entry in content["warnings"]]
-        # Those about the whole dataset first: there may be many about single files.
+        # Log problems of the whole dataset first: there may be many of single files.
         warnings.sort(key=lambda warning: warning.path != str(folder))
         for adjective, entries in (("skipped", problems), ("unusual", warnings)):
             if entries:
@@ -163,7 +164,7 @@ def _read(
 
 
 def _check_ids(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Problem]]:
-    """Pairs whose ids can be file names and are unique, and problems with others."""
+    """Pairs with unique ids that can be file names, and the problems of other pairs."""
     counts = Counter(pair.id for pair in pairs)
     kept, problems = [], []
     for pair in pairs:
@@ -177,7 +178,7 @@ def _check_ids(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Problem]]:
             or len(os.fsencode(pair.id)) > LONGEST_ID
         ):
             text = (
-                f"the id '{pair.id}' cannot be the name of a file (at most "
+                f"the id '{pair.id}' cannot be used as a file name (at most "
                 f"{LONGEST_ID} bytes of printable UTF-8 without '/')"
             )
             problems.append(Problem("unusable name", str(pair.image), text))
@@ -194,7 +195,7 @@ def _refuse(
 ) -> None:
     """Raise a ValueError if the dataset cannot be used.
 
-    There are problems that are not to be skipped, or no images to train or to test on.
+    There are problems and `on_error` is "stop", or a subset has no images.
     """
     stop = settings.on_error == "stop"
     subsets = Counter(record.pair.subset for record in records)
@@ -205,18 +206,19 @@ def _refuse(
             pd.DataFrame(problems).to_csv(temporary, index=False)
     if problems and stop:
         raise ValueError(
-            f"Expected a complete dataset in {settings.folder}, but found "
-            f"{len(problems)} problem(s):{_list(problems, problems_file)}\n"
-            f"Correct or remove these files and run again, or set `on_error: skip` of "
-            f"the dataset to go on without them."
+            f"Expected a dataset without problems in {settings.folder}, but found "
+            f"{len(problems)} problem(s):{_list(problems, problems_file)}\nCorrect or "
+            f"remove these files and run again. To continue without them, set "
+            f"`on_error: skip` for the dataset."
         )
     if empty:
         besides = f" besides the {len(problems)} skipped" if problems else ""
         raise ValueError(
             f"Expected {empty[0]} images in {settings.folder}, but there are "
-            f"none{besides}. Add some. (In a folder dataset without val folders, "
-            f"images are held out by name: a share of {settings.val_share:g}, set by "
-            f"`val_share`.){_list(problems, problems_file)}"
+            f"none{besides}. Add some. (In a folder dataset without val folders, a "
+            f"hash of the file name holds out a share of {settings.val_share:g} for "
+            f"validation. The key `val_share` sets this "
+            f"share.){_list(problems, problems_file)}"
         )
 
 
@@ -272,7 +274,7 @@ def _list_files(
             status = path.stat()
             digest = digests.get(path) or hashlib.sha256(read_file(path)).hexdigest()
         except (OSError, UnreadableError, ValueError):
-            continue  # such as a link that leads nowhere: never the same file again
+            continue  # such as a link to a missing file, which counts as changed
         size, time = status.st_size, status.st_mtime_ns
         entries[printable(name)] = [size, time, digest[:DIGITS]]
     return entries
@@ -330,13 +332,13 @@ def _names(kind: DatasetKind, settings: IndexSettings) -> dict[int, str]:
         try:
             listed = settings.options.get("classes")
             names = kind.class_names(Path(settings.folder), listed)
-        except (OSError, ValueError):  # messages then have the numbers alone
+        except (OSError, ValueError):  # then messages use the numbers
             names = ()
     return dict(enumerate(names, start=1))
 
 
 def labels_digest(records: Iterable[ImageRecord]) -> str:
-    """SHA-256 over ids and labels of all masks, whatever their file format."""
+    """SHA-256 over ids and labels of all masks, independent of the file format."""
     digest = hashlib.sha256()
     for record in sorted(records, key=lambda record: record.pair.id):
         digest.update(f"{record.pair.id} {record.labels_digest}\n".encode())

@@ -1,4 +1,4 @@
-"""Unusual facts about a whole dataset, which do not prevent its use."""
+"""Warnings about a whole dataset, which do not prevent its use."""
 
 import statistics
 from collections import Counter
@@ -9,7 +9,7 @@ from kproba.data.kinds.kind import DatasetKind
 from kproba.data.kinds.pairs import SUBSETS, Pair, Problem
 
 SMALLEST_VIEW = 1 / 20  # share of a picture that a crop should show
-ROOMY = 3  # a picture's longer side in crops, for advice
+ROOMY = 3  # recommended long side, in crops
 
 
 def find_equal_images(records: Sequence[ImageRecord]) -> Iterator[Problem]:
@@ -20,7 +20,7 @@ def find_equal_images(records: Sequence[ImageRecord]) -> Iterator[Problem]:
         if other is not record.pair:
             leaks = other.subset != record.pair.subset
             kind = "same image in train and val" if leaks else "same image twice"
-            text = f"the same bytes as {other.image}"
+            text = f"has the same content as {other.image}"
             yield Problem(kind, str(record.pair.image), text)
 
 
@@ -31,17 +31,19 @@ def compare_with_published(
     complete = kind.published_images or images
     published = kind.published_labels or digest
     if images != complete:
-        text = f"has {dict(images)} images, the published dataset {complete}"
+        counts = ", ".join(f"{images[name]} {name}" for name in images)
+        usual = ", ".join(f"{complete[name]} {name}" for name in complete)
+        text = f"has {counts} images, but the published dataset has {usual}"
         yield Problem("incomplete dataset", folder, text)
     elif published != digest:
-        text = f"labels_sha256 is {digest}, but that of the usual copies is {published}"
+        text = f"labels_sha256 is {digest}, but the usual copies have {published}"
         yield Problem("unusual masks", folder, text)
 
 
 def classes_without_images(
     records: Sequence[ImageRecord], classes: Sequence[int]
 ) -> dict[str, list[int]]:
-    """By subset, the raw labels of the classes that no image shows."""
+    """For each subset, the raw labels of the classes that no image shows."""
     shown: dict[str, set[int]] = {subset: set() for subset in SUBSETS}
     for record in records:
         shown[record.pair.subset] |= set(record.labels)
@@ -69,15 +71,15 @@ def describe_absent(
 def find_shift(
     folder: str, images_of_label: Mapping[int, int], class_count: int
 ) -> Iterator[Problem]:
-    """Warnings about labels that may be shifted by one, and about no background."""
+    """Warnings about labels that may be shifted by one, or without background."""
     if not images_of_label:
         return
     if not images_of_label.get(0):
         text = (
-            "label 0 occurs in no mask, so the background's IoU would count as 0; set "
-            "evaluation.policy to mib. If 1 is the background in these masks, the "
-            "labels are shifted by one: correct them, or map the values with `labels` "
-            "(kind folder)"
+            "label 0 occurs in no mask, so the IoU of the background would count as 0. "
+            "Set evaluation.policy to mib. If 1 is the background in these masks, the "
+            "labels are shifted by one: correct the masks, or map their values with "
+            "`labels` (kind folder)"
         )
         yield Problem("no background", folder, text)
     others = range(class_count)
@@ -87,10 +89,10 @@ def find_shift(
         and all(images_of_label.get(label) for label in others)
     ):
         text = (
-            f"label {class_count}, the last class, occurs in no mask, although all "
-            f"others do: if 0 is the first class in these masks and not the "
-            f"background, the labels are shifted by one. Correct them, or map the "
-            f"values with `labels: {{0: .., 1: ..}}` (kind folder)"
+            f"label {class_count}, the last class, occurs in no mask, but all other "
+            f"labels do. If 0 is the first class in these masks and not the "
+            f"background, the labels are shifted by one. Correct the masks, or map "
+            f"their values with `labels: {{0: .., 1: ..}}` (kind folder)"
         )
         yield Problem("shifted labels", folder, text)
 
@@ -98,7 +100,7 @@ def find_shift(
 def find_small_crop(
     folder: str, records: Sequence[ImageRecord], crop_size: int | None
 ) -> Iterator[Problem]:
-    """A warning if a crop of the training shows little of most pictures."""
+    """A warning if a training crop covers only a small part of most pictures."""
     if not crop_size or not records:
         return
     pixels = statistics.median(record.used[0] * record.used[1] for record in records)
@@ -106,9 +108,10 @@ def find_small_crop(
     if share < SMALLEST_VIEW:
         [(size, _)] = Counter(record.used for record in records).most_common(1)
         text = (
-            f"a crop of {crop_size}x{crop_size} pixels shows {100 * share:.2g} % of "
-            f"the median picture (most have {size[0]}x{size[1]}); scale the pictures "
-            f"down with the key `long_side` of the dataset, such as `long_side: "
-            f"{ROOMY * crop_size}`, or enlarge augmentation.crop_size"
+            f"a training crop of {crop_size}x{crop_size} pixels covers only "
+            f"{100 * share:.2g} % of the median picture (the most frequent size is "
+            f"{size[0]}x{size[1]}). Scale the pictures down with the dataset key "
+            f"`long_side`, such as `long_side: {ROOMY * crop_size}`, or increase "
+            f"augmentation.crop_size"
         )
         yield Problem("small crop", folder, text)

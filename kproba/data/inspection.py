@@ -1,4 +1,4 @@
-"""Reads an image and its mask once, for the index: facts, or the problem they have."""
+"""Reads an image and its mask once for the index, and returns facts or a problem."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -43,12 +43,12 @@ DIGITS = 16  # hexadecimal digits of a SHA-256 in the index
 
 @dataclass(frozen=True)
 class Reading:
-    """How the pairs of a dataset are read.
+    """Settings for reading the pairs of a dataset.
 
     Attributes:
         class_count: Largest label besides 255, the offset included.
         label_offset: Added to every value of the masks but 255.
-        form: What the masks store.
+        form: Meaning of the values in the masks.
         long_side: Longer side of pictures that are longer; None for their own size.
         masks: Folder for masks that are converted; None writes none.
     """
@@ -74,8 +74,8 @@ class ImageRecord:
         source_digest: SHA-256 of the mask file of the dataset.
         mask_digest: SHA-256 of the mask file that is used.
         labels_digest: SHA-256 of size and labels of the mask.
-        made: Name of the converted mask in the folder of such masks; None if the mask
-            of the dataset is used as it is.
+        made: File name of the converted mask; None if the mask of the dataset is used
+            unchanged.
         warnings: Unusual facts that do not prevent the use of the image.
     """
 
@@ -111,7 +111,7 @@ def read_pair(pair: Pair, reading: Reading) -> ImageRecord | Problem:
 
     Args:
         pair: The files.
-        reading: How they are read.
+        reading: Settings for reading them.
 
     Returns:
         The facts about them, or the problem that prevents their use.
@@ -147,14 +147,15 @@ def read_pair(pair: Pair, reading: Reading) -> ImageRecord | Problem:
     wrong = _beyond(labels, reading.class_count)
     if wrong:
         text = (
-            f"holds the labels {wrong}, but the classes end at {reading.class_count}; "
-            f"name these classes or correct the mask. (In a folder dataset, `labels` "
-            f"maps other values to classes.)"
+            f"holds the labels {wrong}, but the largest label of a class is "
+            f"{reading.class_count}; add the names of these classes or correct the "
+            f"mask. (In a folder dataset, the key `labels` maps other values to "
+            f"classes.)"
         )
         return Problem("label out of range", str(pair.mask), text)
     record = _make_record(pair, reading, size, labels, (content, stored))
     if not set(record.labels) - {0, IGNORE}:
-        warnings.append(Problem("empty mask", str(pair.mask), "holds no class"))
+        warnings.append(Problem("empty mask", str(pair.mask), "contains no class"))
     record = replace(record, warnings=tuple(warnings))
     return _write_mask(record, reading, values) if made else record
 
@@ -194,7 +195,7 @@ def _write_mask(
     if reading.masks is None:
         raise RuntimeError(
             f"Expected a folder for converted masks, because {record.pair.mask} has to "
-            f"be converted, but got none. Pass one."
+            f"be converted, but got none. Pass a folder."
         )
     name = f"{record.pair.id}.png"
     path = reading.masks / name
@@ -204,7 +205,7 @@ def _write_mask(
 
 
 def _beyond(labels: np.ndarray, class_count: int) -> str:
-    """The first labels that are no class, as a list for a message; "" if none."""
+    """The first labels without a class, as text for a message; "" if there are none."""
     counts = count_values(labels)
     wrong = [int(label) for label in np.flatnonzero(counts)]
     wrong = [label for label in wrong if class_count < label < IGNORE]
@@ -212,7 +213,7 @@ def _beyond(labels: np.ndarray, class_count: int) -> str:
 
 
 def _decode(content: bytes) -> tuple[tuple[int, int], int]:
-    """Upright size and EXIF orientation of an image, which is read to its end.
+    """Upright size and EXIF orientation of an image; this decodes the whole image.
 
     Raises:
         UnreadableError: It cannot be used.
@@ -237,24 +238,24 @@ def _describe_mismatch(
         f"{_format_size(mask_size)} pixels, but {pair.image} has {_format_size(size)}"
     )
     if how != UPRIGHT:
-        text += f" when it is upright (it is stored with EXIF orientation {how})"
+        text += f" when it is shown upright (its EXIF orientation is {how})"
     return Problem("size mismatch", str(pair.mask), text)
 
 
 def _turned(pair: Pair, how: int) -> Problem:
     text = (
-        f"has the size of {pair.image} as it is stored, and not as it is shown (EXIF "
-        f"orientation {how}): the mask is turned with the picture. If it does not fit, "
-        f"save the picture upright"
+        f"has the stored size of {pair.image}, not its size when shown upright (EXIF "
+        f"orientation {how}), so the mask is turned like the picture. If the mask does "
+        f"not fit then, save the picture upright"
     )
     return Problem("turned mask", str(pair.mask), text)
 
 
 def _doubtful(pair: Pair, how: int) -> Problem:
     text = (
-        f"is shown turned (EXIF orientation {how}) and the size of its mask does not "
-        f"tell how it was drawn: the mask is taken as upright. If it was drawn on the "
-        f"picture as stored, save picture and mask upright"
+        f"is shown turned (EXIF orientation {how}), and the size of its mask fits both "
+        f"ways. The mask is treated as upright. If it was drawn on the stored picture, "
+        f"save picture and mask upright"
     )
     return Problem("turned image", str(pair.image), text)
 

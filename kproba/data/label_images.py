@@ -18,7 +18,7 @@ LABEL_MODES = ("P", "L", "1")  # Pillow's modes of one channel and at most 8 bit
 STRIP = 1 << 22  # pixels that are counted at once
 
 # Pillow stretches grey images of 2 and 4 bits to 0..255, by these factors. (The raw
-# modes of TIFFs go on with letters.)
+# modes of TIFFs end with letters.)
 STRETCHED = {"L;2": 85, "L;4": 17}
 
 
@@ -74,7 +74,7 @@ def read_label_image(path: str | Path, offset: int = 0) -> np.ndarray:
             their first class as 0.
 
     Raises:
-        UnreadableError: The file is no image that can be read; the message names it.
+        UnreadableError: The file is not a readable image; the message names it.
         WrongModeError: The file is not a single-channel 8-bit image.
         LabelRangeError: A label is not in 0..254 when the offset is added.
     """
@@ -160,9 +160,9 @@ def add_offset(values: np.ndarray, offset: int, path: str | Path) -> np.ndarray:
     ]
     if outside:
         raise LabelRangeError(
-            f"Expected mask values that stay in 0..{IGNORE - 1} when the label offset "
-            f"{offset} is added, but {path} holds {outside[0]}. Correct the "
-            f"mask, or the `label_offset` of the kind of dataset."
+            f"Expected mask values from 0 to {IGNORE - 1} after the label offset "
+            f"{offset} is added, but {path} holds {outside[0]}. Correct the mask, or "
+            f"the `label_offset` of the dataset kind."
         )
     table = np.arange(256) + offset
     table[IGNORE] = IGNORE

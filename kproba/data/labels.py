@@ -1,4 +1,4 @@
-"""Look-up tables from the labels in mask files to training and test targets."""
+"""Look-up tables from the labels in mask files to training and evaluation targets."""
 
 from dataclasses import dataclass
 
@@ -6,10 +6,10 @@ import numpy as np
 
 from kproba.data.tasks import Groups
 
-IGNORE = 255  # in masks and targets: not trained on, not tested
+IGNORE = 255  # in masks and targets: ignored in training and evaluation
 
 
-UNSURE = 254  # in targets: background or an old class, left open by pseudo labels
+UNSURE = 254  # in targets: background or an old class; the pseudo labels are unsure
 
 
 @dataclass(frozen=True)

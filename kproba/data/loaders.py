@@ -28,7 +28,7 @@ log = logging.getLogger("kproba")
 SHARED_MEMORY = Path("/dev/shm")
 
 
-PREFETCHED = 2  # batches that each worker prepares in advance, PyTorch's default
+PREFETCHED = 2  # batches that each worker prepares in advance (default of PyTorch)
 
 
 BYTES_PER_PIXEL = 4  # three of an image, one of its target
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
             the dropout of the image. For whole images: the numbers of their rows.
         sizes: Height and width of each image on a canvas; None if all are as large as
             the batch.
-        anchor: Where images lie on their canvas.
+        anchor: Corner of the canvas where images are placed.
     """
 
     images: torch.Tensor
@@ -64,7 +64,7 @@ class Batch(NamedTuple):
 
     @property
     def places(self) -> list[tuple[slice, slice, slice]]:
-        """Where each image lies in (B, H, W)."""
+        """The slices of each image in (B, H, W)."""
         shape = self.targets.shape[-2:]
         sizes = self.sizes or [Size(*shape)] * len(self.ids)
         return places(shape, sizes, self.anchor)
@@ -73,7 +73,7 @@ class Batch(NamedTuple):
 class Sample(NamedTuple):
     """An image (3, H, W) and its target (H, W), as the data sets give them.
 
-    On a canvas, `size` is that of the image and `anchor` says where it lies.
+    On a canvas, `size` is that of the image and `anchor` is its corner.
     """
 
     image: torch.Tensor
@@ -233,7 +233,7 @@ class TrainingImages(Dataset[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples of one size, or on one canvas."""
+    """Stack samples that have one size or share one canvas."""
     images, targets, ids, keys, sizes, anchors = zip(*samples, strict=True)
     return Batch(
         torch.stack(images),
@@ -309,9 +309,10 @@ def workers_that_fit(workers: int, batch_bytes: int) -> int:
     fitting = min(workers, int(free // max(1, batch_bytes * (PREFETCHED + 1))))
     if fitting < workers:
         log.warning(
-            "%s has %.0f MiB free, which is enough for the batches of %d loader "
-            "worker(s), but not of %d. Using %d; the result is the same. For full "
-            "speed, give the container more (docker run --shm-size=8g, or --ipc=host).",
+            "%s has %.0f MiB free. This is enough for the batches of %d loader "
+            "worker(s), but not of %d. Training uses %d; the result is the same. For "
+            "full speed, give the container more shared memory (docker run "
+            "--shm-size=8g, or --ipc=host).",
             SHARED_MEMORY,
             free / 2**20,
             fitting,

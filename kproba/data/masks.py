@@ -1,7 +1,7 @@
 """Reads the masks of a dataset: class numbers, other numbers, or colours.
 
-Training and test read palette and grey PNGs of 8 bits alone. Every other mask that can
-be read without a loss is converted to one by the index.
+Training and evaluation read only palette and grey PNGs of 8 bits. The index job
+converts every other mask that can be read without loss.
 """
 
 import functools
@@ -31,25 +31,25 @@ LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")  # compressions
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 STRIP = 1 << 22  # pixels that are looked up at once
 DEEPEST = 2**16 - 1  # largest value of a mask
-UNKNOWN = 256  # in tables: stands for no label
+UNKNOWN = 256  # in tables: no label
 LISTED = 5  # values or colours in a message
 
 Colour = tuple[int, int, int]
 
 
 class UnknownValueError(ValueError):
-    """A mask holds a value or a colour that stands for no class."""
+    """A mask contains a value or a colour that belongs to no class."""
 
 
 @dataclass(frozen=True)
 class MaskForm:
-    """What the masks of a dataset store.
+    """The meaning of the values or colours in the masks of a dataset.
 
     Attributes:
-        numbers: Label of each value in the masks. Other values are a fault, but for 0,
-            the background, and 255, which is ignored. Empty: the values are the labels.
+        numbers: Label of each value in the masks. Other values are errors, except for 0
+            (background) and 255 (ignored). Empty: the values are the labels.
         colours: Label of each colour of the masks; empty if they have no colours.
-        source: Where the two come from, for messages.
+        source: Name of their source, for messages.
     """
 
     numbers: Mapping[int, int] = field(default_factory=dict)
@@ -59,11 +59,12 @@ class MaskForm:
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask as it is used.
+    """A mask after reading.
 
     Attributes:
         values: (H, W) uint8, upright. The label offset of the dataset is not added.
-        made: Whether these are not the values of the file as a label image.
+        made: Whether the values differ from those in the file, so that a converted mask
+            has to be written.
     """
 
     values: np.ndarray
@@ -75,20 +76,20 @@ def read_mask(content: bytes, form: MaskForm) -> Mask:
 
     Args:
         content: The content of the file.
-        form: What the masks store.
+        form: Meaning of the values or colours.
 
     Raises:
-        UnreadableError: It is no image, is damaged, or has too many pixels.
+        UnreadableError: It is not an image, is damaged, or has too many pixels.
         WrongModeError: It is of a format that changes labels, or has colours or values
             above 255 that no form explains.
-        UnknownValueError: A value or colour stands for no class.
+        UnknownValueError: A value or colour belongs to no class.
     """
     image = open_image(content)
     _check_format(image)
     if image.mode in LABEL_MODES and not (image.mode == "P" and form.colours):
         with unreadable_on_error():
             values = stored_values(image)  # first: asking for EXIF data decodes a PNG
-        # A mask with an orientation of its own is turned as a viewer would turn it.
+        # A mask with its own EXIF orientation is turned like in an image viewer.
         turned = image.format != "TIFF" and orientation(image) != 1
         if turned:
             values = turn_labels(values, orientation(image))
@@ -110,7 +111,7 @@ def read_mask(content: bytes, form: MaskForm) -> Mask:
 
 
 def turn_labels(values: np.ndarray, how: int) -> np.ndarray:
-    """An array (H, W) uint8, turned as an EXIF orientation, 1 to 8, says."""
+    """Turn an array (H, W) uint8 by an EXIF orientation, 1 to 8."""
     return np.array(turn(Image.fromarray(values), how))
 
 
@@ -122,17 +123,18 @@ def scale_labels(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _check_format(image: Image.Image) -> None:
-    """Refuse formats that do not keep every value.
+    """Refuse lossy formats.
 
     Raises:
-        WrongModeError: The message says how to save the mask.
+        WrongModeError: The message explains how to save the mask.
     """
     known = str(image.format)
     if known == "TIFF" and image.info.get("compression") in LOSSY_TIFF:
         known = f"TIFF with {image.info['compression']} compression"
     if known not in LOSSLESS:
         raise WrongModeError(
-            f"is a {known} image, which may change labels; save the mask as PNG"
+            f"is a {known} image, and this format may change labels; save the mask as "
+            f"PNG"
         )
 
 
@@ -159,8 +161,8 @@ def _by_number(values: np.ndarray, form: MaskForm) -> np.ndarray:
     if unknown.any():
         found = [str(value) for value in np.unique(values[unknown])]
         raise UnknownValueError(
-            f"holds the values {_first(found)}, which {form.source} does not name; "
-            f"add them there, or correct the mask"
+            f"holds the values {_first(found)}, which are not in {form.source}; add "
+            f"them there, or correct the mask"
         )
     return labels.astype(np.uint8)
 
@@ -184,8 +186,8 @@ def _by_colour(colours: np.ndarray, form: MaskForm) -> np.ndarray:
             strange[int(code)] = strange.get(int(code), 0) + int(count)
     if strange:
         raise UnknownValueError(
-            f"holds the colours {_shares(strange, labels.size)}, which {form.source} "
-            f"does not name; add them there, or correct the mask"
+            f"holds the colours {_shares(strange, labels.size)}, which are not in "
+            f"{form.source}; add them there, or correct the mask"
         )
     return labels
 
@@ -206,7 +208,7 @@ def _codes(colours: np.ndarray) -> np.ndarray:
 
 
 def _describe_colours(mode: str, colours: np.ndarray) -> str:
-    """What is in a mask with colours that nothing explains, and the way out."""
+    """The message for a mask with unknown colours, with a remedy."""
     counts: dict[int, int] = {}
     step = max(1, STRIP // colours.shape[1])
     for top in range(0, len(colours), step):
@@ -217,9 +219,9 @@ def _describe_colours(mode: str, colours: np.ndarray) -> str:
             counts[int(code)] = counts.get(int(code), 0) + int(number)
     pixels = colours.shape[0] * colours.shape[1]
     return (
-        f"has mode {mode}, colours in place of class numbers: "
-        f"{_shares(counts, pixels)}; save class numbers, or name the colours of a "
-        f"folder dataset in a labelmap.txt beside images/, with lines such as "
+        f"has mode {mode}, that is, colours instead of class numbers: "
+        f"{_shares(counts, pixels)}; save class numbers, or (kind folder) list the "
+        f"colours in a file labelmap.txt beside images/, with lines such as "
         f"'cat:48,112,32::'"
     )
 

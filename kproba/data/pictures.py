@@ -1,8 +1,8 @@
-"""Opens pictures with Pillow: upright, as RGB, and within stated limits.
+"""Opens pictures with Pillow: upright, as RGB, and with limits on their size.
 
-A photograph may be stored turned, with an EXIF orientation that says how to turn it.
-Everything that reads an image here gets it upright, so the index, training, bank, test
-and prediction see the same picture.
+A photograph may be stored turned, with an EXIF orientation. All functions here return
+upright images. So index, training, bank, evaluation and prediction use the same
+picture.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ DEEP_MODES = ("I", "F")
 
 
 class UnreadableError(OSError):
-    """A file is no image that can be used; the message says why, without the path."""
+    """A file is not a usable image; the message gives the reason, without the path."""
 
 
 def read_file(path: str | Path) -> bytes:
@@ -43,20 +43,20 @@ def read_file(path: str | Path) -> bytes:
 
 
 def check_file(path: str | Path) -> None:
-    """Check that a path names a regular file that is worth opening.
+    """Check that a path is a regular file of a reasonable size.
 
     Raises:
-        UnreadableError: The file is missing, is a folder, FIFO or device, is empty, or
-            has more than `MOST_BYTES`. Nothing is opened that could block.
+        UnreadableError: The file is missing, a folder, FIFO or device, empty, or larger
+            than `MOST_BYTES`. The file is not opened, because that could block.
     """
     path = Path(path)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise UnreadableError(f"is no file, but {_describe(status.st_mode)}")
+            raise UnreadableError(f"is not a file, but {_describe(status.st_mode)}")
         if status.st_size > MOST_BYTES:
             raise UnreadableError(
-                f"has {status.st_size / 2**30:.1f} GiB, the limit is "
+                f"has {status.st_size / 2**30:.1f} GiB, but the limit is "
                 f"{MOST_BYTES // 2**30} GiB"
             )
     except UnreadableError:
@@ -97,15 +97,15 @@ def open_image(source: bytes | Path) -> Image.Image:
             )
         except Image.DecompressionBombError as error:  # Pillow's own, higher limit
             raise UnreadableError(
-                f"has more than {MOST_PIXELS / 1e6:.0f} million pixels, the limit; "
-                f"scale it down or cut it"
+                f"has more than {MOST_PIXELS / 1e6:.0f} million pixels, which is the "
+                f"limit; scale it down or cut it"
             ) from error
         width, height = image.size
     if image.format in PROGRAMS:
-        raise UnreadableError(f"is {image.format}, which is not read")
+        raise UnreadableError(f"has the format {image.format}, which is not supported")
     if width * height > MOST_PIXELS:
         raise UnreadableError(
-            f"has {width}x{height} pixels, the limit is {MOST_PIXELS / 1e6:.0f} "
+            f"has {width}x{height} pixels, but the limit is {MOST_PIXELS / 1e6:.0f} "
             f"million; scale it down or cut it"
         )
     if not width * height:
@@ -114,7 +114,7 @@ def open_image(source: bytes | Path) -> Image.Image:
 
 
 class _Unreadable(contextlib.ContextDecorator):
-    """Turns whatever a decoder raises into an `UnreadableError`."""
+    """Turns every exception of a decoder into an `UnreadableError`."""
 
     def __enter__(self) -> None:
         return None
@@ -167,7 +167,7 @@ def scaled_size(size: tuple[int, int], long_side: int | None) -> tuple[int, int]
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-    """An opened image, decoded and turned as its EXIF orientation says.
+    """Decode an opened image and turn it upright by its EXIF orientation.
 
     Raises:
         UnreadableError: It cannot be decoded.
@@ -179,7 +179,7 @@ def turn_upright(image: Image.Image) -> Image.Image:
 
 
 def turn(image: Image.Image, how: int) -> Image.Image:
-    """A decoded image, turned as an EXIF orientation, 1 to 8, says."""
+    """Turn a decoded image by an EXIF orientation, 1 to 8."""
     return image if how == 1 else image.transpose(_TRANSPOSED[how])
 
 
@@ -198,7 +198,7 @@ def read_picture(path: str | Path) -> Image.Image:
     """Decode an image file to an upright RGB image.
 
     Raises:
-        UnreadableError: The file is no image that can be used.
+        UnreadableError: The file is not a usable image.
     """
     return decode_picture(read_file(path))
 
@@ -207,7 +207,7 @@ def decode_picture(content: bytes) -> Image.Image:
     """Decode the content of an image file to an upright RGB image.
 
     Raises:
-        UnreadableError: It is no image that can be used, or has more than 8 bits per
+        UnreadableError: It is not a usable image, or has more than 8 bits per
             channel.
     """
     image = open_image(content)

@@ -1,8 +1,8 @@
-"""The pictures of an index or a split, read as the index saw them.
+"""The pictures of an index or a split, read in the same way as by the index.
 
 A row names the files of a picture and its mask, their digests, and the size at which
-the picture is used. What is read here is upright, has that size, and is the content
-that was indexed: a file that changed since then ends the job with a message.
+the picture is used. Pictures are returned upright and in that size. If a file has
+changed since the index was written, the job ends with a message.
 """
 
 import hashlib
@@ -34,9 +34,9 @@ class Source(NamedTuple):
         id: Id of the picture.
         image, mask: Files.
         width, height: Size in pixels at which both are used; 0 if the table of an
-            earlier version does not say so.
-        image_sha256, mask_sha256: First digits of the SHA-256 of the files; "" where
-            nothing is compared.
+            earlier version does not list it.
+        image_sha256, mask_sha256: First digits of the SHA-256 of the files; "": no
+            comparison.
         label_offset: Added to the values of the mask.
     """
 
@@ -95,7 +95,7 @@ class Source(NamedTuple):
 
 
 def replace_mask(source: Source, folder: str | Path) -> Source:
-    """A picture whose targets are in a folder of pseudo labels, not in its mask."""
+    """Return a source whose targets are pseudo labels instead of its mask."""
     mask = str(Path(folder) / f"{source.id}.png")
     return source._replace(mask=mask, mask_sha256="", label_offset=0)
 
@@ -116,14 +116,14 @@ def _read(path: str, expected: str, what: str) -> bytes:
     except UnreadableError as error:
         raise _changed(what, path, str(error)) from error
     if expected and digest(content) != expected:
-        raise _changed(what, path, "its content is another one")
+        raise _changed(what, path, "its content has changed")
     return content
 
 
 def _changed(what: str, path: str, text: str) -> ChangedPictureError:
     return ChangedPictureError(
-        f"Expected the {what} {path} as it was when the dataset was checked, but "
-        f"{text}. Run snakemake again: it checks the dataset anew and repeats what "
-        f"depends on the {what}. (If it finds nothing to do, delete index.csv of the "
-        f"dataset below results/data/ first.)"
+        f"Expected the {what} {path} to be unchanged since the dataset was checked, "
+        f"but {text}. Run snakemake again: it checks the dataset again and repeats all "
+        f"jobs that depend on the {what}. (If it has nothing to do, delete index.csv "
+        f"of the dataset below results/data/ first.)"
     )

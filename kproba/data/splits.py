@@ -1,4 +1,4 @@
-"""Splits: which images and classes belong to a step.
+"""Splits: the images and classes of each step.
 
 A *raw* label is the value in the mask file (0 background, 1..N classes, 255 ignored).
 An *output index* is the channel of the network: 0 background, then the classes in the
@@ -31,7 +31,7 @@ OPTIONAL: dict[str, Any] = {
     **{"dataset": "", "image_sha256": "", "mask_sha256": ""},
     **{"label_offset": 0, "mask_made": 0},
 }
-REMEDY = "Delete the file and run snakemake again: it makes it anew."
+REMEDY = "Delete the file and run snakemake again, which writes it again."
 
 
 def in_step(
@@ -65,9 +65,9 @@ def read_index(
 
     Args:
         path: The table.
-        folders: Where the pictures of each dataset and addition are. With it the
-            columns `image` and `mask` become paths; without they stay relative to these
-            folders.
+        folders: Folders of the pictures, by dataset or addition. With this
+            argument, the columns `image` and `mask` become paths; otherwise they stay
+            relative to these folders.
 
     Raises:
         ValueError: The table cannot be read, lacks a column, has a wrong number, or is
@@ -107,7 +107,7 @@ def _locate(
 
 
 def join_paths(folders: Iterable[str], names: Iterable[str]) -> list[str]:
-    """What `str(Path(folder) / name)` gives for each pair, but quicker.
+    """Join folders and names; faster than `str(Path(folder) / name)`.
 
     Args:
         folders: A folder for each name; "" leaves its name as it is.
@@ -144,9 +144,9 @@ def read_indices(
         twice = [name for name in index["id"] if name in path_of_id]
         if twice:
             raise ValueError(
-                f"Expected the images of an addition to have new names, but "
-                f"{len(twice)} of {path}, such as '{twice[0]}', are in "
-                f"{path_of_id[twice[0]]} too. Rename these images and their masks."
+                f"Expected new file names for the images of an addition, but "
+                f"{len(twice)} name(s) in {path}, such as '{twice[0]}', are also in "
+                f"{path_of_id[twice[0]]}. Rename these images and their masks."
             )
         path_of_id |= dict.fromkeys(index["id"], path)
     return indices
@@ -175,9 +175,10 @@ def select_images(
     chosen = rows[keep].sort_values("id", ignore_index=True)
     if chosen.empty:
         raise ValueError(
-            f"Expected at least one {subset} image with a class of {sorted(new)} for "
-            f"step {len(groups) - 1} ({setting}), but found none. Check the class "
-            f"groups of the task and the masks, or choose the 'overlap' setting."
+            f"Expected at least one {subset} image with a new class (label "
+            f"{', '.join(map(str, sorted(new)))}) for step {len(groups) - 1} "
+            f"({setting}), but found none. Check the class groups of the task and the "
+            f"masks, or choose the 'overlap' setting."
         )
     return chosen
 

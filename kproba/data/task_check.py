@@ -1,7 +1,7 @@
 """Finds steps without training images from the counts of an index.
 
-A split is made only when its step is due. A step that no image belongs to would end the
-run there, after the trainings of all steps before it.
+A split is written just before its step. Without this check, a step without images would
+stop the run after all earlier steps were trained.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -88,7 +88,7 @@ def empty_steps(
             listed = ", ".join(names[label - 1] for label in task.groups[step])
             text = (
                 f"step {step} of task '{task.task}' ({task.setting}) has no training "
-                f"image: none shows {listed}"
+                f"image: no image shows {listed}"
             )
             if task.setting != "overlap":
                 text += " without a class of a later step"

@@ -23,23 +23,23 @@ def parse_task(
         One tuple of raw labels per step, in the dataset's order or the named order.
 
     Raises:
-        ValueError: The name has another form, or the classes cannot be divided like
-            that.
+        ValueError: The name has another form, or the classes cannot be divided this
+            way.
     """
     if task == "offline":
         return (tuple(range(1, class_count + 1)),)
     match = re.fullmatch(r"(\d+)-(\d+)(?:_([a-z]+|r\d+))?", task)
     if match is None:
         raise ValueError(
-            f"Expected a task like '15-1' (15 classes, then 1 per step), 'offline' or "
-            f"the name of an entry of `tasks`, but got '{task}'."
+            f"Expected a task such as '15-1' (15 classes, then 1 per step), 'offline' "
+            f"or a name from `tasks`, but got '{task}'."
         )
     order: Sequence[int] = range(1, class_count + 1)
     if match[3] and match[3][1:].isdigit():
         order = random_order(class_count, int(match[3][1:]))
     elif match[3]:
         if match[3] not in (orders or {}):
-            known = ", ".join(["r1, r2, .. for random ones", *(orders or {})])
+            known = ", ".join(["r1, r2, .. for random orders", *(orders or {})])
             raise ValueError(
                 f"Expected task '{task}' to end in a class order of the dataset "
                 f"({known}), but got '{match[3]}'. List the groups under `tasks`."
@@ -113,8 +113,9 @@ def resolve_groups(
                 )
             if label in steps:
                 raise ValueError(
-                    f"{where}: expected every class in one step, but {entry!r} is in "
-                    f"step {steps[label]} and in step {step}. Remove one of them."
+                    f"{where}: expected every class in one step only, but {entry!r} is "
+                    f"in step {steps[label]} and in step {step}. Remove it from one of "
+                    f"them."
                 )
             steps[label] = step
             numbers.append(label)

@@ -1,8 +1,7 @@
-"""How a picture that is too large for a network at once is cut into tiles.
+"""Tiles of a picture that is too large for one forward pass.
 
-One side length decides everywhere, in the jobs as in prediction: the network gets a
-picture whose longer side has at most `TILE` pixels as a whole, and a larger one tile by
-tile.
+All jobs and the prediction use the same limit. If the longer side of a picture has at
+most `TILE` pixels, the network gets the whole picture; otherwise it gets tiles.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ def tile_starts(length: int, tile: int) -> list[int]:
     """
     if length <= tile:
         return [0]
-    import numpy as np  # here, as `kproba --help` needs the numbers above alone
+    import numpy as np  # late, because `kproba --help` needs only the constants
 
     step = tile - round(OVERLAP * tile)
     count = 1 + -(-(length - tile) // step)
@@ -41,8 +40,8 @@ def cuts(height: int, width: int, tile: int) -> Iterator[tuple[slice, slice]]:
     """Rows and columns of tiles that do not overlap and cover a picture once.
 
     Args:
-        height: Of the picture, in pixels.
-        width: Of the picture, in pixels.
+        height: Height of the picture in pixels.
+        width: Width of the picture in pixels.
         tile: Longest side of a tile in pixels.
     """
     for rows in _cut(height, tile):
@@ -51,7 +50,7 @@ def cuts(height: int, width: int, tile: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _cut(length: int, tile: int) -> list[slice]:
-    """Parts of a side: as few as possible, nearly equal, from multiples of 32 on."""
+    """Parts of a side: few and nearly equal, starting at multiples of 32."""
     if length <= tile:
         return [slice(0, length)]
     even = -(-length // -(-length // tile))

@@ -66,12 +66,12 @@ class _Unpacking:
 
     Args:
         path: The archive.
-        folder: Where its files are written.
+        folder: Output folder for its files.
     """
 
     def __init__(self, path: Path, folder: Path):
         self.path, self.folder = path, folder
-        self.member = ""  # the one at hand, for messages
+        self.member = ""  # the current one, for messages
         self.limit = 0  # bytes that may be unpacked
         self.total = 0  # bytes that were announced so far
 
@@ -83,7 +83,7 @@ class _Unpacking:
         """
         try:
             if not self.path.is_file():
-                raise UnsafeEntryError("it is no file")
+                raise UnsafeEntryError("it is not a file")
             verify(self.path, checksum)
             self.limit = GROWTH * self.path.stat().st_size + ALLOWANCE
             for entry in self._entries():
@@ -134,7 +134,7 @@ class _Unpacking:
                 self.member = info.orig_filename
                 if info.is_dir():
                     continue
-                # One byte more is asked for: it shows whether there is more.
+                # Read one byte more, to detect a file that is longer than announced.
                 longer = copy.copy(info)
                 longer.file_size += 1
                 with archive.open(longer) as stream:
@@ -176,19 +176,19 @@ class _Unpacking:
         self.total += size
         if self.total > self.limit:
             raise UnsafeEntryError(
-                f"'{_shorten(name)}' brings the files to {self.total} bytes, the limit "
-                f"for this archive is {self.limit} ({GROWTH} times its size and "
+                f"with '{_shorten(name)}' the files have {self.total} bytes, but the "
+                f"limit for this archive is {self.limit} ({GROWTH} times its size plus "
                 f"{ALLOWANCE // 2**30} GiB)"
             )
 
     def _check_name(self, name: str, is_folder: bool) -> None:
         path, shown = PurePosixPath(name), _shorten(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name:
-            raise UnsafeEntryError(f"'{shown}' leads out of the folder")
+            raise UnsafeEntryError(f"'{shown}' would be written outside of the folder")
         if not path.parts and not is_folder:
-            raise UnsafeEntryError(f"'{shown}' is no name of a file")
+            raise UnsafeEntryError(f"'{shown}' is not a file name")
         if not is_usable(name):
-            raise UnsafeEntryError(f"'{shown}' is no name of printable UTF-8")
+            raise UnsafeEntryError(f"the name '{shown}' is not printable UTF-8")
         longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
         if (
             longest > LONGEST_PART
@@ -213,7 +213,9 @@ class _Unpacking:
             while chunk := entry.content.read(min(CHUNK, entry.size - written + 1)):
                 written += len(chunk)
                 if written > entry.size:
-                    raise EOFError(f"has more than the announced {entry.size} bytes")
+                    raise EOFError(
+                        f"has more than the {entry.size} bytes in its header"
+                    )
                 file.write(chunk)
         if written < entry.size:
             raise EOFError(f"ends after {written} of {entry.size} bytes")
@@ -232,7 +234,7 @@ class _NoRoomError(OSError):
 
 
 class _Bounded:
-    """A file of which tarfile reads no more at once than a header may have.
+    """A file that limits each read of tarfile to the largest header.
 
     Args:
         file: The tar, decompressed.
@@ -246,7 +248,7 @@ class _Bounded:
         """Read some bytes."""
         if not 0 <= size <= MOST_HEADER:
             raise UnsafeEntryError(
-                f"a header has {size} bytes, the limit is {MOST_HEADER}"
+                f"a header has {size} bytes, but the limit is {MOST_HEADER}"
             )
         return self.file.read(size)
 
@@ -254,7 +256,7 @@ class _Bounded:
         """Go to a byte."""
         if position > self.limit + MOST_HEADER:
             raise UnsafeEntryError(
-                f"an entry ends at byte {position}, the limit for this archive is "
+                f"an entry ends at byte {position}, but the limit for this archive is "
                 f"{self.limit}"
             )
         return self.file.seek(position)
@@ -264,7 +266,7 @@ class _Bounded:
         return self.file.tell()
 
     def close(self) -> None:
-        """Nothing: the file is closed where it was opened."""
+        """Do nothing, because the caller closes the file."""
 
 
 def _open_tar(path: Path) -> IO[bytes]:
@@ -287,12 +289,12 @@ def _check_end(file: IO[bytes], offset: int, limit: int) -> None:
 
     Raises:
         EOFError: The end is missing, or a header is damaged.
-        UnsafeEntryError: Much follows the end.
+        UnsafeEntryError: Too many bytes follow the end.
     """
     file.seek(offset)
     block = file.read(BLOCK)
     if len(block) < BLOCK:
-        raise EOFError(f"the file is cut: it ends at byte {offset + len(block)}")
+        raise EOFError(f"the file is incomplete: it ends at byte {offset + len(block)}")
     if block.strip(b"\0"):
         raise EOFError(f"the header at byte {offset} is damaged")
     while file.read(CHUNK):

@@ -1,4 +1,4 @@
-"""Loader of whole images, for banks, pseudo labels and tests."""
+"""Loader of whole images, for banks, pseudo labels and evaluation."""
 
 from collections.abc import Iterable, Sequence
 
@@ -21,13 +21,13 @@ from kproba.runtime.distributed import ALONE, Process
 
 
 class WholeImages(Dataset[Sample]):
-    """Whole images with their targets, for banks, pseudo labels and tests.
+    """Whole images with their targets, for banks, pseudo labels and evaluation.
 
     Args:
         rows: Table that `kproba.data.splits.read_index` returned.
         label_table: (256,) uint8 from raw label to target.
         canvases: The canvas of each image, or None; empty: no image is padded.
-        anchor: Where images lie on their canvas.
+        anchor: Corner of the canvas where images are placed.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ def _canvases(rows: pd.DataFrame, anchor: Anchor | None) -> list[Size | None]:
 def _stacked_sizes(
     rows: pd.DataFrame, canvases: Sequence[Size | None] = ()
 ) -> list[Size]:
-    """The size of every image as it is stacked: its own, or that of its canvas."""
+    """The size of every image in its batch: its own size, or the size of its canvas."""
     pairs = zip(rows["height"].tolist(), rows["width"].tolist(), strict=True)
     sizes = [Size(*pair) for pair in pairs]
     if not canvases:
@@ -124,7 +124,7 @@ def equal_sizes(
     most = tiles.MOST_BATCH_PIXELS
     if not canvases:
         return batches_of_one_size(sizes, batch_size, most)
-    # An image that needs no canvas is in no batch with those that are on one.
+    # Images without a canvas are never in one batch with images on a canvas.
     padded = [canvas is not None for canvas in canvases]
     found = []
     for kind in (True, False):

@@ -7,23 +7,26 @@ from kproba.data.folders import parse_folders
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments `--job`, what the job does, and `--folders`."""
+    """Add the arguments `--job` (the settings of the job) and `--folders`."""
     parser.add_argument("--job", type=json.loads, required=True, help="JSON")
     add_folders(parser)
 
 
 def add_folders(parser: argparse.ArgumentParser) -> None:
-    """Add the argument `--folders`: where the pictures are, by dataset."""
+    """Add the argument `--folders`: the folders of the pictures, by dataset."""
     parser.add_argument(
         "--folders",
         type=parse_folders,
         default={},
-        help="JSON: dataset to its folder and that of its converted masks",
+        help="JSON: for each dataset, its folder and the folder of its converted masks",
     )
 
 
 def add_names(parser: argparse.ArgumentParser) -> None:
-    """Add the argument `--names`: of the classes so far, for tables and pictures."""
+    """Add the argument `--names`: class names so far, for tables and pictures."""
     parser.add_argument(
-        "--names", type=json.loads, default=[], help="JSON list, background first"
+        "--names",
+        type=json.loads,
+        default=[],
+        help="JSON list of class names, background first",
     )

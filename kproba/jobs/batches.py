@@ -1,7 +1,7 @@
 """Whole images for the jobs that run a network forward.
 
-Several processes share the images: the batches of a single process are dealt out in
-turn, so every number of processes sees every image once, in the same batches.
+Several processes share the images. They take the batches of a single process in turn,
+so every image is used once, and batches do not depend on the number of processes.
 """
 
 from collections.abc import Iterator
@@ -26,16 +26,16 @@ def image_batches(
     what: str,
     anchor: Anchor | None = None,
 ) -> Stage[Batch]:
-    """This process's part of whole images with mapped masks; logs how far it is.
+    """This process's part of whole images with mapped masks; logs the progress.
 
     Args:
         rows: Rows of an index or a split.
         table: (256,) uint8, raw label to target.
         compute: Batch size and loader processes.
         process: This process of several.
-        what: What is done with the images, for the log, such as "testing".
-        anchor: Where pictures of several sizes lie on a canvas. It is used on a GPU; a
-            CPU computes each size as fast as any other.
+        what: The work on the images, for the log, such as "evaluating".
+        anchor: Where pictures of several sizes lie on a canvas. It is used only on a
+            GPU, because a CPU is equally fast for all sizes.
     """
     loader = whole_image_loader(
         rows,
@@ -56,13 +56,13 @@ def image_batches(
 
 
 def cut_batch(batch: Batch) -> Iterator[Batch]:
-    """The batch itself, or that part of it after part, if it is of large images.
+    """The batch itself, or its parts one after the other if the images are large.
 
     The parts have sides of at most `kproba.data.tiles.TILE` pixels, do not overlap and
-    cover the images once, so everything in them is counted once. What a network says
-    near a cut lacks what lies beyond: within its field of view from a side inside the
-    image, some features differ from those of the whole image. Overlapping parts would
-    cost almost twice the time.
+    cover the images once, so everything in them is counted once. Near a cut, the
+    network does not see the pixels beyond it. So within its field of view, some
+    features differ from those of the whole image. Overlapping parts would cost almost
+    twice the time.
 
     Args:
         batch: Images of one size.

@@ -17,7 +17,7 @@ from kproba.runtime.job import (
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = job_parser("kproba.jobs.build_bank", "Build the bank of a step.")
+    parser = job_parser("kproba.jobs.build_bank", "Build the prototype bank of a step.")
     add_data(parser)
     optional = ("previous", "pseudo_labels", "network", "untrained", "weights")
     add_files(parser, "model", "split", "bank", optional=optional)
@@ -25,10 +25,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Build a bank; exit status 1 with a message when that fails."""
+    """Build a bank; on an error, exit with status 1 and a message."""
     options = vars(arguments(argv))
     job, compute = options.pop("job"), options.pop("compute")
-    # Late, because it loads torch: mistakes in the arguments are told at once.
+    # Late, because it loads torch. So errors in the arguments are reported at once.
     with without_garbage_collection():
         from kproba.jobs.step_bank import BankFiles, build_step_bank
 

@@ -1,4 +1,4 @@
-"""Tests a step.
+"""Evaluates a step.
 
 kproba-launch kproba.jobs.evaluate --job '{..}' --model .. --indices .. --evaluation ..
 """
@@ -18,7 +18,9 @@ from kproba.runtime.job import (
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = job_parser("kproba.jobs.evaluate", "Test a step.")
+    parser = job_parser(
+        "kproba.jobs.evaluate", "Evaluate a step on its validation images."
+    )
     add_data(parser)
     parser.add_argument("--indices", type=Path, nargs="+", required=True)
     needed = ("model", "evaluation", "confusion", "examples", "predictor")
@@ -27,11 +29,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Test a step; exit status 1 with a message when that fails."""
+    """Evaluate a step; on an error, exit with status 1 and a message."""
     options = vars(arguments(argv))
     job, compute = options.pop("job"), options.pop("compute")
     indices = tuple(options.pop("indices"))
-    # Late, because it loads torch: mistakes in the arguments are told at once.
+    # Late, because it loads torch. So errors in the arguments are reported at once.
     with without_garbage_collection():
         from kproba.jobs.step_test import TestFiles, test_step
 

@@ -17,7 +17,9 @@ from kproba.runtime.job import (
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = job_parser("kproba.jobs.export_labels", "Write the labels of a step.")
+    parser = job_parser(
+        "kproba.jobs.export_labels", "Write the pseudo labels of a step."
+    )
     add_data(parser)
     add_names(parser)
     needed = ("model", "split", "labels", "table", "quality")
@@ -26,9 +28,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write pseudo labels; exit status 1 with a message when that fails."""
+    """Write pseudo labels; on an error, exit with status 1 and a message."""
     options = arguments(argv)
-    # Late, because they load torch: mistakes in the arguments are told at once.
+    # Late, because they load torch. So errors in the arguments are reported at once.
     with without_garbage_collection():
         from kproba.jobs.step_labels import LabelInputs, label_step
         from kproba.methods.export import LabelFiles

@@ -35,17 +35,17 @@ class BankFiles:
     """Inputs and output.
 
     Attributes:
-        model: model.safetensors that the bank belongs to: of the step, or of step 0 for
-            a bank whose prototypes are of that network at every step.
+        model: model.safetensors that the bank belongs to: the model of the step, or of
+            step 0 if the prototypes always use the network of step 0.
         split: Images of the step.
         bank: Output; a .json goes beside it.
         previous: Bank of step t-1; None at step 0.
         pseudo_labels: Folder of the step's targets; None for the raw labels.
-        network: Another model, whose features the prototypes are of.
-        untrained: settings.json of step 0: the features are of its network before
-            training.
-        weights: Weights of the backbone of that, if they come from a file.
-        folders: Where the pictures of each dataset and addition are.
+        network: Another model, if the prototypes use its features.
+        untrained: settings.json of step 0, if the prototypes use the features of its
+            network before training.
+        weights: File with the backbone weights of that network, if there is one.
+        folders: Folders of the pictures, by dataset or addition.
     """
 
     model: Path
@@ -68,7 +68,7 @@ def build_step_bank(
         files: Inputs and output.
         job: `settings` of the bank; `groups`, the raw labels of the classes of the
             steps 0..t; `sequential`; `seed`; `keep_temperature`.
-        compute: What the machine offers.
+        compute: Compute options.
         process: This process of several.
     """
     network = _feature_network(files, process.device)
@@ -91,7 +91,7 @@ def build_step_bank(
 
     chosen = rows.iloc[sampled_images(len(rows), settings)].reset_index(drop=True)
     sample = draw_sample(
-        features(chosen, "drawing a sample of cells"),
+        features(chosen, "sampling cells"),
         settings,
         images=len(chosen),
         seed=job["seed"],
@@ -102,7 +102,7 @@ def build_step_bank(
         previous = PrototypeBank.load(files.previous).to(process.device)
         _check_previous(previous, settings, label_map, files.previous)
     bank = build_bank(
-        features(rows, "accumulating bank statistics"),
+        features(rows, "adding up class statistics"),
         sample,
         settings,
         classes=label_map.channels,
@@ -118,16 +118,18 @@ def build_step_bank(
             "provenance": provenance(),
         }
         bank.save(files.bank, about=about)
-        log.info("bank of %d images written to %s", len(rows), files.bank)
+        log.info(
+            "built the bank from %d images and wrote it to %s", len(rows), files.bank
+        )
 
 
 def _check_previous(
     bank: PrototypeBank, settings: BankSettings, label_map: LabelMap, path: Path
 ) -> None:
-    """Refuse a bank of another step, or of other maps.
+    """Refuse a bank of another step or with other maps.
 
     Raises:
-        ArtifactError: It does not have the classes and maps of the step before.
+        ArtifactError: It does not have the classes and maps of the previous step.
     """
     kind: tuple[str, ...] = ("feature", "map", "scatter")
     if settings.map == "rff":
@@ -142,7 +144,7 @@ def _check_previous(
     wrong = [key for key in found if found[key] != expected[key]]
     if wrong:
         raise ArtifactError(
-            f"Expected {path} to be the bank of the step before, with "
+            f"Expected {path} to be the bank of the previous step, with "
             f"{expected[wrong[0]]} for `{wrong[0]}`, but it has {found[wrong[0]]}. "
             f"{REMAKE}"
         )
@@ -154,7 +156,7 @@ def _targets(files: BankFiles, label_map: LabelMap) -> tuple[pd.DataFrame, np.nd
     if files.pseudo_labels is not None:
         folder = files.pseudo_labels
         rows["mask"] = [str(folder / f"{name}.png") for name in rows["id"]]
-        # Targets are in output indices, and no part of the dataset.
+        # Targets contain output indices, and are not in the folder of the dataset.
         rows["label_offset"], rows["mask_sha256"] = 0, ""
         table = np.arange(256, dtype=np.uint8)
         table[UNSURE] = IGNORE
@@ -162,7 +164,7 @@ def _targets(files: BankFiles, label_map: LabelMap) -> tuple[pd.DataFrame, np.nd
 
 
 def _feature_network(files: BankFiles, device: str) -> SegmentationNetwork:
-    """The network whose features the prototypes are of."""
+    """The network of the prototypes' features."""
     if files.untrained is None:
         return load_folded(files.network or files.model, device=device)
     network = build_first_network(read_settings(files.untrained), files.weights)

@@ -27,15 +27,15 @@ log = logging.getLogger("kproba")
 
 @dataclass(frozen=True)
 class LabelInputs:
-    """The files that are read, and names.
+    """The input files, and names of classes.
 
     Attributes:
         model: model.safetensors of step t-1.
         split: Images of step t.
         bank: Bank of step t-1; None for the rules without.
         feature_network: model.safetensors of the bank's features, if not `model`.
-        folders: Where the pictures of each dataset and addition are.
-        names: Names of the classes so far, for the tables; empty: labels stand there.
+        folders: Folders of the pictures, by dataset or addition.
+        names: Names of the classes so far, for the tables; empty: use labels instead.
     """
 
     model: Path
@@ -56,11 +56,11 @@ def label_step(
     """Write the targets of step t with model and bank of step t-1.
 
     Args:
-        inputs: Files that it reads.
-        outputs: Files that it writes.
+        inputs: Input files.
+        outputs: Output files.
         job: `settings` of the labels; `groups`, the raw labels of the classes of the
             steps 0..t; `sequential`; `extensions`, if there are any.
-        compute: What the machine offers.
+        compute: Compute options.
         process: This process of several.
 
     Raises:
@@ -83,8 +83,9 @@ def label_step(
     seen = [0, *label_map.seen[: label_map.first_new - 1]]
     if not read_model_record(inputs.model).has_labels(seen):
         raise ArtifactError(
-            f"Expected {inputs.model} to be the model of the step before, with the "
-            f"labels {seen}, but it has others: it is of another step or task. {REMAKE}"
+            f"Expected {inputs.model} to be the model of the previous step with the "
+            f"labels {', '.join(map(str, seen))}, but it has other labels. It belongs "
+            f"to another step or task. {REMAKE}"
         )
     raw = np.arange(256, dtype=np.uint8)
     export_labels(
@@ -98,4 +99,6 @@ def label_step(
         process=process,
     )
     if process.first:
-        log.info("targets of %d images written to %s", len(rows), outputs.folder)
+        log.info(
+            "wrote the training targets of %d images to %s", len(rows), outputs.folder
+        )

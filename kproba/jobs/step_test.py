@@ -1,4 +1,4 @@
-"""The test of a step, from files to files."""
+"""The evaluation of a step, from files to files."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -43,16 +43,16 @@ class TestFiles:
     """Inputs and outputs.
 
     Attributes:
-        model: model.safetensors of the network that is tested.
+        model: model.safetensors of the network that is evaluated.
         indices: Index of the dataset and of the additions that are available at this
             step.
         evaluation: Output JSON.
         confusion: Output CSV.
         examples: Output folder: predictions of the example images, in output indices.
-        predictor: Output JSON: what was tested, for `kproba.load`.
-        bank: Bank of the step, where both decide.
+        predictor: Output JSON for `kproba.load`, with the evaluated files.
+        bank: Bank of the step, if network and bank are combined.
         feature_network: model.safetensors of the bank's features, if not `model`.
-        folders: Where the pictures of each dataset and addition are.
+        folders: Folders of the pictures, by dataset or addition.
     """
 
     __test__ = False  # not for pytest
@@ -71,17 +71,17 @@ class TestFiles:
 def test_step(
     files: TestFiles, job: dict[str, Any], compute: Compute, process: Process
 ) -> None:
-    """Test a model, alone or with its bank, on all classes of the steps 0..t.
+    """Evaluate a model, alone or with its bank, on all classes of the steps 0..t.
 
     Args:
         files: Inputs and outputs.
         job: `run`, the names of run and step, for the JSON; `settings` of the
             evaluation and the number of `examples`; `groups`, the raw labels of the
             classes of the steps 0..t; `names` of S_t; `decision`, how network and bank
-            decide together, None for the network alone; and, where they are not the
-            usual ones, `label_offset` of the dataset, `values`, the mask value of each
-            raw label, `long_side` of the pictures, and `leave_out_absent`.
-        compute: What the machine offers.
+            are combined, None for the network alone; and, where they are not the usual
+            ones, `label_offset` of the dataset, `values`, the mask value of each raw
+            label, `long_side` of the pictures, and `leave_out_absent`.
+        compute: Compute options.
         process: This process of several.
 
     Raises:
@@ -106,11 +106,11 @@ def test_step(
     seen = LabelMap(groups).seen
     order = channel_order(read_model_record(files.model).labels, seen, files.model)
     rows = select_rows(pd.concat(parts, ignore_index=True), groups, settings.policy)
-    # A crop makes all images of one size, after they are loaded.
+    # With a crop, all images have one size, but only after loading.
     anchor = predictor.network.backbone.anchor if settings.crop is None else None
     confusion = evaluate(
         predictor,
-        image_batches(rows, truth, compute, process, "testing", anchor),
+        image_batches(rows, truth, compute, process, "evaluating", anchor),
         settings,
         channel_order=order,
         process=process,
@@ -133,7 +133,11 @@ def test_step(
             "without_training_images": _untrained(parts, job),
         },
     )
-    log.info("tested on %d images, result in %s", len(rows), files.evaluation)
+    log.info(
+        "evaluated on %d validation images; wrote the results to %s",
+        len(rows),
+        files.evaluation,
+    )
     _describe(files, job, order)
     examples = example_rows(parts, job["settings"]["examples"])
     _write_examples(files.examples, predictor, examples, truth, order, process.device)
@@ -145,7 +149,7 @@ test_step.__test__ = False  # type: ignore[attr-defined]  # not for pytest
 def _untrained(parts: Sequence[pd.DataFrame], job: dict[str, Any]) -> list[str]:
     """Names of the classes that no training image shows.
 
-    Not told where the images of a packed step are elsewhere.
+    Empty for a packed step, because its training images are not available.
     """
     if job.get("leave_out_absent", False):
         return []

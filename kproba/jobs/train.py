@@ -20,17 +20,23 @@ from kproba.training.files import OUTPUTS, Files
 
 log = logging.getLogger("kproba")
 
-STOPPED = 143  # exit status after SIGTERM: state saved, run again to go on
+STOPPED = 143  # exit status after SIGTERM, with a saved state to resume from
 OPTIONAL = ("previous", "pseudo_labels", "weights", "bank", "feature_network")
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = job_parser("kproba.jobs.train", "Train one step; see config/README.md.")
+    parser = job_parser(
+        "kproba.jobs.train", "Train one step; see docs/configuration.md."
+    )
     parser.add_argument("settings", type=Path, help="settings.json of the step")
     add_files(parser, "split", *OUTPUTS, optional=OPTIONAL)
     parser.add_argument(
-        "--validation", type=Path, nargs="*", default=[], help="indices, or nothing"
+        "--validation",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="one or more index.csv, or no value",
     )
     add_folders(parser)
     add_names(parser)
@@ -49,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         names=tuple(options.names),
     )
     compute = options.compute
-    # Late, because they load torch: mistakes in the arguments are told at once.
+    # Late, because they load torch. So errors in the arguments are reported at once.
     with without_garbage_collection():
         import torch
 
@@ -59,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with job_process(compute) as process:
         settings = read_settings(options.settings)
-        # All crops are of one size: trying cuDNN's algorithms once pays.
+        # All crops have one size, so it pays to try the algorithms of cuDNN once.
         torch.backends.cudnn.benchmark = not compute.deterministic
         try:
             train(settings, files, compute, process, StopFlag.of_signals())

@@ -1,7 +1,7 @@
-"""What the rules of the pseudo labels read of pixels, as one predictor.
+"""The scores that the rules of the pseudo labels use, as one predictor.
 
-`kproba.bank.large` averages scores over tiles. The rules read two kinds, the network's
-and the bank's, so they travel as one map of twice as many channels.
+`kproba.bank.large` averages scores over tiles. The rules use the scores of network and
+bank, so both are concatenated to one map with twice as many channels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from kproba.network.network import SegmentationNetwork
 
 
 class PixelEvidence:
-    """Log p of a network and, where there is a bank, its log evidence.
+    """Log p of a network and, with a bank, its log evidence.
 
     Args:
         network: Network of step t-1.
@@ -39,13 +39,13 @@ class PixelEvidence:
             sizes: Height and width of each image, where they are on a canvas.
 
         Yields:
-            The place of some images in (B, H, W), and both of them.
+            The slices of some images in (B, H, W), and both of them.
         """
         for view in views(self.network, images, sizes, self.combination):
             yield view.place, *self.of_view(view)
 
     def of_view(self, view: View) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Log p and log evidence of what the networks see of some images."""
+        """Log p and log evidence for the outputs of some images."""
         log_p = pixel_log_probabilities(self.network, view.outputs, view.size)
         if self.combination is None:
             return log_p, None
@@ -53,7 +53,7 @@ class PixelEvidence:
         return log_p, evidence
 
     def log_scores(self, images: torch.Tensor) -> torch.Tensor:
-        """What `compute` gives as one map, (B, C, H, W) or (B, 2 C, H, W)."""
+        """The results of `compute` as one map, (B, C, H, W) or (B, 2 C, H, W)."""
         ((_, log_p, evidence),) = self.compute(images)
         return log_p if evidence is None else torch.cat([log_p, evidence], dim=1)
 

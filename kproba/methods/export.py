@@ -1,4 +1,4 @@
-"""Writes the training targets of a step: its labels, and pseudo labels of the old."""
+"""Writes the training targets of a step: true labels and pseudo labels."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,11 +27,12 @@ class LabelFiles:
     """Outputs of the export.
 
     Attributes:
-        folder: Gets one palette PNG per image, named by its id: the target with old
-            classes in place of those 0 that the rule recognised.
-        table: Gets a CSV: per image its background pixels, how many were recovered or
-            are unsure, and per old class (by name) how many.
-        quality: Gets a CSV: how good the labels are, see `kproba.methods.quality`.
+        folder: Gets one palette PNG per image, named by its id: the target, with old
+            classes where the rule replaced a 0.
+        table: Gets a CSV: per image the number of background pixels, of recovered and
+            of unsure pixels, and of pixels of each old class (by name).
+        quality: Gets a CSV with the quality of the labels, see
+            `kproba.methods.quality`.
     """
 
     folder: Path
@@ -56,7 +57,7 @@ def export_labels(
             `entropy`; the table is in the order of their keys.
         files: Outputs.
         label_map: Raw labels to the outputs of step t.
-        names: Names of S_t for the tables, background first; empty: labels stand there.
+        names: Names of S_t for the tables, background first; empty: labels are used.
         process: This process of several that share the work; the networks and the bank
             are on its device.
     """

@@ -1,4 +1,4 @@
-"""Pseudo labels: which background pixels of a new step are really old classes.
+"""Pseudo labels: finds background pixels of a new step that show old classes.
 
 For pixels with raw label 0, p are the teacher's class probabilities over S_{t-1}, from
 its upsampled logits, and the bank's evidence is upsampled from feature resolution.
@@ -46,13 +46,13 @@ LOWEST_ENTROPY = 0.001  # below it every pixel is sure
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """The rule of the pseudo labels and its numbers.
+    """The rule of the pseudo labels and its parameters.
 
     Attributes:
         rule: One of `kproba.methods.rules.RULES`.
         threshold: Least p of `confidence` and `agree`.
         score_threshold: Least s of `klda`, `lda` and `kappa`.
-        decision: How network and bank decide together, for rules that read a bank.
+        decision: How rules with a bank combine it with the network.
     """
 
     rule: str
@@ -69,17 +69,17 @@ class LabelSettings:
 
 @dataclass(frozen=True)
 class LabelCase:
-    """Everything that a rule may read to label pixels, of whole images or of a part.
+    """Everything that a rule may use to label the pixels of whole images or parts.
 
     Attributes:
         log_p: The teacher's log-probabilities over S_{t-1}, (B, C, H, W) float32.
-        settings: The rule and its numbers.
+        settings: The rule and its parameters.
         log_evidence: The bank's log q or log κ, (B, C, H, W); None without a bank.
         combination: The bank and how it decides with the network; None without one.
-        thresholds: What the rule's `prepare` returned; None without.
+        thresholds: Result of the rule's `prepare`; None if it has none.
         hidden: Pixels that need a label, (B, H, W) bool; None: all.
-        sample: Pixels that stand for the whole image, where this is a part of a large
-            one and the decision has an image prior; else None.
+        sample: Pixels that represent the whole image, if this is a part of a large one
+            and the decision has an image prior; else None.
     """
 
     log_p: torch.Tensor
@@ -98,7 +98,8 @@ class LabelCase:
         """
         if self.log_evidence is None or self.combination is None:
             raise ValueError(
-                f"Rule '{self.settings.rule}' needs a prototype bank, but got none."
+                f"Expected a prototype bank for the rule '{self.settings.rule}', but "
+                f"got none."
             )
         return self.log_evidence, self.combination
 
@@ -142,7 +143,9 @@ def by_agreement(case: LabelCase) -> torch.Tensor:
 def by_entropy(case: LabelCase) -> torch.Tensor:
     """`entropy`: argmax p, unsure where its entropy reaches the class's threshold."""
     if case.thresholds is None:
-        raise ValueError("Rule 'entropy' needs a threshold per class, but got none.")
+        raise ValueError(
+            "Expected a threshold per class for the rule 'entropy', but got none."
+        )
     label = case.log_p.argmax(dim=1)
     return label.where(entropy(case.log_p) < case.thresholds[label], UNSURE)
 
@@ -159,7 +162,9 @@ def decide(case: LabelCase) -> torch.Tensor:
     """
     name = case.settings.rule
     if name not in RULES:
-        raise ValueError(f"Expected a rule of {', '.join(RULES)}, but got '{name}'.")
+        raise ValueError(
+            f"Expected one of the rules {', '.join(RULES)}, but got '{name}'."
+        )
     labels: torch.Tensor = resolve(RULES[name].function)(case)
     return labels.to(torch.uint8)
 
@@ -167,7 +172,7 @@ def decide(case: LabelCase) -> torch.Tensor:
 def quick_scores(
     labeller: "Labeller", view: View, hidden: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """`by_score` from what network and bank see; None if both decide everything."""
+    """`by_score` in a fast form; None if network and bank both decide everything."""
     combination = labeller.combination
     if combination is None or combination.decision.foreground != "network":
         return None
@@ -178,7 +183,7 @@ def quick_scores(
 def quick_confidence(
     labeller: "Labeller", view: View, hidden: torch.Tensor | None
 ) -> torch.Tensor:
-    """`by_confidence` from what the network sees."""
+    """`by_confidence` in a fast form."""
     logits = upsample(compose_logits(view.outputs.logits).float(), view.size)
     best, label = labeller.network.probabilities(logits).max(dim=1)
     return label * (best >= labeller.settings.threshold)
@@ -234,7 +239,7 @@ def _teacher_parts(
     images: torch.Tensor,
     sizes: Sequence[tuple[int, int]] | None,
 ) -> Iterator[tuple[torch.Tensor, Place]]:
-    """Log p of images, all at once or in parts, and where each is in (B, H, W)."""
+    """Log p of images, whole or in parts, and the slices of each in (B, H, W)."""
     evidence = PixelEvidence(teacher)
     if not needs_tiles(images.shape):
         for place, log_p, _ in evidence.compute(images, sizes):
@@ -254,7 +259,7 @@ class Labeller:
         settings: The rule and its numbers.
         combination: The bank and how it decides with the network; None for rules
             without a bank.
-        thresholds: What the rule's `prepare` returned; None without.
+        thresholds: Result of the rule's `prepare`; None if it has none.
     """
 
     network: SegmentationNetwork
@@ -271,9 +276,9 @@ class Labeller:
     ) -> torch.Tensor:
         """Labels over S_{t-1}, (B, H, W) uint8, of images (B, 3, H, W) uint8.
 
-        Of images that need tiles, the probabilities of the network and the evidence of
-        the bank are averaged over the tiles, each by itself, and the rule decides part
-        by part.
+        If an image needs tiles, the probabilities of the network and the evidence of
+        the bank are averaged over the tiles separately, and the rule is applied to each
+        part.
 
         Args:
             images: (B, 3, H, W) uint8.
@@ -312,7 +317,7 @@ class Labeller:
         if self.combination is not None and self.combination.decision.image_prior:
             down, across = scores.sample_places()
             chosen = None if hidden is None else hidden[down][:, across]
-            # Where nothing hidden is among them, the others tell of the image.
+            # If the sample has no hidden pixels, use all of them for the class shares.
             chosen = chosen[None] if chosen is not None and chosen.any() else None
             sample = self._case(*evidence.split(scores.sample()), chosen)
         labels = torch.zeros(image.shape[1:], dtype=torch.uint8, device=image.device)

@@ -1,8 +1,8 @@
-"""A method: a short declaration that the one training loop reads.
+"""A method: a short declaration for the training loop.
 
 A method names its output head, its cross-entropy, the further loss terms with their
-weights, the rule of its pseudo labels, what an increment trains, and whether it is
-incremental at all. Everything else (splits, loop, test) is the same code for every
+weights, the rule of its pseudo labels, the parts that an increment trains, and whether
+it is incremental. Everything else (splits, loop, evaluation) is the same code for every
 method.
 """
 
@@ -13,9 +13,9 @@ from typing import Any, Literal
 from kproba.methods.terms import TEACHER, TEACHER_LOGITS, collect_needs, in_order
 from kproba.network.heads import HEADS
 
-# From this step on a bank corrects what the previous network teaches. Step 0's network
-# has learned its classes side by side and has taken none for one of a later step: in
-# step 1 the bank has nothing to correct.
+# From this step on, a bank corrects the targets from the previous network. The network
+# of step 0 has learned all its classes together and knows no later classes, so in step
+# 1 the bank has nothing to correct.
 FIRST_CORRECTED_STEP = 2
 
 
@@ -25,7 +25,7 @@ class Method:
 
     Attributes:
         head: Output head, an entry of `kproba.network.heads.HEADS`.
-        cross_entropy: Name of the classifying term of an increment.
+        cross_entropy: Name of the cross-entropy term of an increment.
         losses: Weights of the further terms of an increment, by name.
         joint: Train all classes of the task at once instead of step by step.
         use_pseudo_labels: Train an increment on the labels that `export_pseudo_labels`
@@ -36,12 +36,12 @@ class Method:
             label is background (`kproba.bank.teacher`).
         trains: "all"; "heads": everything but the backbone; or "newest": the newest
             branch alone.
-        prediction: How the test decides: by the "network" alone; by network and bank
-            with the evidence of "lda", "klda" or "kappa"; or "fused": with that of the
-            pseudo-label rule, and "lda" if that reads no bank. It does not affect
-            training unless the teacher is "fused".
-        start_from_background: New classes start from the background's weights, as their
-            head says, not at random. Heads that cannot do so ignore it.
+        prediction: How classes are predicted: "network": by the network alone; "lda",
+            "klda" or "kappa": by network and bank with this evidence; "fused": with the
+            evidence of the pseudo-label rule, or "lda" if that rule uses no bank. It
+            affects the training only if the teacher is "fused".
+        start_from_background: Whether new classes start from the weights of the
+            background instead of random ones. Some heads ignore this.
     """
 
     head: str = "branches"
@@ -62,7 +62,7 @@ class Method:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The needs of all terms: of head, teacher and labels."""
+        """All outputs and labels that the terms need."""
         return collect_needs(self.terms)
 
     @property
@@ -77,11 +77,11 @@ class Method:
 
     @property
     def base(self) -> str:
-        """The name under which step 0 is trained, for all methods with the head."""
+        """The name of the shared training of step 0 for this head."""
         return HEADS[self.head].base
 
     def to_dict(self) -> dict[str, Any]:
-        """The part that the training of an increment reads, as plain JSON types."""
+        """The fields that the training of an increment uses, as plain JSON types."""
         names = ("head", "cross_entropy", "trains", "start_from_background")
         content = {name: getattr(self, name) for name in names}
         return {**content, "losses": in_order(self.losses)}

@@ -1,9 +1,9 @@
-"""Quality of the pseudo labels of a step, before anything is trained on them.
+"""Quality of the pseudo labels of a step, before the training uses them.
 
-The masks of the training images name all classes, which a method must not see; here
-they are the ground truth of the pixels that the step calls background. Where a mask
-names no old class at all (pictures that came later), the labels cannot be judged, and
-the columns that judge stay empty.
+The masks of the training images contain all classes, but a method must not use them.
+Here they are the ground truth of the pixels that are background in this step. If no
+mask contains an old class (new pictures of an addition), the labels cannot be compared,
+and the columns for the quality stay empty.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from kproba.data.labels import UNSURE, LabelMap
 def hidden_confusion(
     raw: torch.Tensor, labels: torch.Tensor, label_map: LabelMap
 ) -> torch.Tensor:
-    """Confusion of the pixels that a step calls background: truth and pseudo label.
+    """Confusion matrix of the background pixels of a step: truth and pseudo label.
 
     Args:
         raw: Raw labels, any shape, uint8.
@@ -51,14 +51,14 @@ def quality_table(
         names: Their names.
 
     Returns:
-        One row per class: `pixels` that are of it, how many were `labelled` so,
-        `correct`, left `unsure`, and how many of those labelled so are really
-        background (`of_background`) or a class of the future (`of_future`); precision,
-        recall and iou in percent, empty where nothing was labelled or is there.
+        One row per class: number of `pixels` of the class, of pixels `labelled` as the
+        class, of `correct` and of `unsure` ones; number of labelled pixels that are
+        background (`of_background`) or a class of a later step (`of_future`);
+        precision, recall and iou in percent, empty where they are not defined.
     """
     counts = confusion.tolist()
     classes = len(labels)
-    # Masks that name no old class at all cannot tell what is right and what is wrong.
+    # Masks without any old class are no ground truth for the labels.
     known = sum(map(sum, counts[1:classes])) > 0
     rows = []
     for index, (label, name) in enumerate(zip(labels, names, strict=True)):

@@ -1,7 +1,7 @@
-"""The rules of the pseudo labels by name: what each reads and where its code is.
+"""The rules of the pseudo labels by name, with their inputs and code.
 
-A rule decides of every pixel that a step calls background which old class it shows. Its
-function takes a `kproba.methods.labels.LabelCase`.
+A rule decides which old class each background pixel of a step shows. Its function takes
+a `kproba.methods.labels.LabelCase`.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from kproba.runtime.references import Reference
 
-# The keys of the section `decision` that rules read which combine network and bank.
+# The keys of the section `decision` for rules that combine network and bank.
 COMBINED = ("foreground", "probability_weight", "image_prior")
 POSTERIOR = (*COMBINED, "posterior_weight", "foreground_bias")
 KAPPA = (*COMBINED, "temperature", "metric")
@@ -24,12 +24,12 @@ class LabelRule:
         name: Value of `pseudo_labels.rule`.
         description: One line, for the documents.
         function: Takes a `LabelCase` and returns labels (B, H, W) in output indices.
-        reads: Keys of `pseudo_labels` that it reads.
-        decision: Keys of `decision` that it reads.
-        bank: The kind of bank that it reads: "identity" for features without a map
-            (LDA), "rff" for random Fourier features; None: it reads none.
-        combines: The rule by which network and bank predict together where this one
-            makes the pseudo labels; None: the default, `lda`.
+        reads: Keys of `pseudo_labels` that it uses.
+        decision: Keys of `decision` that it uses.
+        bank: The kind of bank that it uses: "identity" for features without a map
+            (LDA), "rff" for random Fourier features; None: no bank.
+        combines: The rule for predictions by network and bank if this rule makes the
+            pseudo labels; None: the default, `lda`.
         by_distance: Whether the bank's evidence is the distance to its prototypes, and
             not the posterior of the discriminant analysis.
         scores: Whether it scores every class by network and bank, and so can predict.
@@ -57,7 +57,7 @@ _LABELS = "kproba.methods.labels"
 _ENTRIES = (
     LabelRule(
         "lda",
-        "The class with the largest score of network and LDA bank together.",
+        "The class with the largest combined score of network and LDA bank.",
         f"{_LABELS}:by_score",
         reads=("score_threshold",),
         decision=POSTERIOR,
@@ -68,7 +68,7 @@ _ENTRIES = (
     ),
     LabelRule(
         "klda",
-        "The same with a bank of random Fourier features (KLDA).",
+        "As `lda`, with a bank of random Fourier features (KLDA).",
         f"{_LABELS}:by_score",
         reads=("score_threshold",),
         decision=POSTERIOR,
@@ -79,7 +79,7 @@ _ENTRIES = (
     ),
     LabelRule(
         "kappa",
-        "The same with distances to prototypes, κ = softmax(-d/τ).",
+        "As `lda`, with distances to the prototypes, κ = softmax(-d/τ).",
         f"{_LABELS}:by_score",
         reads=("score_threshold",),
         decision=KAPPA,
@@ -91,7 +91,7 @@ _ENTRIES = (
     ),
     LabelRule(
         "confidence",
-        "The network's class where its probability reaches the threshold (BARM).",
+        "The class of the network, if its probability reaches the threshold (BARM).",
         f"{_LABELS}:by_confidence",
         reads=("threshold",),
         quick=f"{_LABELS}:quick_confidence",
@@ -99,7 +99,7 @@ _ENTRIES = (
     LabelRule("argmax", "The network's class.", f"{_LABELS}:by_argmax"),
     LabelRule(
         "agree",
-        "The network's class where the bank agrees or the threshold is reached.",
+        "The class of the network, if the bank agrees or the threshold is reached.",
         f"{_LABELS}:by_agreement",
         reads=("threshold",),
         bank="rff",
@@ -107,7 +107,7 @@ _ENTRIES = (
     ),
     LabelRule(
         "entropy",
-        "The network's class where its entropy is below the class's median (PLOP).",
+        "The class of the network, if its entropy is below the class median (PLOP).",
         f"{_LABELS}:by_entropy",
         prepare=f"{_LABELS}:entropy_thresholds",
     ),

@@ -1,8 +1,8 @@
-"""The loss terms by name: what each needs and where its formula is.
+"""The loss terms by name, with their needs and formulas.
 
-A term is a function of a `kproba.methods.losses.case.Case`, the outputs, targets and
-counts of one micro-batch, to a scalar tensor. The training adds up the terms of a
-method, each times its weight.
+A term maps a `kproba.methods.losses.case.Case` (outputs, targets and counts of one
+micro-batch) to a scalar tensor. The training adds up the terms of a method, each times
+its weight.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from kproba.runtime.references import Reference
 
-# What a term may need, besides what a head provides (`HeadEntry.provides`).
+# Needs of terms, besides the ones that a head provides (`HeadEntry.provides`).
 TEACHER = "teacher"  # the outputs of step t-1's network
 STAGES = "stages"  # the features of every stage of the backbone
 TEACHER_LOGITS = "teacher logits"  # those that the bank may correct
@@ -26,13 +26,13 @@ class Term:
         name: Key in the `losses` of a method, or its `cross_entropy`.
         description: One line, for the schema.
         function: Takes a `Case` and returns a scalar tensor.
-        needs: What it reads: things that the `provides` of some head states, and some
-            of `NEEDS`.
+        needs: Names of its inputs: entries of `HeadEntry.provides` and of `NEEDS`.
         classifies: Whether it is a cross-entropy: a method has exactly one of these.
-        reaches_old: Whether every trainable parameter of the old steps gets a gradient
-            from it. If no term of a method has it, DistributedDataParallel searches for
-            unused parameters, which is slower; a wrong True stops a training on several
-            processes. Where only several terms together reach all, none has it.
+        reaches_old: Whether the term gives a gradient to every trainable parameter of
+            old steps. If no term of a method does, DistributedDataParallel searches for
+            unused parameters, which is slower. A wrong True stops a training on several
+            processes. If only several terms together reach all parameters, set False
+            for each.
         scale: Takes a `Case` and returns a factor on the weight; None: 1.
         column: Name in metrics.csv; "": that of the term.
     """
@@ -51,7 +51,7 @@ _LOSSES = "kproba.methods.losses"
 _ENTRIES = (
     Term(
         "protected_bce",
-        "BCE without gradient into the logits of old classes (BARM).",
+        "BCE without a gradient for the logits of old classes (BARM).",
         f"{_LOSSES}.barm:protected_bce_term",
         needs=frozenset({"branches"}),
         classifies=True,
@@ -59,7 +59,7 @@ _ENTRIES = (
     ),
     Term(
         "bce",
-        "A sigmoid per class, every channel learns.",
+        "BCE with a sigmoid per class; every channel is trained.",
         f"{_LOSSES}.cross_entropy:bce_term",
         needs=frozenset({"branches"}),
         classifies=True,
@@ -75,7 +75,8 @@ _ENTRIES = (
     ),
     Term(
         "certain_ce",
-        "The same, each image weighted by how sure its pseudo labels are (PLOP).",
+        "As `ce`, with each image weighted by the certainty of its pseudo labels "
+        "(PLOP).",
         f"{_LOSSES}.cross_entropy:certain_ce_term",
         needs=frozenset({"softmax", CERTAINTY}),
         classifies=True,
@@ -84,7 +85,7 @@ _ENTRIES = (
     ),
     Term(
         "unbiased_ce",
-        "Softmax cross-entropy in which background may be any old class (MiB).",
+        "Softmax cross-entropy; the background may be any old class (MiB).",
         f"{_LOSSES}.cross_entropy:unbiased_ce_term",
         needs=frozenset({"softmax"}),
         classifies=True,
@@ -105,7 +106,7 @@ _ENTRIES = (
     ),
     Term(
         "bga_t_remaining",
-        "The same where the pseudo label is background too.",
+        "As `bga_t`, only where the pseudo label is background too.",
         f"{_LOSSES}.barm:bga_t_remaining_term",
         needs=frozenset({"branches"}),
         column="bga_t",
@@ -132,7 +133,7 @@ _ENTRIES = (
     ),
     Term(
         "unbiased_kd",
-        "The same, new classes counting as background (MiB).",
+        "As `kd`, with new classes counted as background (MiB).",
         f"{_LOSSES}.distillation:unbiased_kd_term",
         needs=frozenset({"softmax", TEACHER}),
         reaches_old=True,
@@ -168,7 +169,7 @@ def further_terms() -> list[str]:
 
 
 def collect_needs(names: Iterable[str]) -> frozenset[str]:
-    """Everything that some terms need."""
+    """The needs of several terms together."""
     return frozenset().union(*(TERMS[name].needs for name in names))
 
 

@@ -1,4 +1,4 @@
-"""The segmentation network: backbone, ASPP and the head of one module per step.
+"""The segmentation network: backbone, ASPP and a head with one module per step.
 
 The tables `kproba.network.backbones.BACKBONES` and `kproba.network.heads.HEADS` and
 `Architecture` need no torch. The other names below are imported at their first use, so

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from kproba.runtime import records
 
-# What model.json and settings.json hold, in any version. Extensions may add backbones
-# and heads, so their names are checked when they are looked up.
+# The keys in model.json and settings.json, of all versions. Extensions may add
+# backbones and heads, so these names are checked when they are used.
 ARCHITECTURE = records.record(
     {
         "backbone": records.text(100),
@@ -20,7 +20,7 @@ ARCHITECTURE = records.record(
     {
         "frozen_stages": records.integer(0, 64),
         "head": records.text(100),
-        "softmax": records.flag,  # of version 0.1, instead of the head
+        "softmax": records.flag,  # version 0.1 has this key instead of the head
     },
 )
 
@@ -36,7 +36,7 @@ class Architecture:
         aspp_channels: Channels A of the ASPP and of the head's 3×3 blocks.
         aspp_dropout: Dropout probability of the ASPP.
         bn_momentum: Momentum of the backbone's batch norms at step 0.
-        frozen_stages: How many of the backbone's first stages are never trained.
+        frozen_stages: Number of first stages of the backbone that are never trained.
         head: A name of `kproba.network.heads.HEADS`.
     """
 
@@ -56,7 +56,7 @@ class Architecture:
     def from_dict(cls, content: Mapping[str, Any]) -> "Architecture":
         """The architecture in a model.json or settings.json, of version 0.1 too.
 
-        Version 0.1 had two heads and wrote which one as `softmax`, true or false.
+        Version 0.1 had two heads, and wrote `softmax: true` or `false` to choose one.
         """
         content = dict(content)
         if "softmax" in content:

@@ -60,7 +60,7 @@ class _Normalise(torch.autograd.Function):
         dist.all_reduce(sums)
         count = sums[-1]
         mean = sums[:-1] / count
-        # A second sum around the mean: squares of the raw values would lose digits.
+        # Sum the squares around the mean, because squares of raw values lose digits.
         variance = (x - mean[:, None, None]).square().sum((0, 2, 3))
         dist.all_reduce(variance)
         variance /= count

@@ -1,13 +1,13 @@
-"""The network on a canvas: a batch of pictures of several sizes, each padded.
+"""Networks on a canvas, that is, a batch of padded pictures of several sizes.
 
 A convolution pads with zeros beyond a picture. On a canvas (`kproba.data.canvases`),
-batch norms and biases have made something else of these zeros after the first layer. So
-every layer that looks beyond one cell gets its input with zeros outside the pictures,
-and the means of the pooling are taken over the pictures alone. All features of a
-picture are then those that it has by itself, up to rounding.
+batch norms and biases change these zeros after the first layer. So every layer that
+reads more than one cell gets its input with zeros outside the pictures, and pooling
+uses only the cells of the pictures. Then the features of a picture are the same as
+without a canvas, up to rounding.
 
-That holds where the cells of a picture on its canvas are those of the picture alone.
-The entry of a backbone says how its layers pad (`BackboneEntry.anchor`):
+For this, the grid of cells must be the same with and without a canvas. The entry of a
+backbone defines how its layers pad (`BackboneEntry.anchor`):
 
 - "start": half of the kernel on both sides, as PyTorch does. Cell i of a stride of 2
   covers the pixels around 2 i, counted from the top left.
@@ -33,8 +33,8 @@ class Canvas:
     Args:
         canvas: Height and width of the batch.
         sizes: Height and width of each picture.
-        anchor: Where the pictures lie.
-        device: Of the networks.
+        anchor: Corner of the canvas where pictures are placed.
+        device: Device of the networks.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Canvas:
         self._masks: dict[tuple[int, int], torch.Tensor] = {}
 
     def places(self, height: int, width: int) -> list[tuple[slice, slice, slice]]:
-        """Where each picture lies in a map (B, height, width) of the canvas."""
+        """The slices of each picture in a map (B, height, width) of the canvas."""
         down, across = self.canvas[0] // height, self.canvas[1] // width
         cells = [(-(-high // down), -(-wide // across)) for high, wide in self.sizes]
         return places((height, width), cells, self.anchor)
@@ -66,7 +66,7 @@ class Canvas:
 
     @contextmanager
     def masked(self, *networks: SegmentationNetwork | None) -> Iterator[None]:
-        """Networks get zeros outside the pictures within this context."""
+        """Set the inputs of layers to zero outside the pictures, within a block."""
         with ExitStack() as hooks:
             for network in networks:
                 for module in network.modules() if network is not None else ():
@@ -109,7 +109,7 @@ class Canvas:
 
 
 def _looks_beyond(module: nn.Module) -> bool:
-    """Whether a layer reads more than the cell that it computes."""
+    """Whether a layer reads more than one cell for each output cell."""
     if isinstance(module, nn.MaxPool2d):  # of values that an activation made positive
         return True
     if isinstance(module, FoldedConvolution):

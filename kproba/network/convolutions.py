@@ -1,4 +1,4 @@
-"""Convolutions that are fast on a CPU: depthwise ones, and those of one pixel."""
+"""Convolutions that are fast on a CPU: depthwise and 1×1 convolutions."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from torch.nn.utils import skip_init
 
 # Values of a feature map that fit into a processor's cache.
 CACHED = 2**20
-# Values of one image's map up to which PyTorch does not choose oneDNN in any case.
+# For larger maps of one image, PyTorch always uses oneDNN.
 SMALL = 20480
 
 
@@ -95,9 +95,8 @@ class Pointwise(nn.Conv2d):
     """A 1×1 convolution that a CPU computes with oneDNN.
 
     On one thread, PyTorch hands small batches to a matrix product, which takes up to
-    twice as long. It does not do so where the convolution has a dilation, and a
-    dilation changes nothing of a kernel of one pixel. On other devices this is
-    `nn.Conv2d`.
+    twice as long. It does not do so for a convolution with a dilation, and a dilation
+    does not change the result of a 1×1 kernel. On other devices this is `nn.Conv2d`.
     """
 
     def _conv_forward(
@@ -117,7 +116,7 @@ def use_pointwise(module: nn.Module) -> None:
             continue
         if each.padding != (0, 0) or each.groups != 1 or each.dilation != (1, 1):
             continue
-        # Without initial weights: nothing may be drawn from the global generator.
+        # Without initial weights, because the global generator must not change.
         fast = skip_init(
             Pointwise,
             each.in_channels,
@@ -131,7 +130,7 @@ def use_pointwise(module: nn.Module) -> None:
 
 
 def use_depthwise(body: nn.Module) -> None:
-    """Replace, in place, the convolutions that `Depthwise` makes faster.
+    """Replace, in place, the convolutions that are faster as `Depthwise`.
 
     Those are depthwise, of stride 1, and 5×5 or dilated. The weights stay the same
     parameters.

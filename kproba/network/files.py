@@ -1,4 +1,4 @@
-"""Models on disk: model.safetensors with the weights, model.json beside it."""
+"""Models on disk: model.safetensors with the weights, and model.json."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def save_model(
     path = Path(path)
     digest = save_tensors(network.state_dict(), path)
     architecture = network.architecture
-    # Of what the network is made of alone: loss terms are not needed to use it.
+    # Only extensions of the network: loss terms are not needed to use it.
     parts = [("backbone", architecture.backbone), ("head", architecture.head)]
     extensions = find_origins(parts)
     write_json(
@@ -56,21 +56,21 @@ def load_model(path: str | Path, *, device: str = "cpu") -> SegmentationNetwork:
     """Load a model of any version for inference (evaluation mode, no gradient).
 
     Args:
-        path: model.safetensors of any step, model.json beside it.
+        path: model.safetensors of any step, in one folder with its model.json.
         device: Device of the returned network.
 
     Raises:
         FileNotFoundError: One of the two files is missing.
-        ArtifactError: One of them is damaged or not of the other, or this version does
-            not know the backbone or head. It is a ValueError.
-        ExtensionError: It was made with a file of extensions that is not there.
+        ArtifactError: A file is damaged, the two files do not belong together, or this
+            version does not know the backbone or head. It is a ValueError.
+        ExtensionError: A file of extensions that the model needs is missing.
     """
     path = Path(path)
     for needed in (path, path.with_suffix(".json")):
         if not needed.exists():
             raise FileNotFoundError(
-                f"Expected a model in {path} and its description beside it, but "
-                f"{needed} does not exist. {REMAKE}"
+                f"Expected a model in {path} and its description in the same folder, "
+                f"but {needed} does not exist. {REMAKE}"
             )
     record = read_model_record(path)
     check_digest(path, record.sha256, record.path)
@@ -86,7 +86,7 @@ def load_model(path: str | Path, *, device: str = "cpu") -> SegmentationNetwork:
 
 
 def _build(record: ModelRecord) -> SegmentationNetwork:
-    """The network that a description is of, with any weights."""
+    """Build the network of a description, without its weights."""
     architecture = record.architecture
     record.load_extensions()
     try:
@@ -99,28 +99,27 @@ def _build(record: ModelRecord) -> SegmentationNetwork:
 
 
 def _check_sizes(record: ModelRecord, shapes: Shapes, path: Path) -> None:
-    """Refuse a description of a larger network than the weights are of.
+    """Refuse a description of a larger network than the one in the file of weights.
 
-    Only what determines memory is checked, before anything is built; all names and
-    shapes are compared afterwards.
+    This checks only the sizes that determine the memory, before the network is built.
+    All names and shapes are compared later.
 
     Raises:
-        ArtifactError: Channels or classes are not those of the weights.
+        ArtifactError: Channels or classes differ from those of the weights.
     """
     channels = record.architecture.aspp_channels
     held = (shapes.get("aspp.project.0.weight") or (0,))[0]
     if channels != held:
         raise ArtifactError(
-            f"Expected the {held} channels of the ASPP that {path} holds for "
-            f"`architecture.aspp_channels` in {record.path}, but got {channels}: the "
-            f"two files are not of one step, or one was changed. {REMAKE}"
+            f"Expected {held} for `architecture.aspp_channels` in {record.path}, as in "
+            f"{path}, but got {channels}. The two files belong to different steps, or "
+            f"one was changed. {REMAKE}"
         )
     names = [name.split(".") for name in shapes]
     steps = {parts[1] for parts in names if parts[0] == "branches" and parts[1:]}
     if len(steps) != len(record.classes_per_step):
         raise ArtifactError(
-            f"Expected the classes of the {len(steps)} steps that {path} holds for "
-            f"`classes_per_step` in {record.path}, but got "
-            f"{len(record.classes_per_step)}: the two files are not of one step, or "
-            f"one was changed. {REMAKE}"
+            f"Expected {len(steps)} steps for `classes_per_step` in {record.path}, as "
+            f"in {path}, but got {len(record.classes_per_step)}. The two files belong "
+            f"to different steps, or one was changed. {REMAKE}"
         )

@@ -1,4 +1,4 @@
-"""Frozen batch norms as part of the convolutions before them.
+"""Frozen batch norms, folded into the convolutions before them.
 
 A batch norm that does not train is a fixed scale and shift of every channel,
 
@@ -6,8 +6,8 @@ A batch norm that does not train is a fixed scale and shift of every channel,
     s = γ / sqrt(σ² + ε)
 
 (Ioffe & Szegedy, ICML 2015, section 3.1). So it costs no pass over the feature map, and
-autograd keeps one map less. The gradient of W follows from W s. Results differ from the
-two layers in turn by rounding alone.
+autograd keeps one map less. The gradient of W follows from W s. The results differ from
+the two separate layers only by rounding.
 """
 
 import copy
@@ -23,16 +23,15 @@ from kproba.network.files import load_model
 from kproba.network.layers import KeyedDropout, PooledBatchNorm
 from kproba.network.network import SegmentationNetwork
 
-IMAGES = 4  # whose feature maps are compared with the weight, to choose what is scaled
+IMAGES = 4  # images of the batch that decides between weight and map
 
 
 class FoldedConvolution(nn.Module):
     """A convolution and the frozen batch norm after it.
 
-    A weight that trains stays the parameter that it was, and W s is computed at every
-    call. Where the weight is larger than the feature map, that costs more than it
-    saves: there the map is scaled and shifted. Of a weight that does not train, W s is
-    computed once.
+    If the weight is trained, it stays the same parameter, and W s is computed at every
+    call. If the weight is larger than the feature map, the map is scaled and shifted
+    instead, which is cheaper. If the weight is frozen, W s is computed once.
 
     Args:
         convolution: Without a bias.
@@ -68,7 +67,8 @@ class FoldedConvolution(nn.Module):
         """(B, C, H, W) to what the batch norm would give, without its activation."""
         if not self.trains:
             return self._convolve(x, self.constant, self.shift)
-        # Of a few images: the choice must not depend on how a batch is divided.
+        # For a fixed number of images, so that the choice is the same for all batch
+        # sizes.
         if self.weight.shape[1:].numel() > IMAGES * x.shape[2] * x.shape[3]:
             return self._normalise(self._convolve(x, self.weight, None))
         return self._convolve(x, self.weight * self.scale, self.shift)
@@ -95,16 +95,16 @@ def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
 def fold(
     network: SegmentationNetwork, dtype: torch.dtype | None = None
 ) -> SegmentationNetwork:
-    """A second module that computes the same, with frozen batch norms folded.
+    """Return a second module with the same function and folded frozen batch norms.
 
-    It shares the parameters that train, so its gradients are those of `network`, whose
-    state dict and optimizer stay as they are. Settings that are made later, such as
-    `keep_stages`, belong to each of the two.
+    It shares the trained parameters, so the gradients, the state dict and the optimizer
+    of `network` stay valid. Attributes that are set later, such as `keep_stages`, are
+    not shared.
 
     Args:
-        network: Not changed. What trains and what is frozen must be settled.
-        dtype: Type in which weights that do not train are kept: that of autocast.
-            None: as they are.
+        network: It is not changed. Parameters that are frozen must be frozen already.
+        dtype: Type of the frozen weights, such as the type of autocast; None:
+            unchanged.
     """
     tensors = [*network.parameters(), *network.buffers()]
     twin = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
@@ -122,12 +122,12 @@ def fold(
 def fold_all(
     network: SegmentationNetwork, dtype: torch.dtype | None = None
 ) -> SegmentationNetwork:
-    """`fold` of a network that only computes: nothing in it trains."""
+    """`fold` for inference: no parameter is trained."""
     return fold(network.eval().requires_grad_(False), dtype)
 
 
 def load_folded(path: str | Path, *, device: str = "cpu") -> SegmentationNetwork:
-    """A model that only computes, with its batch norms folded.
+    """Load a model for inference, with folded batch norms.
 
     Args:
         path: As for `kproba.network.files.load_model`, which names the errors raised.
@@ -137,7 +137,7 @@ def load_folded(path: str | Path, *, device: str = "cpu") -> SegmentationNetwork
 
 
 def _parts(network: SegmentationNetwork) -> Iterator[nn.Module]:
-    """The parts of a network that are sequences of layers, each traced by itself."""
+    """The parts of a network that are traced separately."""
     yield from network.backbone.stages()
     yield network.aspp
     for branch in cast("list[nn.ModuleDict]", list(network.branches)):
@@ -149,24 +149,24 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is recorded as one call."""
-        # What the dropout does depends on its keys.
+        # The dropout depends on its keys.
         whole = isinstance(m, nn.Conv2d | nn.BatchNorm2d | KeyedDropout)
         return whole or super().is_leaf_module(m, module_qualified_name)
 
 
 def _pairs(part: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions with the frozen batch norm that alone reads their result.
+    """Pairs of a convolution and the frozen batch norm that is the only one to use it.
 
-    A part that cannot be traced, as one of an extension may be, has none: it then
-    computes as it is.
+    A part that cannot be traced, for example one of an extension, has no pairs and
+    stays unchanged.
     """
     try:
         graph = _Tracer().trace(part)
-    except Exception:  # whatever the code of the part does with a traced value
+    except Exception:  # the code of the part may raise any error with a traced value
         return []
     calls = [node for node in graph.nodes if node.op == "call_module"]
     targets = [str(node.target) for node in calls]
-    # Modules whose parameters are read by the code itself, as weights that are shared.
+    # Modules whose parameters the code reads directly, such as shared weights.
     read = {str(n.target).rpartition(".")[0] for n in graph.nodes if n.op == "get_attr"}
     found = []
     for node in calls:
@@ -186,7 +186,7 @@ def _pairs(part: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
 
 
 def _can_fold(convolution: nn.Module, norm: nn.Module) -> bool:
-    """Whether two modules compute what `FoldedConvolution` does."""
+    """Whether `FoldedConvolution` can replace two modules."""
     if not isinstance(convolution, nn.Conv2d) or convolution.bias is not None:
         return False
     if type(convolution).forward is not nn.Conv2d.forward:
@@ -196,7 +196,7 @@ def _can_fold(convolution: nn.Module, norm: nn.Module) -> bool:
     if not isinstance(norm, nn.BatchNorm2d) or norm.training:
         return False
     known = type(norm).forward in (nn.BatchNorm2d.forward, PooledBatchNorm.forward)
-    # Those of timm include an activation, and a dropout that segmentation never uses.
+    # Batch norms of timm include an activation, and a dropout that is never used here.
     known |= hasattr(norm, "act") and isinstance(norm.drop, nn.Identity)
     trains = any(parameter.requires_grad for parameter in norm.parameters())
     return known and not trains and norm.running_var is not None

@@ -1,4 +1,4 @@
-"""The heads: how logits follow from the ASPP's features.
+"""The heads, which compute logits from the features of the ASPP.
 
 A head has one module per step, kept in `SegmentationNetwork.branches`; how their logits
 are composed is in `kproba.network.logits`. A new head is a subclass of `Head` and an
@@ -29,7 +29,7 @@ class HeadEntry:
         description: One line for the documentation.
         base: Name of the pseudo method whose step 0 all methods with this head share.
         step_0_loss: Name of the cross-entropy of step 0.
-        provides: What loss terms may need of the head.
+        provides: Names of outputs that loss terms may need.
         implementation: Subclass of `Head`, or its reference
             "package.module:name"; it is called without arguments.
         step_0_terms: Weights of further loss terms of step 0, by name. They must need
@@ -50,7 +50,7 @@ HEADS: dict[str, HeadEntry] = {
     for entry in (
         HeadEntry(
             name="branches",
-            description="A branch per step with a sigmoid per class.",
+            description="One branch per step, with a sigmoid per class.",
             base="base",
             step_0_loss="bce",
             provides=frozenset({"branches"}),
@@ -58,7 +58,7 @@ HEADS: dict[str, HeadEntry] = {
         ),
         HeadEntry(
             name="softmax",
-            description="A classifier per step on shared features with one softmax.",
+            description="One classifier per step on shared features, with one softmax.",
             base="base_softmax",
             step_0_loss="ce",
             provides=frozenset({"softmax"}),
@@ -75,7 +75,9 @@ def head_entry(name: str) -> HeadEntry:
         ValueError: There is none of this name.
     """
     if name not in HEADS:
-        raise ValueError(f"Expected a head of {', '.join(HEADS)}, but got {name!r}.")
+        raise ValueError(
+            f"Expected one of the heads {', '.join(HEADS)}, but got {name!r}."
+        )
     return HEADS[name]
 
 
@@ -91,11 +93,11 @@ class NetworkParts(Protocol):
 
 
 class Head(ABC):
-    """How logits follow from the ASPP's features; it holds no weights itself.
+    """Computes logits from the features of the ASPP; it holds no weights itself.
 
-    The module of a step is an `nn.ModuleDict` of its layers: a "classifier", a 1×1
-    convolution; in the first step a "block", whose features the bank and losses may
-    read; and what else a head needs.
+    The module of a step is an `nn.ModuleDict` of its layers: a "classifier", which is a
+    1×1 convolution; in the first step a "block", whose features the bank and the losses
+    may use; and further layers of the head.
     """
 
     @abstractmethod
@@ -105,7 +107,7 @@ class Head(ABC):
         Args:
             channels: A, of the ASPP.
             classes: |C_k|, without background.
-            first: Whether it is that of step 0.
+            first: Whether this is step 0.
         """
 
     @abstractmethod
@@ -152,7 +154,7 @@ class Head(ABC):
         seed: int,
         start_from_background: bool,
     ) -> None:
-        """Set the initial weights of an added step: Kaiming-normal with zero bias.
+        """Set the initial weights of a new step: Kaiming-normal with zero bias.
 
         Args:
             network: The network without the step; a head may change it.
@@ -287,11 +289,12 @@ class SoftmaxHead(Head):
         seed: int,
         start_from_background: bool,
     ) -> None:
-        """Random classes, or classes that share the background's probability.
+        """Random weights, or weights that share the probability of the background.
 
-        With `start_from_background` the new classes get the background's weights, and
-        both its bias less log(|C_t| + 1): together they start with the probability that
-        was the background's (MiB, section 3.3). This changes `network` as well.
+        With `start_from_background`, the new classes get the weights of the background,
+        and the bias of all of them is reduced by log(|C_t| + 1). So together they start
+        with the previous probability of the background (MiB, section 3.3). This also
+        changes `network`.
         """
         super().start(
             network, branch, seed=seed, start_from_background=start_from_background
@@ -310,9 +313,9 @@ class SoftmaxHead(Head):
             new.bias.fill_(old.bias[0])
 
     def parameter_groups(self, network: NetworkParts) -> dict[str, list[nn.Module]]:
-        """The block learns as the ASPP does, all classifiers as the newest.
+        """Group the block with the ASPP, and all classifiers as the newest branch.
 
-        At step 0 block and classifier are one part, as for other heads.
+        At step 0, block and classifier are one group, as for other heads.
         """
         from kproba.network.layers import get_classifier
 

@@ -10,8 +10,8 @@ from torch import nn
 class KeyedDropout(nn.Module):
     """Dropout whose mask depends on a key per image instead of a global generator.
 
-    An image loses the same units in whichever process, micro-batch or resumed run it
-    is. `keys` (B,) int64 must be set before a forward pass in training mode.
+    An image loses the same units in every process, micro-batch or resumed training.
+    `keys` (B,) int64 must be set before a forward pass in training mode.
 
     Args:
         probability: Probability of each unit to be dropped.
@@ -44,7 +44,7 @@ class KeyedDropout(nn.Module):
 
 
 class PooledBatchNorm(nn.BatchNorm2d):
-    """Batch norm after global pooling, where an image has one value per channel.
+    """Batch norm after global pooling, with one value per image and channel.
 
     A batch of a single image has no variance, and `nn.BatchNorm2d` raises an error.
     Here such a batch is normalised with the running statistics, which do not change.

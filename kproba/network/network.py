@@ -57,8 +57,8 @@ class SegmentationNetwork(nn.Module):
         branches: The head's module of every step.
         dropout: The only dropout; needs a key per image in training mode.
         keep_stages: Whether the outputs contain the backbone's stages.
-        shared_stages: How many of the first stages the outputs contain in any case, for
-            networks that go on from there (`kproba.network.sharing`).
+        shared_stages: Number of first stages that the outputs always contain, for other
+            networks that continue from there (`kproba.network.sharing`).
 
     Raises:
         ValueError: Unknown backbone, head or output stride, or weights that do not fit.
@@ -83,7 +83,7 @@ class SegmentationNetwork(nn.Module):
         self.keep_stages = False
         self.shared_stages = 0
         channels = architecture.aspp_channels
-        # All parts draw from one generator: their order determines the weights.
+        # All parts use one random generator, so their order determines the weights.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.backbone = Backbone(
@@ -95,7 +95,7 @@ class SegmentationNetwork(nn.Module):
                 self.backbone.channels, list(architecture.atrous_rates), channels
             )
             self.aspp.convs[-1][2] = PooledBatchNorm(channels)
-            # torchvision fixes the dropout at 0.5 and draws it from a global generator.
+            # torchvision has a fixed dropout of 0.5 from the global generator.
             self.dropout = KeyedDropout(architecture.aspp_dropout)
             self.aspp.project[-1] = self.dropout
             self.branches = nn.ModuleList(
@@ -126,11 +126,11 @@ class SegmentationNetwork(nn.Module):
     def go_on(
         self, features: torch.Tensor, done: Sequence[torch.Tensor] = ()
     ) -> Outputs:
-        """The outputs from where the first stages of the backbone are done.
+        """Compute the outputs from the feature map of the first stages of the backbone.
 
         Args:
-            features: What the last of these stages made, (B, C, h', w'); normalised
-                pixels, (B, 3, H, W), if there are none.
+            features: Map of the last of these stages, (B, C, h', w'), or normalised
+                pixels, (B, 3, H, W), if there are no such stages.
             done: The feature maps of these stages.
         """
         stages: list[torch.Tensor] | None = None
@@ -217,7 +217,7 @@ def add_branch(
     """
     network = copy.deepcopy(previous)
     channels = network.architecture.aspp_channels
-    # PyTorch initialises modules from the global generator, which stays as it was.
+    # PyTorch uses the global generator for initial weights; restore it afterwards.
     with torch.random.fork_rng(devices=[]):
         branch = network.head.new(channels, classes, first=False)
     network.head.start(

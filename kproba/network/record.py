@@ -1,4 +1,4 @@
-"""model.json: what a model is made of. Without torch, because the plan reads it."""
+"""model.json: the description of a model. The plan reads it, so no torch here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,9 +54,9 @@ class ModelRecord:
         path: The file.
         architecture: Settings of the network.
         classes_per_step: |C_0| without background, |C_1|, ...
-        sha256: Of the file of weights; None before version 0.2.
-        extensions: Files of the user that the network is made with.
-        content: All of it.
+        sha256: Digest of the file of weights; None before version 0.2.
+        extensions: Files of the user that define parts of the network.
+        content: The whole content.
     """
 
     path: Path
@@ -67,10 +67,10 @@ class ModelRecord:
     content: Mapping[str, Any]
 
     def load_extensions(self) -> None:
-        """Load the user's files that know the backbone and the head, where needed.
+        """Load the user's files that define the backbone and the head, if needed.
 
         Raises:
-            ExtensionError: A file is not there.
+            ExtensionError: A file is missing.
         """
         known = self.architecture.backbone in BACKBONES
         if not known or self.architecture.head not in HEADS:
@@ -86,7 +86,7 @@ class ModelRecord:
         """Raw label of every channel, 0 first.
 
         Raises:
-            ArtifactError: The file does not tell them.
+            ArtifactError: The file does not contain them.
         """
         records.check_content(self.content, CLASSES, self.path)
         labels = [entry["label"] for entry in self.content["classes"]]
@@ -98,18 +98,18 @@ class ModelRecord:
         return labels
 
     def has_labels(self, labels: Sequence[int]) -> bool:
-        """Whether the channels are of these raw labels, 0 first, in this order.
+        """Whether the channels have these raw labels, 0 first, in this order.
 
         Raises:
-            ArtifactError: The labels that the file tells are none.
+            ArtifactError: The labels in the file are invalid.
         """
-        if "classes" not in self.content:  # then their number must do
+        if "classes" not in self.content:  # then compare their number
             return self.channels == len(labels)
         return self.labels == list(labels)
 
     @property
     def provenance(self) -> Mapping[str, str | None]:
-        """Versions and commit that made the model; empty if unknown."""
+        """Versions and commit that trained the model; empty if unknown."""
         found: Mapping[str, str | None] = self.content.get("provenance", {})
         return found
 

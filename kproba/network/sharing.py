@@ -1,9 +1,9 @@
-"""First stages that two networks have in common are computed once.
+"""Computes the first stages that two networks share only once.
 
 Stages that are frozen (`frozen_stages`) have the weights of step 0 in every step. Then
-the student, its teacher and the network of the bank's features differ only behind them,
-as do the two networks of a test. The early stages are those of high resolution, so this
-saves a good part of a forward pass.
+the student, its teacher and the network of the bank's features differ only in later
+stages, and so do the two networks of an evaluation. The early stages have a high
+resolution, so this saves a large part of a forward pass.
 """
 
 import torch
@@ -12,10 +12,10 @@ from kproba.network.network import Outputs, SegmentationNetwork
 
 
 def equal_stages(first: SegmentationNetwork, second: SegmentationNetwork) -> int:
-    """How many of the first stages of two backbones are equal, bit by bit.
+    """Number of first stages of two backbones that are equal, bit by bit.
 
     Args:
-        first: In evaluation mode, at least in the stages that count.
+        first: A network; the compared stages must be in evaluation mode.
         second: The other network.
     """
     ours, theirs = first.backbone, second.backbone
@@ -31,7 +31,7 @@ def equal_stages(first: SegmentationNetwork, second: SegmentationNetwork) -> int
 
 
 def _tensors(stage: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All that a stage computes with, folded or not; not how often it was trained."""
+    """All tensors that a stage uses, folded or not, without counters of batch norms."""
     tensors = dict(stage.named_parameters())
     buffers = dict(stage.named_buffers())
     kept = {n: b for n, b in buffers.items() if not n.endswith("num_batches_tracked")}
@@ -48,13 +48,14 @@ def _equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool
 def forward_beside(
     network: SegmentationNetwork, outputs: Outputs, images: torch.Tensor, shared: int
 ) -> Outputs:
-    """Outputs of a network for images that another one has seen.
+    """Outputs of a network, computed from the shared stages of another network.
 
     Args:
-        network: Computes what is its own.
-        outputs: Outputs of the other, whose `shared_stages` are at least `shared`.
-        images: (B, 3, H, W) uint8, which they are of.
-        shared: How many first stages both have in common; 0: all is computed.
+        network: Computes the stages that are not shared.
+        outputs: Outputs of the other network; its `shared_stages` are at least
+            `shared`.
+        images: (B, 3, H, W) uint8, the images of these outputs.
+        shared: Number of shared first stages; 0: compute all stages.
     """
     if not shared:
         alone: Outputs = network(images)
@@ -64,7 +65,7 @@ def forward_beside(
 
 
 def frozen_stages(network: SegmentationNetwork) -> int:
-    """How many of the first stages of a backbone do not train."""
+    """Number of first stages of a backbone that are frozen."""
     count = 0
     for stage in network.backbone.stages():
         if any(parameter.requires_grad for parameter in stage.parameters()):

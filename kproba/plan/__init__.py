@@ -1,6 +1,6 @@
-"""From the configuration to the jobs of the workflow and where their artifacts are.
+"""The plan: from the configuration to the jobs and paths of the workflow.
 
-`schema` checks a configuration. `plan.Plan` provides the rules with the runs, with what
-determines each job (`jobs`, `chain`), and with the files that it reads. Nothing here
-imports torch, because every call of Snakemake builds the plan.
+`schema` checks a configuration. `plan.Plan` gives the rules the runs, the settings of
+each job (`jobs`, `chain`), and its input files. Nothing here imports torch, because
+every call of Snakemake builds the plan.
 """

@@ -1,8 +1,8 @@
-"""Results that came from elsewhere stay done.
+"""Copied results are not computed again.
 
-Snakemake makes a file again that is older than what it was made from. `cp -a` and
-`rsync -a` keep the times. `git clone` and a plain `cp -r` do not: all files are new, in
-the order of the copy, which says nothing.
+Snakemake runs a job again if its output is older than its inputs. `cp -a` and `rsync
+-a` keep the times. `git clone` and a plain `cp -r` do not: all files are new, in the
+order of the copy.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ TOLERANCE = 2.0  # seconds between the times of a file that a copy made
 
 
 def settle_times(results: str | Path, records: str | Path) -> bool:
-    """Give all results one time if they were copied here without their times.
+    """Give all results the same time if they were copied without their times.
 
     Args:
         results: Folder of the results.
-        records: Folder of Snakemake's records; it may be missing, or copied too. Where
-            a result has the time that was recorded when it was made, times count.
+        records: Folder of Snakemake's records; it may be missing, or copied too. If a
+            result still has its recorded time, all times are kept.
 
     Returns:
         Whether times were changed.
@@ -48,17 +48,17 @@ def settle_times(results: str | Path, records: str | Path) -> bool:
     now = time.time()
     folders = [Path(here) for here, _, _ in os.walk(results, topdown=False)]
     for path in (*paths, *folders):
-        with contextlib.suppress(OSError):  # not ours: then Snakemake decides
+        with contextlib.suppress(OSError):  # another user's: Snakemake decides
             os.utime(path, (now, now), follow_symlinks=False)
     return True
 
 
 def _recorded_times(records: Path) -> set[float]:
-    """The times of results that Snakemake recorded when it made them."""
+    """The times of results, as recorded by Snakemake."""
     recorded = set()
     for path in records.rglob("*") if records.is_dir() else ():
         try:
             recorded.add(round(float(json.loads(path.read_bytes())["endtime"]), 3))
         except (OSError, ValueError, TypeError, KeyError, OverflowError):
-            continue  # a folder, or no record that is of use
+            continue  # a folder, or an unusable record
     return recorded

@@ -26,17 +26,17 @@ from kproba.plan.received import check_packed, received_bank, received_network
 
 Config = dict[str, Any]
 
-# Of DeepLabV3, by output stride; meant for feature maps of about 33 x 33 cells.
+# Dilations of DeepLabV3, by output stride, for feature maps of about 33 x 33 cells.
 ATROUS_RATES = {16: [6, 12, 18], 8: [12, 24, 36]}
 
 
-# Values of `model.weights` that name no file.
+# Values of `model.weights` that are not file names.
 PUBLISHED = ("imagenet", "none")
 
 
 @cache
 def _describe_weights(weights: str) -> str:
-    """Weights by their content: a file may be at another place."""
+    """Describe weights by their content, because a file may be moved."""
     path = Path(weights).expanduser()
     if weights in PUBLISHED or not path.is_file():
         return weights
@@ -46,11 +46,11 @@ def _describe_weights(weights: str) -> str:
 
 @dataclass(frozen=True, order=True)
 class Run:
-    """One chain of steps, by its names in the paths.
+    """One run, that is, a chain of steps, with its names in the paths.
 
     Attributes:
-        dataset, task, setting, method, seed: As in the configuration; the task may be
-            one of one step and the method the name of a training of step 0.
+        dataset, task, setting, method, seed: As in the configuration. For a shared step
+            0, the task has one step and the method is the name of that training.
     """
 
     dataset: str
@@ -61,7 +61,7 @@ class Run:
 
 
 def _cached(build: Any) -> Any:
-    """Build the job of a run and step once."""
+    """Decorate a method, so that it builds the job of a run and step only once."""
 
     @wraps(build)
     def job(self: "Chain", run: Run, step: int) -> Any:
@@ -101,7 +101,7 @@ class Chain:
             return
         yield self.training(run, step)
         yield self.test(run, step)
-        # A packed step may have no bank to go on with.
+        # A packed step may have no bank.
         can_build = method.reads_bank or not self._datasets.packed(run.dataset)
         if not method.method.joint and can_build:
             yield self.bank(run, step)
@@ -120,9 +120,9 @@ class Chain:
 
     @_cached
     def training(self, run: Run, step: int) -> Training | Received:
-        """The training of a step; for `joint` the one of all classes at once.
+        """The training of a step; for `joint`, the single training of all classes.
 
-        Of a step that was packed elsewhere it is what the archive holds.
+        For a packed step, it is the network in the archive.
         """
         planned = self._method(run)
         if packed := self._datasets.packed(run.dataset):
@@ -135,8 +135,8 @@ class Chain:
             return self._base_training(run, planned.method)
         if run.method == planned.method.base:
             raise ConfigError(
-                f"Expected step 0 of '{run.method}', which has no other, but got step "
-                f"{step} of task '{run.task}'. Name a method instead."
+                f"Expected step 0, because '{run.method}' has no other step, but got "
+                f"step {step} of task '{run.task}'. Name a method instead."
             )
         corrected = planned.training_reads_bank(step)
         labels = planned.uses_labels(run.setting)
@@ -163,8 +163,8 @@ class Chain:
             return received_bank(packed, step, planned)
         if planned.method.joint and run.method != planned.method.base:
             raise ConfigError(
-                f"Expected a method that has a bank, but got '{run.method}', which "
-                f"trains all classes at once."
+                f"Expected a method with a prototype bank, but got '{run.method}', "
+                f"which trains all classes at once and has no bank."
             )
         step_training = self.training(run, step)
         uses_base = planned.bank_network == "base"
@@ -179,7 +179,7 @@ class Chain:
                 "groups": self._group_lists(run, step),
                 "sequential": run.setting == "sequential" and step > 0,
                 "seed": run.seed,
-                # Features of another network want a temperature of their own.
+                # Features of a new network need a new temperature.
                 "keep_temperature": uses_base and step > 0,
             },
             model=self.training(run, 0) if uses_base else step_training,
@@ -209,7 +209,7 @@ class Chain:
 
     @_cached
     def test(self, run: Run, step: int) -> Test:
-        """The test after a step."""
+        """The evaluation after a step."""
         planned = self._method(run)
         fused, groups = planned.test_reads_bank, self._groups(run, step)
         kind = self._datasets.kind(run.dataset)
@@ -248,7 +248,7 @@ class Chain:
         return self._methods[run.method]
 
     def _is_received(self, run: Run, step: int) -> bool:
-        """Whether a step was packed elsewhere, so that nothing makes it here."""
+        """Whether a step comes from an archive, so that no job here trains it."""
         packed = self._datasets.packed(run.dataset)
         return packed is not None and step <= packed.step
 
@@ -276,13 +276,13 @@ class Chain:
         return self._listed[key]
 
     def _joint_run(self, run: Run) -> Run:
-        """The run of one step that trains all classes of a task at once."""
+        """The one-step run that trains all classes of a task at once."""
         task = self._datasets.joint_task(run.dataset, run.task)
         base = self._method(run).method.base
         return Run(run.dataset, task, "overlap", base, run.seed)
 
     def _base_training(self, run: Run, method: Method) -> Training:
-        """Step 0, which depends on the head of the method alone."""
+        """The training of step 0, which depends only on the head of the method."""
         settings = self._training_settings(
             run,
             0,
@@ -301,7 +301,7 @@ class Chain:
         optimisation: Config,
         decision: Config | None,
     ) -> Config:
-        """Content of settings.json, but for the names of the run."""
+        """Content of settings.json, without the names of the run."""
         config = self._config
         epochs = self._datasets.epochs(run.dataset, self._groups(run, step))
         if epochs and step > 0:

@@ -1,4 +1,4 @@
-"""Checks of a configuration that need more than one of its values."""
+"""Checks of a configuration that compare several of its values."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ def check_model(config: Config) -> None:
     """Refuse a network that cannot be built.
 
     Raises:
-        ConfigError: Weights or output stride do not fit the backbone.
+        ConfigError: The weights or the output stride do not fit the backbone.
     """
     model = config["model"]
     weights, backbone = model["weights"], BACKBONES[model["backbone"]]
@@ -55,8 +55,8 @@ def check_batches(
     processes, nodes = getattr(compute, kind), compute.nodes
     if processes % nodes:
         raise ConfigError(
-            f"compute.{kind}: expected a multiple of compute.nodes = {nodes}, so "
-            f"that the nodes share them evenly, but got {processes}."
+            f"compute.{kind}: expected a multiple of compute.nodes = {nodes}, so that "
+            f"all nodes get the same number, but got {processes}."
         )
     split = processes * compute.accumulation
     sections = {"base": base}
@@ -75,7 +75,7 @@ def check_batches(
     if base["batch_size"] == compute.accumulation:
         raise ConfigError(
             f"base.batch_size: expected at least 2 images per micro-batch, because "
-            f"batch norm learns at step 0, but {base['batch_size']} "
-            f"over {compute.accumulation} leaves 1. Raise base.batch_size or "
+            f"step 0 trains batch norm, but {base['batch_size']} divided by "
+            f"{compute.accumulation} micro-batches leaves 1. Raise base.batch_size or "
             f"lower compute.accumulation."
         )

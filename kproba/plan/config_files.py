@@ -1,9 +1,9 @@
-"""Checks configuration files before anybody reads their content.
+"""Checks configuration files before Snakemake reads them.
 
 YAML can name a part (`&x`) and use it again (`*x`). A few lines with such names can
-stand for more values than fit into memory, or for a value that contains itself. The
-checks work on the tree of a file, in which a part that is used twice is there once, so
-they take no longer than the file is long.
+expand to more values than fit into memory, or to a value that contains itself. The
+checks use the syntax tree of the file, which holds a repeated part only once. So their
+time is proportional to the length of the file.
 """
 
 import argparse
@@ -21,7 +21,7 @@ MOST_VALUES = 100_000  # of a file, with repeated parts written out
 
 
 class ConfigFileError(ConfigError):
-    """A configuration file cannot be used; the message says why and what to do."""
+    """A configuration file cannot be used; the message has the reason and a remedy."""
 
 
 def files_of_arguments(words: Sequence[str]) -> list[str]:
@@ -31,14 +31,14 @@ def files_of_arguments(words: Sequence[str]) -> list[str]:
         parser.add_argument(name, nargs="+", action="extend", default=[], dest="files")
     try:
         options, _ = parser.parse_known_args(list(words))
-    except SystemExit:  # no name after the option: Snakemake says so
+    except SystemExit:  # no name after the option: Snakemake reports it
         return []
     files: list[str] = options.files
     return files
 
 
 def name_of_files(paths: Sequence[str | Path]) -> str:
-    """A name for the report of a configuration: that of its files, without endings."""
+    """Name of a configuration's report: the names of its files, without endings."""
     names = [re.sub(r"[^\w.-]", "_", Path(path).stem) for path in paths]
     return "+".join(names).lstrip(".")[:100] or "config"
 
@@ -47,8 +47,8 @@ def check_files(paths: Iterable[str | Path]) -> None:
     """Check configuration files.
 
     Raises:
-        ConfigFileError: A file is missing, is no file or too large, is not UTF-8 or no
-            YAML, has no keys, gives a key twice, contains itself, or stands for more
+        ConfigFileError: A file is missing, not a regular file, too large, not UTF-8 or
+            not YAML, has no keys, has a key twice, contains itself, or expands to more
             than `MOST_VALUES` values.
     """
     for path in paths:
@@ -60,13 +60,13 @@ def _check_file(path: Path) -> None:
     if not where.exists():
         raise ConfigFileError(
             f"Expected a configuration in {where}, but there is no such file. Check "
-            f"the name after --configfile. (Name targets after `--`, because "
-            f"--configfile takes all names that follow it.)"
+            f"the name after --configfile. (Put `--` before the targets, because "
+            f"--configfile takes every name after it as a file.)"
         )
     if not where.is_file():
         raise ConfigFileError(
-            f"Expected a configuration in {where}, but it is no regular file. Name a "
-            f"YAML file."
+            f"Expected a configuration in {where}, but it is not a regular file. Name "
+            f"a YAML file."
         )
     if where.stat().st_size > MOST_BYTES:
         raise ConfigFileError(
@@ -106,18 +106,20 @@ def check_text(text: str, where: str) -> None:
     except RecursionError as error:
         raise ConfigFileError(
             f"Expected a configuration with a few levels in {where}, but its lists and "
-            f"sections are nested too deeply. Write it flatter."
+            f"sections are nested too deeply. Use fewer levels."
         ) from error
     if not isinstance(root, yaml.MappingNode):
         raise ConfigFileError(
-            f"Expected settings of the form `key: value` in {where}, but found "
-            f"{'nothing' if root is None else 'none'}. See config/README.md."
+            f"Expected settings of the form `key: value` in {where}, but "
+            f"{'the file is empty' if root is None else 'it has none'}. See "
+            f"config/README.md."
         )
     values = _count(root, where, {}, set())
     if values > MOST_VALUES:
         raise ConfigFileError(
-            f"Expected at most {MOST_VALUES} values in {where}, but with its repeated "
-            f"parts (`*name`) written out it has {values:.3g}. Remove repeated parts."
+            f"Expected at most {MOST_VALUES} values in {where}, but it has "
+            f"{values:.3g} when its repeated parts (`*name`) are written out. Remove "
+            f"repeated parts."
         )
 
 
@@ -127,8 +129,9 @@ def _count(node: yaml.Node, where: str, known: dict[int, int], above: set[int]) 
         return known[id(node)]
     if id(node) in above:
         raise ConfigFileError(
-            f"Expected settings without circles in {where}, but the part that begins "
-            f"in line {node.start_mark.line + 1} contains itself. Write it out."
+            f"Expected no part that contains itself in {where}, but the part that "
+            f"begins in line {node.start_mark.line + 1} does. Replace the reference by "
+            f"its values."
         )
     above.add(id(node))
     total = 1
@@ -162,8 +165,9 @@ def _refuse_repeated_keys(node: yaml.MappingNode, where: str) -> None:
 def check_command_line() -> None:
     """End the program with a message if a file of `--configfile` cannot be used.
 
-    The profiles call this. Snakemake reads such files before the Snakefile, and ends in
-    a traceback, or never, if one is missing, contains itself or grows without bound.
+    The profiles call this. Snakemake reads such files before the Snakefile. If a file
+    is missing, contains itself or expands without bound, Snakemake would print a
+    traceback or never end.
     """
     try:
         check_files(files_of_arguments(sys.argv[1:]))

@@ -1,8 +1,8 @@
-"""Whether the files of a dataset are those of its index.
+"""Checks whether the files of a dataset have changed since they were indexed.
 
-Sizes and times are compared first, which reads no file. Where they differ, as after a
-copy, the contents are compared with what the index recorded in files.json. The same
-pictures at another place, or with other times, are the same dataset.
+Sizes and times are compared first, which opens no file. If they differ, for example
+after a copy, the contents are compared with files.json, which the index job wrote. So a
+moved or copied dataset is still the same dataset.
 """
 
 import csv
@@ -28,9 +28,9 @@ FILES = records.record(
     {"known": records.list_of(records.text())},
 )
 MOST_BYTES = 2**30  # of files.json; a million pictures have some hundred MiB
-# Lines around the entry `files`. In JSON a line break is in no name.
+# Lines around the entry `files`. Names in JSON contain no line breaks.
 _FILES_BEGIN, _FILES_END = b'\n  "files": {', b"\n  }"
-KNOWN = 20  # digests of sizes and times that belong to the same contents
+KNOWN = 20  # digests of sizes and times for the same contents
 
 
 def state_of_files(kind: DatasetKind, folder: str | Path, recorded: str | Path) -> str:
@@ -70,7 +70,7 @@ def recorded_state(recorded: str | Path) -> str | None:
 def training_classes(index: str | Path) -> list[str] | None:
     """The column `classes` of the training images of an index.
 
-    None if it cannot be read: the jobs that read it say what is wrong.
+    None if it cannot be read; the jobs that read it report the error.
     """
     try:
         with Path(index).open(encoding="utf-8", newline="") as file:

@@ -23,19 +23,20 @@ from kproba.predict.packed import PackedStep
 
 Config = dict[str, Any]
 Locate = Callable[[str], str]
-# Keys of a dataset that say how its masks are found and read.
+# Keys of a dataset for finding and reading its masks.
 OPTIONS = ("labels", "labelmap", "mask_suffix", "masks")
 
 
 class Datasets:
     """Datasets with their additions, and the class groups of the planned tasks.
 
-    An addition is a dataset of its own to the rules that index it, "pets+1" the first
-    of "pets". Steps before its own never see it. *Part* means either.
+    The rules that index an addition treat it as a separate dataset: "pets+1" is the
+    first addition of "pets". Earlier steps never use it. A *part* is a dataset or an
+    addition.
 
     Args:
         config: A checked configuration.
-        locate: Where a file of `kproba.artifacts` is; see `Plan`.
+        locate: Returns the path of a file of `kproba.artifacts`; see `Plan`.
 
     Raises:
         ConfigError: Class names are missing or wrong.
@@ -49,7 +50,7 @@ class Datasets:
             name: part_names(config["datasets"], name) for name in config["datasets"]
         }
         self._names: dict[str, list[str]] = {}
-        self._counts: dict[str, int] = {}  # classes up to and with a part
+        self._counts: dict[str, int] = {}  # classes up to and including a part
         self._added: dict[str, tuple[int, ...]] = {}  # raw labels of an addition
         self._groups: dict[tuple[str, str], Groups] = {}
         self._packed: dict[str, PackedStep] = {}
@@ -65,30 +66,31 @@ class Datasets:
                 self._names[name] = self._read_names(name)
 
     def kind(self, part: str) -> DatasetKind:
-        """The kind of a dataset or addition, as its settings want it."""
+        """The kind of a dataset or addition, with its settings applied."""
         settings = self._parts[part]
         return KINDS[settings["kind"]].with_settings(settings)
 
     def _use_size_of_packed(self, dataset: str) -> None:
-        """Scale new pictures as those of the packed step were, by default."""
+        """By default, scale new pictures like those of the packed step."""
         for part in self._part_names[dataset]:
             if self._parts[part]["long_side"] is None:
                 self._parts[part]["long_side"] = self._packed[dataset].long_side
 
     def packed(self, dataset: str) -> PackedStep | None:
-        """The step that a dataset goes on from; None if it begins with step 0."""
+        """The packed step that a dataset continues from; None if there is none."""
         return self._packed.get(dataset)
 
     def packed_file(self, dataset: str) -> str:
         """The archive of a packed step, or the predictor.json of its folder.
 
         Raises:
-            ConfigError: The dataset does not go on from one.
+            ConfigError: The dataset does not continue from a packed step.
         """
         packed = self.packed(dataset)
         if packed is None:
             raise ConfigError(
-                f"Expected a dataset of the kind 'packed', but '{dataset}' is none."
+                f"Expected a dataset of the kind 'packed', but '{dataset}' has another "
+                f"kind."
             )
         path = packed.path
         return str(path / "predictor.json" if path.is_dir() else path)
@@ -96,9 +98,9 @@ class Datasets:
     # Classes
 
     def class_count(self, part: str) -> int:
-        """Classes of a dataset without its additions, or up to and with an addition.
+        """Number of classes of a dataset, or of all parts up to an addition.
 
-        Background is not counted.
+        The background and, for a dataset, its additions are not counted.
         """
         return self._counts[part]
 
@@ -116,7 +118,7 @@ class Datasets:
         return self._names[self.dataset_of(part)][: self._counts[part]]
 
     def labels_of_part(self, part: str) -> list[int]:
-        """Raw labels of the classes that a part should show: new ones, or all."""
+        """Raw labels that a part should show: new ones for an addition, else all."""
         return list(self._added.get(part, range(1, self._counts[part] + 1)))
 
     def dataset_of(self, part: str) -> str:
@@ -128,7 +130,7 @@ class Datasets:
     def add_task(self, where: str, dataset: str, task: str) -> None:
         """Register a task, and the one-step tasks that share work with it.
 
-        Those are its step 0, and the joint trainings of it and of its step 0.
+        These tasks are its step 0, and the joint trainings of the task and of step 0.
 
         Raises:
             ConfigError: The classes cannot be divided so; the message starts with
@@ -179,7 +181,7 @@ class Datasets:
         )
 
     def steps_of_part(self, part: str, task: str) -> list[int]:
-        """The steps of a task whose new classes only this part can show."""
+        """The steps of a task whose new classes occur only in this part."""
         dataset = self.dataset_of(part)
         if self.kind(part).validation_only:
             return []  # nothing is trained on its pictures
@@ -194,7 +196,7 @@ class Datasets:
     # Images
 
     def parts(self, dataset: str, groups: Iterable[Iterable[int]]) -> list[str]:
-        """A dataset and those of its additions whose classes `groups` hold."""
+        """A dataset and its additions with classes in `groups`."""
         parts = self._part_names[dataset]
         # A packed step may have no pictures of its own.
         own = parts[:1] if self._parts[dataset].get("path", True) else []
@@ -214,7 +216,7 @@ class Datasets:
         return [artifacts.fill(artifacts.INTEGRITY, {"dataset": p}) for p in parts]
 
     def epochs(self, dataset: str, groups: Groups) -> float | None:
-        """Epochs of the last step of `groups` where an addition sets its own."""
+        """Epochs of the last step of `groups`, if an addition sets them; else None."""
         part = self.parts(dataset, groups)[-1]
         if set(groups[-1]) != set(self._added.get(part, ())):
             return None
@@ -222,14 +224,14 @@ class Datasets:
         return epochs
 
     def folder(self, part: str) -> str:
-        """Where the files of a dataset are; below results/ if a rule makes them."""
+        """Folder of a dataset's files; below results/ if a rule writes them."""
         for made in self.made_folders(part):
             return self._locate(made)
         folder: str = self._parts[part]["path"]
         return folder
 
     def long_side(self, part: str) -> int | None:
-        """Longer side of pictures that are longer; None for their own size."""
+        """Longer side to which large pictures are scaled down; None for no scaling."""
         side: int | None = self._parts[part].get("long_side")
         return side
 
@@ -244,8 +246,7 @@ class Datasets:
     def folders(self, dataset: str) -> dict[str, tuple[str, str]]:
         """The folders of a dataset's and its additions' pictures and converted masks.
 
-        They are no part of what a job depends on: the same pictures elsewhere are the
-        same dataset.
+        No job depends on these paths, because a moved dataset is the same dataset.
         """
         parts = self._part_names[dataset]
         return {
@@ -257,9 +258,9 @@ class Datasets:
         }
 
     def state_of_files(self, part: str) -> str:
-        """Changes when the content of files changes that no rule makes.
+        """A text that changes with the files of a dataset, if no rule writes them.
 
-        The files are looked at once: there may be millions.
+        The files are checked only once, because there may be millions.
         """
         if self.made_folders(part):
             return ""
@@ -276,24 +277,24 @@ class Datasets:
         return [part for part in parts if self._parts[part].get("path", True)]
 
     def check_folders(self) -> None:
-        """Refuse datasets that are not where the configuration says.
+        """Refuse datasets that are missing in the configured folder.
 
         Raises:
-            ConfigError: A dataset or addition is neither there nor made by a rule.
+            ConfigError: A dataset or addition is missing, and no rule writes it.
         """
         for part in self.planned_parts():
             kind, path = self.kind(part), self._parts[part].get("path")
             if self.made_folders(part) or path is None or kind.is_there(path):
                 continue
             try:
-                kind.find_pairs(Path(path), VAL_SHARE)  # says what is missing
+                kind.find_pairs(Path(path), VAL_SHARE)  # names what is missing
             except (OSError, ValueError) as error:
                 raise ConfigError(f"datasets.{part}: {error}") from error
 
     def training_classes(self, part: str) -> list[str] | None:
         """The column `classes` of the training images, by the index of a part.
 
-        None without an index, or if it is to be made anew.
+        None if there is no index, or if it will be written again.
         """
         values = {"dataset": part}
         state = recorded_state(self._locate(artifacts.fill(artifacts.FILES, values)))
@@ -302,7 +303,7 @@ class Datasets:
         return training_classes(self._locate(artifacts.fill(artifacts.INDEX, values)))
 
     def archives(self, part: str) -> list[Archive]:
-        """The archives that `download: true` fetches; none for unpublished kinds."""
+        """The archives that `download: true` downloads; empty for unpublished kinds."""
         settings = self._parts[part]
         archives = []
         for name, archive in self.kind(part).archives.items():
@@ -312,13 +313,13 @@ class Datasets:
         return archives
 
     def drawing_settings(self, part: str) -> Config:
-        """Settings of the pictures of a kind that a rule draws."""
+        """Settings of a dataset that a rule draws."""
         others = ("kind", "additions")
         settings = self._parts[part]
         return {key: value for key, value in settings.items() if key not in others}
 
     def index_settings(self, part: str) -> Config:
-        """All that determines the index of a dataset, besides its files."""
+        """Everything that determines the index of a dataset, except for its files."""
         settings = self._parts[part]
         origins = find_origins([("dataset kind", settings["kind"])])
         options = {key: settings[key] for key in OPTIONS if settings.get(key)}
@@ -361,8 +362,8 @@ class Datasets:
                     f"datasets.{dataset}.additions: expected {path}/classes.txt to "
                     f"name the {len(known)} classes known so far, in their order after "
                     f"'background', and then at least one new class, but got "
-                    f"{', '.join(names)}. Known: {', '.join(known)}. (More pictures of "
-                    f"known classes belong into the dataset's own folder.)"
+                    f"{', '.join(names)}. Known: {', '.join(known)}. (Put more "
+                    f"pictures of known classes into the folder of the dataset.)"
                 )
             if known:
                 self._added[part] = tuple(range(len(known) + 1, len(names) + 1))
@@ -370,7 +371,7 @@ class Datasets:
         return known
 
     def _packed_names(self, part: str) -> list[str]:
-        """Names of the classes of a packed step by label; none of other parts."""
+        """Names of the classes of a packed step by label; empty for other parts."""
         packed = self.packed(part)
         if packed is None:
             return []

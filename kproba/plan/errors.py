@@ -9,6 +9,6 @@ class ConfigError(ValueError):
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """A hint at the known name that is most like a word; "" if none is."""
+    """A hint with the known name most similar to a word; "" if there is none."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,10 +1,10 @@
-"""The jobs of the workflow as frozen values: what each is made from.
+"""The jobs of the workflow as frozen values, with everything that determines them.
 
-A job holds its settings and the jobs whose artifacts it reads. Equal jobs make equal
-artifacts, so they are one job, whichever runs ask for it: methods, tasks and settings
-share exactly what is equal. The names of a run are no part of a job.
+A job holds its settings and the jobs whose artifacts it reads. Equal jobs write equal
+artifacts, so they are run once: methods, tasks and settings share exactly the equal
+jobs. The names of a run do not belong to a job.
 
-Options that affect only speed, and the places of files, are left out.
+Options that affect only speed, and paths of files, are left out.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ Classes = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Job:
-    """A job; equal to another if settings and inputs are, all the way down."""
+    """A job; two jobs are equal if their settings and all their inputs are equal."""
 
     @cached_property
     def shape(self) -> str:
@@ -42,7 +42,7 @@ class Job:
 
     @cached_property
     def seeds(self) -> frozenset[int]:
-        """The seeds of it and its inputs; of the jobs of a run only one, or none."""
+        """The seeds of the job and its inputs; the jobs of a run have at most one."""
         values = [getattr(self, field.name) for field in fields(self)]
         inputs = [value.seeds for value in values if isinstance(value, Job)]
         settings = getattr(self, "settings", {})
@@ -82,10 +82,10 @@ class Split(Job):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Training(Job):
-    """The training of a step; with `previous` None that of step 0.
+    """The training of a step; `previous` is None at step 0.
 
     Attributes:
-        settings: Content of settings.json, but for the names of the run.
+        settings: Content of settings.json, without the names of the run.
         split: Its images.
         previous: The training of step t-1.
         labels: The targets it trains on; None: the raw labels.
@@ -104,7 +104,7 @@ class Bank(Job):
     """The prototype bank after a step.
 
     Attributes:
-        settings: What it is built from.
+        settings: Its settings.
         model: The training whose model the bank belongs to.
         split: The images of the step.
         labels: Their targets; None: the raw labels.
@@ -124,10 +124,10 @@ class Bank(Job):
     def feature_network(
         self, network: "Training | Received"
     ) -> "Training | Received | None":
-        """The training whose network the bank reads beside another one.
+        """The training of the network with the bank's features, if it is another one.
 
         Args:
-            network: That decides together with the bank.
+            network: The training of the network that is combined with the bank.
 
         Returns:
             None if the bank reads the features of `network` itself.
@@ -184,13 +184,13 @@ class Labels(Job):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Test(Job):
-    """The test after a step.
+    """The evaluation after a step.
 
     Attributes:
-        settings: Evaluation, classes and names, and how network and bank decide.
-        network: The training that is tested.
+        settings: Evaluation, classes and names, and how network and bank are combined.
+        network: The training of the network that is evaluated.
         parts: The dataset and its additions so far, whose index is read.
-        bank: The bank of the step, where it decides together with the network.
+        bank: The bank of the step, if it is combined with the network.
     """
 
     __test__ = False  # not for pytest

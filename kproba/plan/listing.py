@@ -1,4 +1,4 @@
-"""Snakemake's log in short: reasons that fit a line, and plans of groups of jobs.
+"""A short log for Snakemake: reasons in one line, and grouped jobs in dry runs.
 
 A dry run (`-n`) of a large configuration has hundreds of jobs, and Snakemake names all
 files of each. Here it gets one line per rule, run and reason, with the steps.
@@ -20,7 +20,7 @@ class PlannedJob:
 
     Attributes:
         rule: Name of its rule.
-        place: What it is for: the wildcards, without the step.
+        place: The wildcards without the step, such as dataset and method.
         step: The step; None for a job without.
         reason: Why it would run, in a few words.
     """
@@ -48,10 +48,10 @@ class PlannedJob:
         )
 
 
-# Beginnings of Snakemake's reasons, and what the listing says.
+# Beginnings of Snakemake's reasons, and the words in the listing.
 _WORDS = {
     "Missing output files": "no result yet",
-    "Input files updated by another job": "its input is made again",
+    "Input files updated by another job": "its input is updated by another job",
     "Updated input files": "an input is newer",
     "Params have changed": "a setting changed",
     "Set of input files has changed": "other inputs",
@@ -62,7 +62,7 @@ _WORDS = {
 
 
 def _in_words(reason: str) -> str:
-    """A reason of Snakemake in a few words; what begins first decides."""
+    """Snakemake's reason in a few words; the first known beginning decides."""
     found = [(reason.find(text), words) for text, words in _WORDS.items()]
     found = [(place, words) for place, words in found if place >= 0]
     return min(found)[1] if found else shorten(reason, 60)
@@ -89,7 +89,7 @@ def list_jobs(jobs: Iterable[PlannedJob]) -> list[str]:
     groups: dict[tuple[str, str, str], list[int | None]] = {}
     for job in jobs:
         groups.setdefault((job.rule, job.place, job.reason), []).append(job.step)
-    lines = ["Would run (rule, what for, why):"]
+    lines = ["Jobs that would run (rule, target, reason):"]
     for (rule, place, reason), steps in sorted(
         groups.items(), key=lambda item: (item[0][1], item[0][0], item[0][2])
     ):
@@ -102,8 +102,8 @@ def list_jobs(jobs: Iterable[PlannedJob]) -> list[str]:
 class ShortLog(logging.Filter):
     """Shortens what Snakemake logs about jobs.
 
-    A filter of Snakemake's logger: it changes records, and holds back those of a dry
-    run until the last job is known. Records that it does not know pass unchanged.
+    A filter for the logger of Snakemake. It shortens records, and holds back those of a
+    dry run until the last job is known. Unknown records pass unchanged.
 
     Args:
         dry_run: Whether this is a dry run.

@@ -40,14 +40,13 @@ class PlannedMethod:
         name: In the configuration and in paths.
         method: Its declaration.
         increment: Settings of `Optimisation` for every later step.
-        bank_network: Whose features the prototypes are of: "base", the network after
-            step 0, at every step; "after", the step's own; "before", the step's own
-            before its training.
-        bank: Settings of `BankSettings`, but for what only later steps read.
+        bank_network: The network whose features the prototypes use: "base", the network
+            after step 0 at every step; "after", the step's network; "before", the
+            step's network before its training.
+        bank: Settings of `BankSettings`, except for those of later steps.
         bank_momentum: `BankSettings.momentum` of later steps.
-        labels: Settings of `LabelSettings`, only those that the rule reads.
-        decision: Settings of `Decision` by which network and bank decide together, only
-            those that its rule reads.
+        labels: Settings of `LabelSettings` that the rule uses.
+        decision: Settings of `Decision` that its rule uses.
     """
 
     name: str
@@ -66,26 +65,26 @@ class PlannedMethod:
 
     @property
     def test_reads_bank(self) -> bool:
-        """Whether network and bank decide together in the test."""
+        """Whether network and bank are combined in the evaluation."""
         return self.method.prediction != "network"
 
     def training_reads_bank(self, step: int) -> bool:
-        """Whether the bank of the step before corrects the targets of a step."""
+        """Whether the bank of the previous step corrects the targets of a step."""
         return self.method.bank_teaches and step >= FIRST_CORRECTED_STEP
 
     def uses_labels(self, setting: str) -> bool:
-        """Whether increments train on exported labels ("sequential" knows them all)."""
+        """Whether increments train on pseudo labels; "sequential" has true labels."""
         method = self.method
         return method.use_pseudo_labels and not method.joint and setting != "sequential"
 
     @property
     def reads_bank(self) -> bool:
-        """Whether training, labels or test of a later step read a bank."""
+        """Whether training, labels or evaluation of a later step read a bank."""
         labels = self.method.use_pseudo_labels and self.labels_read_bank
         return self.test_reads_bank or self.method.bank_teaches or labels
 
     def last_bank_matters(self, setting: str) -> bool:
-        """Whether a next step would start from the bank of the last one."""
+        """Whether the next step would use the bank of the last step."""
         labels = self.uses_labels(setting) and self.labels_read_bank
         return self.test_reads_bank or self.method.bank_teaches or labels
 
@@ -133,9 +132,9 @@ def _changed_method(name: str, changes: Mapping[str, Any]) -> Method:
     if switches.get("teacher") == "fused" and not method.bank_teaches:
         terms = [name for name, term in TERMS.items() if TEACHER_LOGITS in term.needs]
         raise ConfigError(
-            f"{where}.teacher: expected 'network' without a weight for "
-            f"{' or '.join(terms)}, whose targets alone the bank corrects, but got "
-            f"'fused'. Set losses.{terms[0]}, or leave the teacher out."
+            f"{where}.teacher: expected 'network', because the bank corrects only the "
+            f"targets of {' or '.join(terms)} and the method has no weight for it, but "
+            f"got 'fused'. Set losses.{terms[0]}, or leave the teacher out."
         )
     return method
 
@@ -148,7 +147,7 @@ def _head_for(method: Method) -> str:
 
 
 def _check_terms(where: str, method: Method) -> None:
-    """Refuse terms that need what the head does not provide."""
+    """Refuse terms that do not fit the head."""
     head = HEADS[method.head]
     lacking = {
         name: TERMS[name].needs - head.provides - set(NEEDS) for name in method.terms
@@ -161,8 +160,8 @@ def _check_terms(where: str, method: Method) -> None:
             if TERMS[name].needs - set(NEEDS) <= head.provides
         ]
         raise ConfigError(
-            f"{where}.cross_entropy: expected one that fits the head '{method.head}', "
-            f"but {method.cross_entropy} needs "
+            f"{where}.cross_entropy: expected a term that fits the head "
+            f"'{method.head}', but {method.cross_entropy} needs "
             f"{', '.join(sorted(lacking[method.cross_entropy]))}. Set it to one of "
             f"{', '.join(fitting)}, or change head."
         )
@@ -199,7 +198,7 @@ def _planned(config: Config, name: str, method: Method, *, used: bool) -> Planne
         wanted = _bank_kind(label_rule.combines or DEFAULT_COMBINATION, decision)
         if wanted != kind and used:
             raise ConfigError(
-                f"methods.{name}.prediction: expected a rule that reads the same bank "
+                f"methods.{name}.prediction: expected a rule that uses the same bank "
                 f"as pseudo_labels.rule '{label_rule.name}', but got '{combination}'. "
                 f"Set it to 'fused', or change pseudo_labels.rule."
             )
@@ -223,19 +222,19 @@ def _planned(config: Config, name: str, method: Method, *, used: bool) -> Planne
 
 
 def _combination(method: Method, of_labels: str | None) -> str:
-    """The rule by which network and bank decide together."""
+    """The rule that combines network and bank."""
     if method.prediction in ("network", "fused"):
         return of_labels or DEFAULT_COMBINATION
     return method.prediction
 
 
 def _bank_kind(rule: str, decision: Config) -> Config:
-    """Contents of the bank of a rule: its map, and whether it has the scatter."""
+    """The kind of bank that a rule needs: its map, and whether it has the scatter."""
     return {"map": RULES[rule].bank, "scatter": needs_scatter(rule, decision)}
 
 
 def _decision(rule: str, decision: Config) -> Config:
-    """The settings of a decision that its rule reads."""
+    """The settings of a decision that its rule uses."""
     read = set(RULES[rule].decision)
     if decision["foreground"] == "network":
         read.discard("foreground_bias")
@@ -244,7 +243,7 @@ def _decision(rule: str, decision: Config) -> Config:
 
 
 def _label_settings(labels: Config, decision: Config) -> Config:
-    """The settings of the pseudo labels that their rule reads."""
+    """The settings of the pseudo labels that their rule uses."""
     rule = RULES[labels["rule"]]
     settings = {"rule": rule.name, **{key: labels[key] for key in rule.reads}}
     if rule.bank is None:

@@ -1,4 +1,4 @@
-"""Who owns each artifact: the first run, in a fixed order, that needs its job."""
+"""Owners of artifacts: the first run, in a fixed order, that needs the job."""
 
 from dataclasses import dataclass, replace
 
@@ -35,9 +35,9 @@ class Owners:
 
     The order is fixed: one-step tasks by their canonical name, then tasks in the order
     of the experiments; within a task overlap, disjoint, sequential; within these the
-    trainings of step 0, built-in methods, custom methods. Settings and methods count
-    whether an experiment names them or not. So artifacts do not move when an experiment
-    is added, but where a task with the same first steps is put in front of another.
+    trainings of step 0, built-in methods, custom methods. All settings and methods
+    count, even if no experiment uses them. So artifacts do not move when an experiment
+    is added, unless a task with the same first steps is put in front of another.
 
     Seeds do not matter: jobs of two seeds differ in the seed alone. So the owners of a
     dataset are found for one seed and hold for all of them.
@@ -63,7 +63,7 @@ class Owners:
             run: Any run that needs it.
 
         Raises:
-            ConfigError: It is no job of the plan.
+            ConfigError: The plan does not have this job.
         """
         if run.dataset not in self._places:
             self._places[run.dataset] = {}
@@ -81,7 +81,7 @@ class Owners:
         return Place(replace(place.run, seed=run.seed), place.step)
 
     def _add(self, run: Run) -> None:
-        """Let the methods own what no one owns yet of the task and setting of a run."""
+        """Give the methods the jobs of a task and setting that have no owner yet."""
         places = self._places[run.dataset]
         count = len(self._datasets.groups(run.dataset, run.task))
         packed = self._datasets.packed(run.dataset)

@@ -1,4 +1,4 @@
-"""Steps that datasets go on from, as the configuration names them."""
+"""Packed steps that datasets of the configuration continue from."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +12,17 @@ Config = dict[str, Any]
 
 
 def read_packed_step(dataset: str, settings: Config) -> PackedStep:
-    """The step that a dataset goes on from, with labels 1..N.
+    """The packed step that a dataset continues from, with labels 1..N.
 
     Raises:
-        ConfigError: It cannot be read, or there is nothing new.
+        ConfigError: It cannot be read, or the dataset has no additions.
     """
     where = f"datasets.{dataset}"
     if not settings["additions"]:
         raise ConfigError(
             f"{where}.additions: expected at least one folder of pictures with a new "
-            f"class, but got none. Name one: a packed step is there to go on from."
+            f"class, but got none. Add one: a packed step is used to start the next "
+            f"step."
         )
     try:
         packed = read_packed(Path(settings["path"]).expanduser())
@@ -30,7 +31,7 @@ def read_packed_step(dataset: str, settings: Config) -> PackedStep:
     count = len(packed.labels)
     if sorted(packed.labels) == list(range(count)):
         return packed
-    # Of a task that had not come to all classes: count those that are known.
+    # The task may have more classes than the step knows: count the known ones.
     numbers = iter(range(1, count))
     groups = tuple(tuple(next(numbers) for _ in group) for group in packed.groups)
     return replace(packed, groups=groups)

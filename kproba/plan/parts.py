@@ -1,4 +1,4 @@
-"""The parts of a dataset: itself, and its additions as folders of their own."""
+"""The parts of a dataset: the dataset itself, and its additions."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ def part_names(datasets: Config, dataset: str) -> list[str]:
 
 
 def with_additions(datasets: Config) -> Config:
-    """The settings of all datasets, and of their additions as folders of their own."""
+    """The settings of all datasets, and of their additions as separate datasets."""
     parts = {}
     for name, settings in datasets.items():
         parts[name] = dict(settings)

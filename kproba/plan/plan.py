@@ -1,8 +1,8 @@
-"""The plan: the runs of a configuration, their jobs, and who owns each artifact.
+"""The plan: the runs of a configuration, their jobs, and the owners of artifacts.
 
 It gives the rules the inputs and settings of a job, by the names in the job's path.
-`Chain` builds the jobs of a run. Artifacts that several runs would make alike belong to
-the first of them (`Plan.owner`), in whose folder they are made once.
+`Chain` builds the jobs of a run. If several runs would write equal artifacts, the first
+run owns them (`Plan.owner`): they are written once, in its folder.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from kproba.plan.results import StepResult
 from kproba.runtime.compute import Compute
 
 Config = dict[str, Any]
-# Where the files of a step are that was packed elsewhere.
+# Paths of the files of a packed step.
 _RECEIVED = {
     artifacts.MODEL: artifacts.RECEIVED_MODEL,
     artifacts.BANK: artifacts.RECEIVED_BANK,
@@ -37,9 +37,9 @@ class Plan:
     """The runs of a checked configuration and the jobs that they need.
 
     Args:
-        config: What `kproba.plan.schema.check` returned; it is not changed.
-        locate: Where a file of `kproba.artifacts` is, for paths that a job gets as
-            text. Where another workflow uses this one as a module with a prefix,
+        config: Result of `kproba.plan.schema.check`; it is not changed.
+        locate: Returns the path of a file of `kproba.artifacts`, for paths that a job
+            gets as text. If another workflow uses this one as a module with a prefix,
             Snakemake adds the prefix to inputs and outputs, but not to such paths.
 
     Raises:
@@ -81,7 +81,7 @@ class Plan:
         return self.methods[name]
 
     def steps(self, run: Run) -> range:
-        """Steps whose model is tested; `joint` has the last one only."""
+        """Steps whose model is evaluated; `joint` has only the last one."""
         count = len(self.datasets.groups(run.dataset, run.task))
         if self.method(run.method).method.joint:
             return range(count - 1, count)
@@ -89,27 +89,28 @@ class Plan:
         return range(packed.step + 1 if packed else 0, count)
 
     def experiments(self) -> list[Run]:
-        """One run of each dataset, task and setting, whatever its method and seed."""
+        """One run for each dataset, task and setting, with any method and seed."""
         runs = {(run.dataset, run.task, run.setting): run for run in self.runs}
         return list(runs.values())
 
     def weights_file(self) -> str | None:
-        """File of the backbone's weights that a rule makes; None without one."""
+        """File of backbone weights that a rule downloads; None if there is none."""
         model = self.config["model"]
         if model["weights"] != "imagenet" or BACKBONES[model["backbone"]].packaged:
             return None
         return artifacts.fill(artifacts.WEIGHTS, {"backbone": model["backbone"]})
 
     def own_weights(self) -> str | None:
-        """File of weights that the user names; None without one.
+        """File of weights that the user names; None if there is none.
 
-        It is no input of a rule: Snakemake would read braces in its path, and the same
-        weights at another place are the same. Their content is among the settings.
+        It is not an input of a rule, because Snakemake would interpret braces in its
+        path, and the folder of the file does not matter. The settings contain a digest
+        of it.
         """
         weights: str = self.config["model"]["weights"]
         return None if weights in PUBLISHED else str(Path(weights).expanduser())
 
-    # Who owns what
+    # Owners of artifacts
 
     def owner(self, job: Job, run: Run) -> Place:
         """The place of a job's artifacts: the first run that needs the job.
@@ -119,7 +120,7 @@ class Plan:
             run: Any run that needs it.
 
         Raises:
-            ConfigError: It is no job of the plan.
+            ConfigError: The plan does not have this job.
         """
         return self._owners.place(job, run)
 
@@ -136,12 +137,12 @@ class Plan:
     # Settings and inputs of the rules
 
     def settings(self, run: Run, step: int) -> Config:
-        """Content of settings.json: names of the run, and all that determines it."""
+        """Content of settings.json: names of the run and settings of the training."""
         training = self.chain.training(run, step)
         return {"run": {**vars(run), "step": step}, **training.settings}
 
     def test_settings(self, run: Run, step: int) -> Config:
-        """What `evaluate` is told: the names of run and classes, and its settings."""
+        """Settings of the rule `evaluate`, with the names of run and classes."""
         groups = self.datasets.groups(run.dataset, run.task, step)
         return {
             "run": {**vars(run), "step": step},
@@ -150,10 +151,10 @@ class Plan:
         }
 
     def index_context(self, part: str) -> Config:
-        """What the index of a dataset or addition is told besides its settings.
+        """Further information for the index job of a dataset or addition.
 
-        It does not determine the index: names for messages, the crop and the tasks
-        that the counts of images are compared with.
+        It does not change the index: names for messages, the crop size, and the tasks
+        whose steps need images.
         """
         return {
             "dataset": part,
@@ -180,7 +181,7 @@ class Plan:
         return list(tasks.values())
 
     def check_images(self) -> None:
-        """Refuse steps without training images, as far as datasets are indexed.
+        """Refuse steps without training images, for all datasets with an index.
 
         Raises:
             ConfigError: The index of a dataset, if it is there and up to date, has no
@@ -251,7 +252,7 @@ class Plan:
         network: Training | Received | None,
         run: Run,
     ) -> dict[str, Files]:
-        """A bank that decides with a network, and the network of its features."""
+        """A bank that is combined with a network, and the network of its features."""
         features = None
         if bank is not None and network is not None:
             features = bank.feature_network(network)
@@ -263,7 +264,7 @@ class Plan:
     # Results
 
     def result(self, run: Run, step: int) -> StepResult:
-        """Files of the result of a step, and of what it cost."""
+        """Files with the results and the costs of a step."""
         test = self.chain.test(run, step)
         place = self.owner(test, run)
         model = self.owner(test.network, run)
@@ -292,13 +293,13 @@ class Plan:
         )
 
     def _times(self, test: Test, run: Run) -> dict[str, str]:
-        """Snakemake's benchmarks of the jobs that made what predicts after a step."""
+        """Snakemake's benchmark files of the jobs behind a step's network and bank."""
         training = test.network
         times = {"training": self.owner(training, run).path(artifacts.TRAINING_TIME)}
         if training.labels:
             place = self.owner(training.labels, run)
             times["pseudo labels"] = place.path(artifacts.LABELS_TIME)
-        # The step's own bank is part of what predicts; else one that the training read.
+        # The bank of the step if it predicts, else the bank that the training used.
         bank = test.bank or training.bank or (training.labels and training.labels.bank)
         if bank:
             times["bank"] = self.owner(bank, run).path(artifacts.BANK_TIME)
@@ -326,7 +327,7 @@ class Plan:
         return [self.locate(path) for path in paths]
 
     def last_banks(self) -> list[str]:
-        """The banks after the last steps, from which a next step would start."""
+        """The banks after the last steps, which the next step would use."""
         banks = []
         for run in self.runs:
             if self.method(run.method).last_bank_matters(run.setting):
@@ -337,7 +338,7 @@ class Plan:
     # Reading the experiments
 
     def _add(self, where: str, experiment: Config) -> list[Run]:
-        """The runs of an experiment, whose tasks the datasets then know."""
+        """Add the runs of an experiment, and register its tasks."""
         dataset = experiment["dataset"]
         if dataset not in self.config["datasets"]:
             known = self.config["datasets"]

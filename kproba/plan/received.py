@@ -1,16 +1,16 @@
-"""What a packed step gives to the steps after it, and which methods can go on."""
+"""The network and bank of a packed step, and the methods that can continue from it."""
 
 from kproba.plan.errors import ConfigError
 from kproba.plan.jobs import Received, ReceivedBank
 from kproba.plan.methods import PlannedMethod
 from kproba.predict.packed import PackedStep
 
-# Whose features a packed bank is of, in words of `bank.network`.
+# The network of a packed bank's features, in the words of `bank.network`.
 _NETWORKS = {"base": "step0", "after": "network", "before": None}
 
 
 def check_packed(packed: PackedStep, method: PlannedMethod) -> None:
-    """Refuse a method that cannot go on from a packed step.
+    """Refuse a method that cannot continue from a packed step.
 
     Raises:
         ConfigError: It trains all classes at once, or has another head.
@@ -18,8 +18,8 @@ def check_packed(packed: PackedStep, method: PlannedMethod) -> None:
     if method.method.joint:
         raise ConfigError(
             f"Expected a method that learns step by step, but got '{method.name}', "
-            f"which needs the pictures of all classes: those of {packed.path} are not "
-            f"here. Remove it from `methods` of this dataset."
+            f"which needs the pictures of all classes. The pictures of {packed.path} "
+            f"are not available here. Remove it from `methods` of this dataset."
         )
     if method.method.head != packed.head:
         raise ConfigError(
@@ -30,7 +30,7 @@ def check_packed(packed: PackedStep, method: PlannedMethod) -> None:
 
 
 def can_go_on(packed: PackedStep, method: PlannedMethod) -> bool:
-    """Whether a method can go on from a packed step, bank included."""
+    """Whether a method can continue from a packed step, with its bank."""
     try:
         check_packed(packed, method)
         if method.reads_bank:
@@ -41,7 +41,7 @@ def can_go_on(packed: PackedStep, method: PlannedMethod) -> bool:
 
 
 def received_network(packed: PackedStep, step: int) -> Received:
-    """The network of a step of a run that was packed.
+    """The network of step 0 or t in a packed step t.
 
     Args:
         packed: The packed step, t.
@@ -55,22 +55,22 @@ def received_network(packed: PackedStep, step: int) -> Received:
     if step == 0 and packed.features == "step0":
         return Received(packed.digest, "step0")
     raise ConfigError(
-        f"Expected the network of step {step} in {packed.path}, but it holds that of "
-        f"step {packed.step} alone. Choose a method whose bank needs no other, or set "
-        f"bank.network to after."
+        f"Expected the network of step {step} in {packed.path}, but the archive holds "
+        f"only the network of step {packed.step}. Choose a method whose bank needs no "
+        f"other network, or set bank.network to after."
     )
 
 
 def received_bank(packed: PackedStep, step: int, method: PlannedMethod) -> ReceivedBank:
-    """The bank of a packed step, for a method that goes on with it.
+    """The bank of a packed step, for a method that continues from it.
 
     Raises:
-        ConfigError: There is none, or the method builds its bank otherwise.
+        ConfigError: There is none, or the method builds its bank in another way.
     """
     if packed.bank is None or step != packed.step:
         raise ConfigError(
-            f"Expected the prototype bank of step {step} in {packed.path}, which "
-            f"'{method.name}' goes on with, but there is none. Choose a method "
+            f"Expected the prototype bank of step {step} in {packed.path}, because "
+            f"'{method.name}' continues from it, but there is none. Choose a method "
             f"without a bank, such as 'barm' or 'finetune'."
         )
     network = "step" if packed.features == "network" else "step0"
@@ -78,15 +78,17 @@ def received_bank(packed: PackedStep, step: int, method: PlannedMethod) -> Recei
     fits = packed.step == 0 or wanted == packed.features
     present = vars(packed.bank)
     different = [
-        f"{key} is {present.get(key)!r} there and {value!r} here"
+        f"`{key}` is {present.get(key)!r} in the archive and {value!r} in the "
+        f"configuration"
         for key, value in method.bank.items()
         if present.get(key) != value
     ]
     if not fits:
-        different.append("it is of the features of another network")
+        different.append("it uses the features of another network")
     if different:
         raise ConfigError(
-            f"Expected a bank in {packed.path} that is built as '{method.name}' builds "
-            f"it, but {'; '.join(different)}. Set the section `bank` as it was there."
+            f"Expected a bank in {packed.path} with the settings of '{method.name}', "
+            f"but {'; '.join(different)}. Change the section `bank` to the settings of "
+            f"the archive."
         )
     return ReceivedBank(packed.digest, Received(packed.digest, network))

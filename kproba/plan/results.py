@@ -1,4 +1,4 @@
-"""The record of a step for the report: which run it is of, and where its files are."""
+"""The record of a step for the report: the names of its run, and its files."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,24 +10,24 @@ from typing import Any, overload
 class StepResult:
     """One step of one run, a row of the summary.
 
-    Artifacts may be shared: paths lead to the run that owns them, the names say whose
-    result it is here.
+    Artifacts may be shared: the paths are those of the owner, and the names are those
+    of the run with this result.
 
     Attributes:
-        dataset, task, setting, method, seed, step: Which step of which run.
-        folder: Folder of the tested step, for `kproba predict`.
-        evaluation: evaluation.json of the test.
-        confusion: confusion.csv of the test.
+        dataset, task, setting, method, seed, step: Names of the run and step.
+        folder: Folder of the evaluated step, for `kproba predict`.
+        evaluation: evaluation.json of the step.
+        confusion: confusion.csv of the step.
         examples: Folder of predictions of some validation images.
-        model: model.safetensors of the network that was tested.
+        model: model.safetensors of the evaluated network.
         metrics: metrics.csv of its training.
         usage: usage.json of its training.
-        times: Snakemake's benchmark files of the jobs that made what predicts, by what
-            the job does: "training", "pseudo labels", "bank".
-        bank: The bank that predicts together with the network; None: the network alone.
+        times: Snakemake's benchmark files of the jobs of the step, by kind of job:
+            "training", "pseudo labels", "bank".
+        bank: The bank that is combined with the network; None: the network alone.
         labels: Folder of the pseudo labels that the step trained on; None without.
-        quality: Table of how good they are; None without.
-        split: Table of the images that they are of; None without.
+        quality: Table of their quality; None if there are none.
+        split: Table of their images; None if there are none.
         settings: settings.json of the training; None if it is not known.
         images: Table of the images of the training; None if it is not known.
         joint: Whether the method is one training on the labels of all classes.
@@ -89,7 +89,7 @@ class StepResult:
 
 
 class LazyResults(Sequence[StepResult]):
-    """Results that are found when they are first needed.
+    """Results that are computed when they are first used.
 
     Args:
         find: Returns them.

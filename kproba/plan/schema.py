@@ -1,7 +1,8 @@
 """The schema of the configuration: checks, defaults and messages.
 
 Names and keys that tables hold (backbones, heads, loss terms, label rules, kinds of
-datasets) are filled into the schema, so that a new entry needs no change of it.
+datasets) are filled into the schema, so a new entry does not need a change of the
+schema.
 """
 
 import copy
@@ -30,12 +31,12 @@ _DECISION = (
     *("foreground", "probability_weight", "posterior_weight", "foreground_bias"),
     *("image_prior", "temperature", "metric"),
 )
-# Keys of earlier versions, by section, and what takes their place.
+# Keys of earlier versions, by section, and their new names.
 RENAMED: dict[str, dict[str, str]] = {
     "compute": {"looks": "compute.val_times", "look_images": "compute.val_images"},
     "pseudo_labels": {key: f"decision.{key}" for key in _DECISION},
 }
-# Keys of methods that another structure replaces, with the remedy by value.
+# Removed keys of methods, with a remedy for each value.
 REPLACED: dict[tuple[str, Any], str] = {
     ("scale_by_certainty", True): "Write `cross_entropy: certain_ce` instead.",
     ("scale_by_certainty", False): "Write `cross_entropy: ce` instead.",
@@ -128,7 +129,7 @@ def load_schema(path: str | Path) -> Config:
 
 
 def _close_patterns(schema: Any) -> None:
-    """Let `$` in patterns stand for the end, not for a line break before it too."""
+    """Make `$` in patterns match only the end, not a line break before it."""
     if isinstance(schema, list):
         for item in schema:
             _close_patterns(item)
@@ -141,7 +142,7 @@ def _close_patterns(schema: Any) -> None:
 
 
 def _renamed(config: Config) -> list[str]:
-    """Keys of earlier versions, each with what takes its place."""
+    """Yield messages about keys of earlier versions, with their new names."""
     errors = []
 
     def collect(section: Any, where: str, names: Mapping[str, str]) -> None:
@@ -159,14 +160,14 @@ def _renamed(config: Config) -> list[str]:
             continue
         for (key, value), remedy in REPLACED.items():
             if key in changes and changes[key] == value:
-                errors.append(f"methods.{method}.{key}: this key is gone. {remedy}")
+                errors.append(f"methods.{method}.{key}: this key was removed. {remedy}")
         for name, names in RENAMED.items():
             collect(changes.get(name), f"methods.{method}.{name}", names)
     return errors
 
 
 def _counted_twice(config: Config) -> list[str]:
-    """Sections that give epochs and iterations."""
+    """Yield messages about sections with both epochs and iterations."""
     methods = config.get("methods")
     sections = {name: config.get(name) for name in ("base", "increment")}
     for name, changes in methods.items() if isinstance(methods, Mapping) else ():
@@ -182,9 +183,9 @@ def _counted_twice(config: Config) -> list[str]:
 
 
 def _typed(value: Any, schema: Config, root: Config) -> Any:
-    """Read text as YAML where the schema wants a number, a truth value or null.
+    """Read text as YAML where the schema expects a number, a truth value or null.
 
-    Snakemake hands all values below `--config 'section={key: 2}'` over as text.
+    Snakemake passes all values below `--config 'section={key: 2}'` as text.
     """
     schema = _resolve(schema, root)
     for case in schema.get("allOf", []):
@@ -216,7 +217,7 @@ def _typed(value: Any, schema: Config, root: Config) -> Any:
 
 
 def _make_lists(config: Config) -> Config:
-    """Write out what may be shorter: one task or setting, an addition as its path."""
+    """Expand short forms: a single task or setting, or an addition given as a path."""
     datasets = config.get("datasets")
     for settings in datasets.values() if isinstance(datasets, dict) else []:
         additions = settings.get("additions") if isinstance(settings, dict) else None
@@ -277,7 +278,7 @@ def _wrong_ranges(config: Config) -> list[str]:
 
 
 def _explain(error: jsonschema.ValidationError, where: str) -> str:
-    """One line: where, what was expected, what came, the remedy."""
+    """One line: the key, the expected value, the actual value, and the remedy."""
     parts = [where] if where else []
     path = ".".join(parts + [str(part) for part in error.absolute_path])
     path = path or "the top level"
@@ -377,7 +378,7 @@ def _with_defaults(value: Any, schema: Config, root: Config) -> Any:
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Config:
-    """`above` laid over `below`, key by key, down to the leaves."""
+    """Merge `above` into `below`, key by key, down to the leaves."""
     result = copy.deepcopy(dict(below))
     for key, value in above.items():
         if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):

@@ -1,1 +1,1 @@
-"""Uses what a step has learned: segment images, print facts, export a model file."""
+"""Uses trained steps: segments images, prints facts, exports and packs models."""

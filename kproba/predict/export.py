@@ -1,4 +1,4 @@
-"""Writes what a step has learned to one file that runs without this package.
+"""Writes a step to one model file that runs without this package.
 
     kproba export results/digits/6-2-overlap/kproba/seed0/step2 model.onnx
 
@@ -49,7 +49,7 @@ class Deployed(nn.Module):
     def __init__(self, segmenter: Segmenter):
         super().__init__()
         self.predictor = segmenter.predictor
-        self.parts = nn.ModuleList(  # so that tracing finds their weights
+        self.parts = nn.ModuleList(  # so that tracing finds its weights
             part
             for part in vars(segmenter.predictor).values()
             if isinstance(part, nn.Module)
@@ -63,22 +63,23 @@ class Deployed(nn.Module):
 
 
 def export_step(step: str | Path, path: Path) -> None:
-    """Write the model file of a step and log its size and its error.
+    """Write the model file of a step, and log its size and its largest error.
 
     Args:
-        step: Folder of a tested step, its predictor.json, or a packed archive.
+        step: Folder of an evaluated step, its predictor.json, or a packed archive.
         path: As for `export`.
 
     Raises:
         ValueError: As `export`.
         OSError: As `export`.
         RuntimeError: As `export`.
-        FileNotFoundError: The step has not been tested.
+        FileNotFoundError: The step has not been evaluated.
     """
     check_target(path)  # before the model is loaded
     difference = export(load(step), path)
     log.info(
-        "%s written, %.1f MiB; its probabilities differ from PyTorch's by %.1g at most",
+        "wrote %s, %.1f MiB; its probabilities differ from those of PyTorch by at most "
+        "%.1g",
         path,
         path.stat().st_size / 2**20,
         difference,
@@ -90,16 +91,16 @@ def export(segmenter: Segmenter, path: str | Path) -> float:
 
     Args:
         segmenter: A segmenter on the CPU.
-        path: Name of the file, ending in .onnx or .pt. A model file there is replaced,
-            once the new one is checked.
+        path: Name of the file, ending in .onnx or .pt. An existing model file is
+            replaced after the new one was checked.
 
     Returns:
         The largest difference between a probability of the file and of `segmenter`.
 
     Raises:
-        ValueError: The name has another ending, there is something else than a model
-            file, or the new file gives other probabilities.
-        ModelError: The model gives probabilities that are not numbers.
+        ValueError: The name has another ending, another kind of file exists there, or
+            the new file returns other probabilities.
+        ModelError: The model returns NaN or infinite probabilities.
         OSError: The file cannot be written.
         RuntimeError: The packages for .onnx are missing.
     """
@@ -117,12 +118,12 @@ def export(segmenter: Segmenter, path: str | Path) -> float:
         # would record the solution as part of the model.
         if not torch.isfinite(model(_noise(SIZES[0]))).all():
             raise ModelError(
-                f"Expected probabilities from {segmenter.name}, but it gives NaN or "
-                f"infinity. The model is damaged, or its training diverged: copy it "
+                f"Expected probabilities from {segmenter.name}, but its output is NaN "
+                f"or infinite. The model is damaged, or its training diverged. Copy it "
                 f"again, or train the step again."
             )
         traced = torch.jit.trace(model, _noise(SIZES[0]), check_trace=False)
-        # In memory, so that only the last line below meets the disk.
+        # In memory, so that only the last line below writes to the disk.
         if path.suffix == ".pt":
             content = _torchscript(traced, about)
         else:
@@ -133,11 +134,10 @@ def export(segmenter: Segmenter, path: str | Path) -> float:
 
 
 def check_target(path: Path) -> None:
-    """Check that a model file can be written, before anything is computed.
+    """Check that a model file can be written, before the computation starts.
 
     Raises:
-        ValueError: The name has another ending, or there is something else than a model
-            file.
+        ValueError: The name has another ending, or another kind of file exists there.
         OSError: The folder cannot be written to.
         RuntimeError: The packages for .onnx are missing.
     """
@@ -157,16 +157,16 @@ def check_target(path: Path) -> None:
             )
         if path.suffix == ".pt" and not _is_torchscript(path):
             raise ValueError(
-                f"Expected to replace only model files, but {path} is something else. "
-                f"Name another file."
+                f"Expected a new file name or an existing model file, but {path} is "
+                f"another kind of file. Name another file."
             )
     except FileNotFoundError:
-        pass  # the usual case, and a link that leads nowhere, which is replaced
+        pass  # the usual case; a link to a missing file is replaced
     except OSError as error:
         raise _unwritable(path, error) from error
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        reason = "is no folder" if not above.is_dir() else "must not be written to"
+        reason = "is not a folder" if not above.is_dir() else "is not writable"
         raise OSError(
             f"Expected to write {path}, but {above} {reason}. Name another file."
         )
@@ -209,7 +209,7 @@ def _check_onnx_is_installed() -> None:
 
 
 def _noise(shape: tuple[int, int, int]) -> torch.Tensor:
-    """Images (B, 3, H, W) uint8 of noise, always the same, for a shape (B, H, W)."""
+    """Noise images (B, 3, H, W) uint8 for a shape (B, H, W), always the same."""
     batch, height, width = shape
     generator = torch.Generator().manual_seed(0)
     size = (batch, 3, height, width)
@@ -254,7 +254,7 @@ def _largest_difference(model: Deployed, content: bytes, path: Path) -> float:
     for shape in SIZES:
         images = _noise(shape)
         difference = np.abs(run(images.numpy()) - model(images).numpy())
-        # In a few pixels where classes are equally likely, rounding matters more.
+        # Rounding has a larger effect on a few pixels with equally likely classes.
         differences.append(np.quantile(difference, 0.999))
     largest = float(np.max(differences))  # NaN if one of them is
     if not largest <= TOLERANCE:

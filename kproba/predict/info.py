@@ -1,7 +1,7 @@
-"""Facts about a tested step: its run, classes, files, bank, results and provenance.
+"""Facts about an evaluated step: run, classes, files, bank, results and provenance.
 
-Of a folder above steps, such as that of a run, one line per step. Nothing here imports
-torch or pandas: `kproba info` answers at once.
+A folder above steps, such as a run, gets one line per step. Nothing here imports torch
+or pandas, so `kproba info` is fast.
 """
 
 import os
@@ -28,7 +28,7 @@ EVALUATION = "evaluation.json"  # beside predictor.json
 # Means of `kproba.results.measures`, which is slow to import: column and title.
 MEANS = {"old": "old", "new": "new", "all": "all"}
 
-# What is read of evaluation.json.
+# The keys of evaluation.json that are used here.
 RESULT = records.record(
     {
         "images": records.integer(),
@@ -45,11 +45,11 @@ def describe(path: str | Path) -> list[str]:
     """Lines of text about a step, or about all steps below a folder.
 
     Args:
-        path: Folder of a tested step, its predictor.json, an archive that `kproba pack`
-            wrote, or a folder above steps, such as that of a run.
+        path: Folder of an evaluated step, its predictor.json, an archive that `kproba
+            pack` wrote, or a folder above steps, such as that of a run.
 
     Raises:
-        FileNotFoundError: There is no tested step, or a file of it is missing.
+        FileNotFoundError: There is no evaluated step, or one of its files is missing.
         ValueError: A file is damaged.
     """
     folder = Path(path)
@@ -62,7 +62,7 @@ def describe(path: str | Path) -> list[str]:
 
 
 def _tested_steps(folder: Path) -> Iterator[Path]:
-    """Folders of tested steps below a folder."""
+    """Folders of evaluated steps below a folder."""
     for here, folders, files in os.walk(folder):
         depth = len(Path(here).relative_to(folder).parts)
         if PREDICTOR in files:
@@ -72,13 +72,13 @@ def _tested_steps(folder: Path) -> Iterator[Path]:
 
 
 def _in_order(step: Path) -> tuple[str, int, str]:
-    """Sorts step10 behind step9."""
+    """Sort key that puts step10 after step9."""
     digits = "".join(letter for letter in step.name if letter.isdecimal())
     return str(step.parent), int(digits[:9] or 0), step.name
 
 
 def list_steps(folder: Path, steps: list[Path]) -> list[str]:
-    """A line per step: its folder, classes, what predicts, and its mean IoU.
+    """A line per step: folder, classes, predictor and mean IoU.
 
     Args:
         folder: The folder above them.
@@ -105,8 +105,8 @@ def describe_step(step: str | Path, archive: Path | None = None) -> list[str]:
     """Lines of text about a step.
 
     Args:
-        step: Folder of a tested step, or its predictor.json.
-        archive: The packed archive that the step comes from, if any.
+        step: Folder of an evaluated step, or its predictor.json.
+        archive: The archive that contains the step, if it is packed.
 
     Raises:
         FileNotFoundError: predictor.json or a file that it names is missing.
@@ -123,7 +123,10 @@ def describe_step(step: str | Path, archive: Path | None = None) -> list[str]:
         _describe_network(model.architecture),
     ]
     if description.long_side is not None:
-        lines.append(f"images: scaled down to {description.long_side} pixels a side")
+        lines.append(
+            f"images: scaled down to at most {description.long_side} pixels "
+            f"on the longer side"
+        )
     if description.bank is not None:
         lines += _describe_bank(description)
     result = _read_result(find_description(step).parent)
@@ -173,7 +176,7 @@ def _describe_predictor(description: StepDescription) -> str:
 
 
 def _describe_files(description: StepDescription, archive: Path | None) -> list[str]:
-    lines = [f"predicts by: {_describe_predictor(description)}"]
+    lines = [f"prediction: {_describe_predictor(description)}"]
     for key in FILES:
         path = getattr(description, key)
         if path is not None:
@@ -232,7 +235,8 @@ def _describe_result(result: Mapping[str, Any]) -> list[str]:
         left_out = result["protocol"].get("leave_out_absent", False)
         how = "left out of the means" if left_out else "counted as 0"
         lines.append(
-            f"  not measured, in no validation image: {', '.join(absent)} ({how})"
+            f"  not evaluated, because no validation image has them: "
+            f"{', '.join(absent)} ({how})"
         )
     if untrained := result.get("without_training_images"):
         lines.append(f"  in no training image: {', '.join(untrained)}")

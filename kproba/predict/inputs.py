@@ -1,4 +1,4 @@
-"""The pictures that `kproba predict` is given: files, folders, and lists on stdin."""
+"""The input images of `kproba predict`: files, folders, and lists on stdin."""
 
 import os
 import sys
@@ -23,10 +23,9 @@ STDIN = "-"
 
 
 class Input(NamedTuple):
-    """A file that may be a picture, and the name that its results would like to have.
+    """A file that may be an image, and the preferred name of its results.
 
-    The name has no ending; it is the path within the folder that was named, or the
-    file's own name.
+    The name has no ending. It is the path below the named folder, or the file name.
     """
 
     path: Path
@@ -34,7 +33,7 @@ class Input(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """A file, folder or line of a list that cannot be used, shortened, and why."""
+    """An unusable file, folder or line of a list (shortened), with the reason."""
 
     path: str
     reason: str
@@ -42,11 +41,11 @@ class Skipped(NamedTuple):
 
 @dataclass
 class Inputs:
-    """What the arguments of a prediction name.
+    """The files that the arguments of a prediction name.
 
     Attributes:
         files: Each file once, in the order of the arguments.
-        skipped: What cannot be used.
+        skipped: Files and lines that cannot be used.
     """
 
     files: list[Input] = field(default_factory=list)
@@ -85,7 +84,7 @@ def picture_identity(path: Path) -> str:
 
 
 def shortened(text: str) -> str:
-    """A path as messages show it: printable, and not longer than a few lines."""
+    """A path for messages: printable and not too long."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in text)
     if len(shown) <= SHOWN:
         return shown
@@ -97,7 +96,7 @@ def read_size(path: Path) -> tuple[int, int]:
     """Width and height of a picture when it is upright, from its header.
 
     Raises:
-        UnreadableError: The file is no image that can be used.
+        UnreadableError: The file is not a usable image.
     """
     check_file(path)
     with unreadable_on_error(), open_image(path) as image:
@@ -117,7 +116,7 @@ def _with_lists(arguments: Iterable[str], inputs: Inputs) -> Iterator[str]:
             if len(line) >= LONGEST_LINE:
                 inputs.skip(text, f"line {number} of the list is too long for a path")
             elif "\0" in text:
-                inputs.skip(text, f"line {number} of the list has a NUL byte")
+                inputs.skip(text, f"line {number} of the list contains a NUL byte")
             elif text.strip():
                 yield text
 
@@ -147,7 +146,7 @@ def _files_of(
     """The files that one argument names."""
     path = Path(argument)
     if not argument:
-        inputs.skip("''", "is no name of a file")
+        inputs.skip("''", "is not a file name")
     elif os.path.isdir(path):  # noqa: PTH112  # False for names that are no paths
         found = find_files(path, IMAGE_SUFFIXES, leave_out=list(leave_out(path)))
         for file in found.files:

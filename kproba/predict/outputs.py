@@ -1,9 +1,9 @@
-"""The output folder of `kproba predict`, in which nothing of the user's is replaced.
+"""The output folder of `kproba predict`; files of the user are never replaced.
 
-`.kproba-predictions.jsonl` in that folder records what was written: which picture has
-which name, and the digest of every file. A file is replaced only if its content is what
-a prediction wrote. The record grows line by line, before each file gets its name, so a
-killed run leaves no file that is not in it.
+`.kproba-predictions.jsonl` in that folder records the name of the results of each
+picture, and the digest of every file that was written. A file is replaced only if its
+digest is recorded there. The record grows line by line, before each file gets its name,
+so all files of a killed run are in it.
 """
 
 import contextlib
@@ -57,11 +57,11 @@ class OutputFolder:
         self.folder, self.kinds = folder, tuple(kinds)
         self._made: list[Path] = []  # folders that were made for it, the outermost last
         self._is_new = False  # whether no prediction went into it before
-        self._digests: dict[str, set[str]] = {}  # of files that predictions wrote
+        self._digests: dict[str, set[str]] = {}  # of files of predictions
         self._pictures: dict[str, str] = {}  # the picture of each name
 
     def leave_out(self, searched: Path) -> list[Path]:
-        """Folders that a search for pictures passes over: those of the results.
+        """The result folders, which a search for pictures leaves out.
 
         Args:
             searched: The folder that is searched, which may be this one.
@@ -70,19 +70,19 @@ class OutputFolder:
         return [self.folder / kind for kind in KINDS] if same else [self.folder]
 
     def prepare(self, inputs: Sequence[Input]) -> list[Input]:
-        """Make the folder, and check that no file of the user's would be replaced.
+        """Create the folder, and check that no file of the user would be replaced.
 
         Args:
-            inputs: The pictures with the names that their results would like to have.
+            inputs: The pictures with the preferred names of their results.
 
         Returns:
-            The same pictures with the names that they get: that of an earlier run, or
-            the wanted one, with a number if another picture has it.
+            The same pictures with their final names: the name of an earlier run, or the
+            preferred name, with a number if another picture has that name.
 
         Raises:
-            ValueError: A file is in the way that no prediction wrote, or that is a
-                link; or a picture is a result in this folder.
-            OSError: The folder cannot be made or written to.
+            ValueError: An existing file is a link or was not written by a prediction;
+                or a picture is a result in this folder.
+            OSError: The folder cannot be created or written to.
         """
         self._check_inputs(inputs)
         self._make()
@@ -131,7 +131,7 @@ class OutputFolder:
 
         Raises:
             FullDiskError: The disk is full.
-            WriteError: The file cannot be written, or would replace one of the user's.
+            WriteError: The file cannot be written, or would replace a file of the user.
         """
         path = self.path(kind, name)
         part = path.with_name(f".kproba-{os.getpid()}.part")  # fits beside any name
@@ -157,7 +157,9 @@ class OutputFolder:
             ) from error
         except OSError as error:
             reason = (error.strerror or str(error)).replace(str(part), path.name)
-            raise WriteError(f"{shortened(str(path))} not written: {reason}") from error
+            raise WriteError(
+                f"{shortened(str(path))} was not written: {reason}"
+            ) from error
         finally:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
@@ -178,7 +180,7 @@ class OutputFolder:
             raise
         except OSError as error:
             raise WriteError(
-                f"{path} not written: {error.strerror or error}"
+                f"{path} was not written: {error.strerror or error}"
             ) from error
 
     def _merge_areas(self, path: Path, rows: Iterable[Sequence[Any]]) -> None:
@@ -203,7 +205,7 @@ class OutputFolder:
                     table.writerows(group)
 
     def remove_if_unused(self) -> None:
-        """Remove what `prepare` made, if nothing was written since."""
+        """Remove the folders that `prepare` created, if they are still empty."""
         with contextlib.suppress(OSError):
             if self._is_new and not self._digests:
                 (self.folder / RECORD).unlink(missing_ok=True)
@@ -220,15 +222,15 @@ class OutputFolder:
         ]
         if own:
             raise ValueError(
-                f"Expected pictures outside the results in {self.folder}, but these "
-                f"are among them: {_first(own)}. Name another --out."
+                f"Expected input images outside of the output folder {self.folder}, "
+                f"but these are results in it: {_first(own)}. Name another --out."
             )
 
     def _make(self) -> None:
-        """Make the folder and try to write into it.
+        """Create the folder and try to write into it.
 
         Raises:
-            OSError: It cannot be made or written to.
+            OSError: It cannot be created or written to.
         """
         try:
             self._made = [
@@ -245,7 +247,7 @@ class OutputFolder:
                     folder.rmdir()
             reason = getattr(error, "strerror", None) or str(error)
             raise OSError(
-                f"Expected a folder to write to for --out, but got "
+                f"Expected a writable folder for --out, but got "
                 f"{shortened(str(self.folder))}: {reason}. Name another folder."
             ) from error
 
@@ -263,20 +265,20 @@ class OutputFolder:
         return named
 
     def _check_files(self, named: Sequence[Input]) -> None:
-        """Refuse to go on if a file that no prediction wrote would be replaced."""
+        """Raise an error if a file that no prediction wrote would be replaced."""
         _read_areas(self.folder / AREAS)
         paths = [self.path(kind, entry.name) for entry in named for kind in self.kinds]
         problems = {path: self._problem_of(path) for path in paths}
         found = [f"{shortened(str(p))} {why}" for p, why in problems.items() if why]
         if found:
             raise ValueError(
-                f"Expected that results replace only what an earlier prediction wrote, "
-                f"but in {self.folder}: {_first(found)}. Nothing was written. Name "
+                f"Expected to replace only files of an earlier prediction in "
+                f"{self.folder}, but {_first(found)}. Nothing was written. Name "
                 f"another --out."
             )
 
     def _problem_of(self, path: Path) -> str | None:
-        """Why a result must not be written here; None if it may."""
+        """The reason why a result must not be written here; None if there is none."""
         folder = os.path.realpath(path.parent)
         if folder != os.path.normpath(
             os.path.join(  # noqa: PTH118
@@ -284,20 +286,20 @@ class OutputFolder:
                 os.path.dirname(self._key(path)),  # noqa: PTH120
             )
         ):
-            return "lies in a linked folder"
+            return "is in a linked folder"
         try:
             status = path.lstat()
         except (OSError, ValueError):  # it does not exist, or writing it will fail
             return None
         if not stat.S_ISREG(status.st_mode):
-            return "is a link" if stat.S_ISLNK(status.st_mode) else "is no file"
+            return "is a link" if stat.S_ISLNK(status.st_mode) else "is not a file"
         known = self._digests.get(self._key(path), set())
         try:
             if known and _digest(path.read_bytes()) in known:
                 return None
         except OSError as error:
             return f"cannot be read ({error.strerror})"
-        return "was not written by a prediction, or was changed since"
+        return "was not written by a prediction, or was changed afterwards"
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
@@ -308,7 +310,7 @@ class OutputFolder:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """A block that no other prediction into this folder is in."""
+        """Run a block that only one prediction into this folder runs at a time."""
         with (self.folder / RECORD).open("a") as file:
             with contextlib.suppress(OSError):  # some network drives have no locks
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -330,7 +332,7 @@ class OutputFolder:
         """Add lines to the record."""
         path = self.folder / RECORD
         if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise FileExistsError(0, f"{path} is no file")
+            raise FileExistsError(0, f"{path} is not a file")
         # The first end of line closes a line that a killed process did not finish.
         lines = [f"\n{json.dumps(entry)}\n" for entry in entries]
         with path.open("ab") as file:
@@ -352,11 +354,11 @@ def _read_areas(path: Path) -> list[list[str]]:
     """Rows of an areas.csv with values for `AREA_COLUMNS`; none if there is no file.
 
     Raises:
-        ValueError: The file is not what a prediction wrote.
+        ValueError: No prediction wrote this file.
     """
     if not os.path.lexists(path):
         return []
-    reason = "is a link, or no file"
+    reason = "is a link, or not a file"
     if path.is_file() and not path.is_symlink():
         try:
             with path.open(

@@ -1,12 +1,12 @@
-"""Writes a tested step to one archive, with all that it takes to go on from it.
+"""Writes an evaluated step to one archive, with everything for a next step.
 
     kproba pack results/digits/6-2-overlap/kproba/seed0/step2 --out step2.zip
 
-The archive holds the network, the bank where there is one, the network that the bank's
-features are of, what describes them, and the results. `kproba predict`, `info` and
-`export` take it in place of a step, and a configuration can start the next step from
-it, on another machine and without the pictures that the step was trained on. Unpacked
-by hand, it is the folder of a step. Equal steps give equal bytes.
+The archive holds the network, the bank (if there is one), the network of the bank's
+features, their descriptions, and the results. `kproba predict`, `info` and `export`
+accept it instead of a step. A configuration can start the next step from it, on another
+machine and without the pictures of the step. Unpacked by hand, it is the folder of a
+step. Equal steps have equal archives.
 """
 
 import hashlib
@@ -53,11 +53,11 @@ __all__ = ["PackedStep", "opened", "pack_step", "read_packed", "unpack_step"]
 log = logging.getLogger("kproba")
 
 CHUNK = 2**20  # bytes
-DATE = (1980, 1, 1, 0, 0, 0)  # of all members, so that equal steps give equal bytes
-EVENTS = "tensorboard"  # beside a model; it names the step before
-MOST_STEPS = 10_000  # that are followed back to step 0
+DATE = (1980, 1, 1, 0, 0, 0)  # of all members, so that equal steps have equal archives
+EVENTS = "tensorboard"  # in the folder of a model; names the previous step
+MOST_STEPS = 10_000  # most steps back to step 0
 
-# What is written to an archive: a file that is copied, or a text.
+# A member of an archive: a file to copy, or a text.
 Source = Path | str
 
 
@@ -65,23 +65,23 @@ def pack_step(step: str | Path, out: str | Path | None = None) -> Path:
     """Write a step to an archive.
 
     Args:
-        step: Folder of a tested step, or its predictor.json.
-        out: The archive; None: a name made from that of the step, in the current
-            folder. An archive that this function wrote is replaced; nothing else is.
+        step: Folder of an evaluated step, or its predictor.json.
+        out: The archive; None: a file in the current folder, named after the step. An
+            archive that this function wrote is replaced; any other file is not.
 
     Returns:
         The archive.
 
     Raises:
-        FileNotFoundError: The step has not been tested, or a file is missing.
+        FileNotFoundError: The step has not been evaluated, or a file is missing.
         ArtifactError: A file of the step is damaged or of another step. It is a
             ValueError.
-        OSError: `out` exists and is something else, or cannot be written.
+        OSError: `out` is another kind of file, or cannot be written.
     """
     if is_archive(step):
         raise ArtifactError(
-            f"Expected the folder of a tested step to pack, but got {step}. An archive "
-            f"is packed already: copy it."
+            f"Expected the folder of an evaluated step, but got the archive {step}. It "
+            f"is packed already: copy the file."
         )
     record, sources = collect(step)
     run = record["run"]
@@ -90,7 +90,7 @@ def pack_step(step: str | Path, out: str | Path | None = None) -> Path:
     if os.path.lexists(path) and not is_packed(path):
         raise FileExistsError(
             f"Expected a new name or an archive that `kproba pack` wrote for --out, "
-            f"but {path} is something else. Choose another name, or remove it."
+            f"but {path} is another file. Choose another name, or remove that file."
         )
     text = to_text(record)
     with (
@@ -103,22 +103,22 @@ def pack_step(step: str | Path, out: str | Path | None = None) -> Path:
             written = _write_member(archive, member, sources[member])
             if written != record["members"][member]["sha256"]:
                 raise ArtifactError(
-                    f"Expected {sources[member]} to stay as it is while it is packed, "
-                    f"but it changed. Pack the step again when nothing writes to it."
+                    f"Expected {sources[member]} not to change while it is packed, but "
+                    f"it changed. Pack the step again when no job writes to it."
                 )
-    log.info("%s written, %.1f MiB", path, path.stat().st_size / 2**20)
+    log.info("wrote %s, %.1f MiB", path, path.stat().st_size / 2**20)
     return path
 
 
 def collect(
     step: str | Path, *, verify: bool = True
 ) -> tuple[dict[str, Any], dict[str, Source]]:
-    """All that belongs to a step, from wherever its files are.
+    """Collect all files of a step from their folders.
 
     Args:
-        step: Folder of a tested step, or its predictor.json.
-        verify: Read all files and compare them with the recorded digests; otherwise
-            those are taken as they are, where there are any.
+        step: Folder of an evaluated step, or its predictor.json.
+        verify: Read all files and compare them with the recorded digests. Otherwise
+            recorded digests are used without a check.
 
     Returns:
         The content of step.json, and the members of an archive by name.
@@ -210,7 +210,7 @@ def _local_description(
 def _find_bank(
     description: StepDescription, file: Path, model: ModelRecord
 ) -> BankRecord | None:
-    """The bank of the step, also where it does not take part in the prediction."""
+    """The bank of the step, even if it is not used for predictions."""
     places = [file.with_name(BANK), description.network.with_name(BANK)]
     if description.bank is not None:
         places = [description.bank]
@@ -220,14 +220,14 @@ def _find_bank(
             cells = bank.content.get("cells_per_class", [])
             if len(cells) == model.channels:
                 return bank
-            log.warning("%s is of another step: it is left out", place)
+            log.warning("%s belongs to another step and is left out", place)
     return None
 
 
 def _reads_first(
     bank: BankRecord | None, description: StepDescription, *, verify: bool
 ) -> bool:
-    """Whether a bank is of the features of another network than the step's own."""
+    """Whether a bank uses the features of another network than the step's network."""
     if bank is None:
         return False
     return bank.model != _model_fingerprint(description.network, verify=verify)
@@ -236,10 +236,10 @@ def _reads_first(
 def _find_first(
     description: StepDescription, file: Path, bank: BankRecord | None
 ) -> Path | None:
-    """model.safetensors of step 0; None if the step is it, or it is not known.
+    """model.safetensors of step 0; None if this is step 0, or the file is unknown.
 
     Raises:
-        FileNotFoundError: The bank is of its features, and it is not to be found.
+        FileNotFoundError: The bank uses its features, but the file was not found.
     """
     candidates = [file.parent / FIRST_NETWORK, *_earlier(description.network)]
     if description.feature_network is not None:
@@ -260,13 +260,13 @@ def _find_first(
         if place.exists() and _model_fingerprint(place, verify=True) == bank.model:
             return place
     raise FileNotFoundError(
-        f"Expected the network whose features {bank.path} is of, that of step 0, below "
-        f"{experiments}, but did not find it. Copy the folder results/ as a whole."
+        f"Expected the network of step 0 below {experiments}, because {bank.path} uses "
+        f"its features, but did not find it. Copy the whole folder results/."
     )
 
 
 def _earlier(network: Path) -> list[Path]:
-    """Models of the steps before, the latest first, as far as they are known."""
+    """Models of the earlier steps, the latest first, as far as they are known."""
     found: list[Path] = []
     events = network.parent / EVENTS
     for _ in range(MOST_STEPS):

@@ -1,4 +1,4 @@
-"""What a packed step says of itself: step.json in an archive that `kproba pack` wrote.
+"""step.json, the description of a step in an archive that `kproba pack` wrote.
 
 The plan reads it at every call of Snakemake, so nothing here imports torch or pandas.
 """
@@ -25,11 +25,11 @@ STEP_FILE = "step.json"
 FORMAT = "kproba step"
 VERSION = 1
 
-# Everything that an archive may hold besides step.json, by its name in there.
+# All files that an archive may hold besides step.json, by their names in it.
 PREDICTOR = "predictor.json"
 NETWORK = "model.safetensors"
 BANK = "prototypes.safetensors"
-FIRST_NETWORK = "step0/model.safetensors"  # the bank's features are of it
+FIRST_NETWORK = "step0/model.safetensors"  # the network of the bank's features
 EVALUATION = "evaluation.json"
 NEEDED = (PREDICTOR, NETWORK, "model.json")
 MEMBERS = (
@@ -38,7 +38,7 @@ MEMBERS = (
 )
 MOST_STEP_BYTES = 2**22  # of step.json
 
-# What the reader of archives raises for a damaged one, besides OSError.
+# Errors that zipfile raises for a damaged archive, besides OSError.
 UNREADABLE = (
     *(zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError),
     *(struct.error, zlib.error, ValueError, OverflowError),
@@ -85,19 +85,19 @@ RECORD = records.record(
 
 @dataclass(frozen=True)
 class PackedStep:
-    """A step that a next one can start from, in an archive or in a folder.
+    """A step, in an archive or a folder, that a next step can start from.
 
     Attributes:
         path: The archive, or the folder.
-        dataset, task, setting, method, seed, step: Which step of which run.
+        dataset, task, setting, method, seed, step: Names of the run and step.
         groups: Raw labels of the classes of the steps 0..t, in output order.
         names: Names of S_t in output order, "background" first.
         values: Values of these classes in the masks of the dataset.
         architecture: Settings of the network.
         extensions: Files of the user that the network is made with.
-        bank: What the step's bank was built from; None if there is none.
-        features: Whose features the bank is of: "network", of the step's own network;
-            "step0", of the network of step 0; None without a bank.
+        bank: Settings of the step's bank; None if there is none.
+        features: Network of the bank's features: "network", the network of the step;
+            "step0", the network of step 0; None without a bank.
         long_side: As in `kproba.bank.description.StepDescription`.
         members: SHA-256 of every file by its name in an archive.
     """
@@ -131,9 +131,9 @@ class PackedStep:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that the training of a next step reads.
+        """SHA-256 of the files that the training of a next step reads.
 
-        Networks and bank, but neither names of classes nor results.
+        These are networks and bank, without names of classes and results.
         """
         read = {
             name: sha256
@@ -149,7 +149,7 @@ def to_packed_step(record: Mapping[str, Any], path: Path) -> PackedStep:
 
     Args:
         record: The content.
-        path: The archive or folder that it is of.
+        path: The archive or folder with this record.
 
     Raises:
         ArtifactError: It is of a newer version, damaged, or contradicts itself.
@@ -159,8 +159,8 @@ def to_packed_step(record: Mapping[str, Any], path: Path) -> PackedStep:
         version = record.get("version")
         if isinstance(version, int) and version > VERSION:
             raise ArtifactError(
-                f"Expected at most version {VERSION} in {source}, but got {version}: a "
-                f"newer version of kproba wrote it. Update kproba."
+                f"Expected at most version {VERSION} in {source}, but got {version}. A "
+                f"newer version of kproba wrote the archive. Update kproba."
             )
     records.check_content(record, RECORD, source, remedy=PACK_AGAIN)
     bank = record["bank"]
@@ -169,9 +169,10 @@ def to_packed_step(record: Mapping[str, Any], path: Path) -> PackedStep:
     counts = {len(labels) + 1, len(record["names"]), len(record["values"])}
     if len(counts) > 1 or len(set(labels)) < len(labels):
         raise ArtifactError(
-            f"Expected as many different labels as names and values in {source}, but "
-            f"got {len(labels) + 1}, {len(record['names'])} and "
-            f"{len(record['values'])}. {PACK_AGAIN}"
+            f"Expected the same number of labels, names and values in {source}, and "
+            f"different labels, but got {len(labels) + 1} labels, "
+            f"{len(record['names'])} names and {len(record['values'])} values. "
+            f"{PACK_AGAIN}"
         )
     return PackedStep(
         path=path,
@@ -190,7 +191,7 @@ def to_packed_step(record: Mapping[str, Any], path: Path) -> PackedStep:
 
 
 def _check_members(record: Mapping[str, Any], source: str) -> None:
-    """Refuse names that no archive has, and missing ones."""
+    """Refuse unknown and missing members."""
     names, bank = record["members"].keys(), record["bank"]
     needed = set(NEEDED)
     if bank is not None:
@@ -207,7 +208,7 @@ def _check_members(record: Mapping[str, Any], source: str) -> None:
 
 
 def is_archive(path: str | Path) -> bool:
-    """Whether a path names a file that is no part of a step's folder."""
+    """Whether a path is a file, but not one of the files in a step's folder."""
     path = Path(path)
     if not path.exists() or path.is_dir():
         return path.suffix.lower() == ".zip"
@@ -218,12 +219,12 @@ def is_archive(path: str | Path) -> bool:
 def open_archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
     """An archive that `kproba pack` wrote, and the content of its step.json.
 
-    Its members are exactly those that step.json lists, of the listed sizes. They are
-    stored as they are, so that an archive cannot hold more bytes than it has.
+    Its members are exactly the files in step.json, with the listed sizes. They are not
+    compressed, so the archive cannot expand to more bytes than it has.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ArtifactError: It is damaged, or something else.
+        ArtifactError: It is damaged, or another kind of file.
         OSError: It must not be read.
     """
     size = records.regular_file(path, remedy=PACK_AGAIN)
@@ -238,8 +239,8 @@ def open_archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]
         held.pop(STEP_FILE)
         if sizes != held:
             raise ArtifactError(
-                f"Expected the members that {STEP_FILE} lists in {path}, but it holds "
-                f"others, or of other sizes. {PACK_AGAIN}"
+                f"Expected exactly the files that {STEP_FILE} lists in {path}, but "
+                f"found other files or other sizes. {PACK_AGAIN}"
             )
         yield archive, record
 
@@ -260,18 +261,18 @@ def _check_infos(infos: list[zipfile.ZipInfo], size: int, path: Path) -> None:
         elif info.filename == STEP_FILE and info.file_size > MOST_STEP_BYTES:
             fault = f"{STEP_FILE} has {info.file_size} bytes"
     if len(set(names)) < len(names):
-        fault = "a member is there twice"
+        fault = "it holds a file twice"
     if fault:
         raise ArtifactError(
             f"Expected an archive that `kproba pack` wrote in {path}, but {fault}. "
-            f"Write it with `kproba pack`; a folder that was packed by hand can be "
-            f"unpacked, and its folder used."
+            f"Write it with `kproba pack`. If it is a folder that was zipped by hand, "
+            f"unpack it and use the folder."
         )
 
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """A block whose errors of the reader of archives become one, with the path."""
+    """Run a block, and turn all errors of zipfile into one with the path."""
     try:
         yield
     except ArtifactError:
@@ -304,10 +305,10 @@ def is_packed(path: Path) -> bool:
 
 
 def read_packed(path: str | Path) -> PackedStep:
-    """What a step says of itself.
+    """Read the description of a packed step.
 
     Args:
-        path: An archive that `kproba pack` wrote, or the folder of a tested step.
+        path: An archive that `kproba pack` wrote, or the folder of an evaluated step.
 
     Raises:
         FileNotFoundError: A file is missing.

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kproba")
 
-FILES_SKIPPED = 3  # exit status: some files could not be used, the others are done
+FILES_SKIPPED = 3  # exit status if some files could not be used
 
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """What is written, and how images are segmented.
+    """Settings of a prediction: the results to write, and how to segment images.
 
     Attributes:
         out: Output folder.
@@ -60,7 +60,7 @@ class PredictSettings:
         if self.batch_size < 1:
             raise ValueError(
                 f"Expected a --batch-size of at least 1, but got {self.batch_size}. "
-                f"Raise it, or leave it out."
+                f"Increase it, or leave it out."
             )
 
     @property
@@ -88,12 +88,12 @@ def segment_files(
     *,
     device: str = "auto",
 ) -> int:
-    """Segment image files; skip those that cannot be used, and log their names.
+    """Segment image files; skip unusable files, and log their names.
 
     Args:
-        step: Folder of a tested step, its predictor.json, or a packed archive.
+        step: Folder of an evaluated step, its predictor.json, or a packed archive.
         files: As for `kproba.predict.inputs.find_inputs`.
-        settings: What to write, and where.
+        settings: Results to write, and their folder.
         device: As for `choose_device`.
 
     Returns:
@@ -101,9 +101,9 @@ def segment_files(
 
     Raises:
         ValueError: There are no images, none can be used, there is no such device, a
-            number is too small, or a file of the user's would be replaced.
+            number is too small, or a file of the user would be replaced.
         OSError: The output folder cannot be written, or the disk is full.
-        FileNotFoundError: The step has not been tested.
+        FileNotFoundError: The step has not been evaluated.
     """
     settings.check()
     check_step(step)
@@ -111,8 +111,8 @@ def segment_files(
     inputs = find_inputs(files, out.leave_out)
     if not inputs.files and not inputs.skipped:
         raise ValueError(
-            f"Expected images, but found none in {', '.join(files)}. In folders, files "
-            f"with these endings are images: {', '.join(IMAGE_SUFFIXES)}."
+            f"Expected images, but found none in {', '.join(files)}. In folders, only "
+            f"files with these endings count as images: {', '.join(IMAGE_SUFFIXES)}."
         )
     if not inputs.files:
         raise _nothing_readable(inputs)
@@ -129,17 +129,17 @@ def segment_files(
 
 
 def _load(step: str | Path, device: str) -> "Segmenter":
-    from kproba.predict.segmenter import load  # slow: mistakes are answered before
+    from kproba.predict.segmenter import load  # slow, so errors are reported before
 
     return load(step, device=choose_device(device))
 
 
 def _nothing_readable(inputs: Inputs) -> ValueError:
-    """The error of a run in which no file could be used; their names are logged."""
+    """The error of a run without any usable file; the names were logged."""
     _log_skipped(inputs)
     return ValueError(
-        f"Expected at least one image that can be used, but none of "
-        f"{len(inputs.skipped)} is: they are named above. Name other files."
+        f"Expected at least one usable image, but none of the {len(inputs.skipped)} "
+        f"files can be used. The reasons are listed above. Name other files."
     )
 
 
@@ -160,7 +160,7 @@ def _with_sizes(named: Sequence[Any], inputs: Inputs) -> Iterator[ImageFile]:
 
 
 class _Prediction:
-    """One run of `kproba predict`: what is done, and the rows of areas.csv."""
+    """One run of `kproba predict`: its progress, and the rows of areas.csv."""
 
     def __init__(
         self,
@@ -184,19 +184,19 @@ class _Prediction:
         )
 
     def segment(self, images: Sequence[ImageFile]) -> None:
-        """Segment all images. What is done when an error comes is kept.
+        """Segment all images. After an error, the finished results are kept.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C, with what was done.
+            KeyboardInterrupt: Ctrl-C, with the number of finished images.
             FullDiskError: The disk is full.
-            ModelError: The model gives scores that are not numbers.
+            ModelError: The model returns NaN or infinite scores.
         """
         try:
             batches = self._batches(images)
             for batch in Stage(batches, "predicting", len(images), size=len):
                 self._segment_batch(batch)
         except BaseException as error:
-            done = f"{self.done} of {len(images)} images are segmented"
+            done = f"{self.done} of {len(images)} images were segmented"
             _log_skipped(self.inputs)
             try:
                 self.out.write_areas(self.rows)
@@ -209,10 +209,10 @@ class _Prediction:
         self.out.write_areas(self.rows)
 
     def status(self, images: int) -> int:
-        """Report what was done; returns the exit status.
+        """Report the number of segmented images; returns the exit status.
 
         Raises:
-            ValueError: Nothing was done.
+            ValueError: No image was segmented.
         """
         if not self.done and self.last_error is not None:
             _log_skipped(self.inputs)
@@ -225,7 +225,7 @@ class _Prediction:
         return FILES_SKIPPED if self.inputs.skipped else 0
 
     def _batches(self, images: Sequence[ImageFile]) -> list[list[ImageFile]]:
-        """Images of one size, or canvas, together; those that need tiles alone."""
+        """Batches of images with one size or canvas; images with tiles are alone."""
         from kproba.data.whole_images import batches_of_one_size
 
         small: list[ImageFile] = []
@@ -255,7 +255,7 @@ class _Prediction:
         except (MemoryError, RuntimeError, ValueError) as error:
             if isinstance(error, _model_error()):
                 raise
-            if len(opened) > 1:  # alone, most fit
+            if len(opened) > 1:  # a single image usually fits
                 del opened
                 for image in batch:
                     self._segment_batch([image])
@@ -277,7 +277,7 @@ class _Prediction:
         if is_full_gpu(error) or is_full_memory(error):
             text = (
                 f"does not fit into memory at {image.width}x{image.height} pixels; "
-                f"lower --tile, or use --long-side"
+                f"reduce --tile, or use --long-side"
             )
         self.last_error = error
         self.inputs.skip(image.path, text)
@@ -309,10 +309,10 @@ class _Prediction:
     def _write(
         self, image: ImageFile, picture: Image.Image, result: "Segmentation"
     ) -> None:
-        """Write the results of an image; one that cannot be written is named."""
+        """Write the results of an image; log the ones that cannot be written."""
         if result.network_probabilities is None:
             log.info(
-                "%s is too large for memory as a whole: %s", image.path, result.how
+                "%s does not fit into memory as a whole: %s", image.path, result.how
             )
         failed = []
         for kind, make in self.writers.items():
@@ -321,7 +321,7 @@ class _Prediction:
             except (WriteError, MemoryError) as error:
                 failed.append(str(error) or "does not fit into memory")
                 if kind == "masks":
-                    break  # the table tells of masks
+                    break  # the table lists only written masks
             if kind == "masks":
                 self.rows += _area_rows(image, picture, result)
         if failed:
@@ -379,8 +379,8 @@ def choose_device(name: str) -> str:
         or name.endswith(":")
     ):
         raise ValueError(
-            f"Expected auto, cpu, cuda, or cuda: and a number for --device, but got "
-            f"{name!r}. Name one of these."
+            f"Expected auto, cpu, cuda, or cuda: and a number (such as cuda:1) for "
+            f"--device, but got {name!r}."
         )
     if kind == "cuda" and not available:
         raise ValueError(
@@ -389,8 +389,8 @@ def choose_device(name: str) -> str:
         )
     if number and int(number) >= torch.cuda.device_count():
         raise ValueError(
-            f"Expected one of {torch.cuda.device_count()} GPUs, counted from 0, for "
-            f"--device, but got {name}. Lower the number, or check "
+            f"Expected a GPU number from 0 to {torch.cuda.device_count() - 1} for "
+            f"--device, but got {name}. Use a smaller number, or check "
             f"CUDA_VISIBLE_DEVICES."
         )
     return name

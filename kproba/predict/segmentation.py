@@ -1,4 +1,4 @@
-"""The result of a segmentation, and the pictures that it is made from."""
+"""The result of a segmentation, and the reading of its input pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Segmentation:
         indices: (H, W) uint8, the likeliest class of each pixel as index of `classes`.
         confidence: (H, W) float32, the probability of that class.
         network_probabilities: (C, h, w) float32, at the size of the network's input;
-            None for an image that was processed in parts.
+            None if the image was processed in parts.
         how: "whole", "6 tiles", "scaled to 1024x683", or both of the latter; with
             "in parts" if the probabilities of all classes did not fit into memory.
     """
@@ -47,7 +47,8 @@ class Segmentation:
         """(C, H, W) float32, at the image's own size.
 
         Raises:
-            ValueError: The image was processed in parts, so they were never all there.
+            ValueError: The image was processed in parts, so they were never all in
+                memory.
         """
         if self.network_probabilities is None:
             height, width = self.indices.shape
@@ -81,7 +82,7 @@ def likeliest(
     """
     best = torch.full(tuple(size), -torch.inf)
     index = torch.zeros(tuple(size), dtype=torch.uint8)
-    # One class at a time, because all of them at full size may not fit in memory.
+    # One class at a time, because all classes at full size may not fit into memory.
     for number, small in enumerate(probabilities):
         values = resized(small[None], size)[0]
         index[values > best] = number

@@ -1,4 +1,4 @@
-"""Applies what a step has learned to any image of any size.
+"""Segments images of any size with a trained step.
 
     segmenter = kproba.load("results/digits/6-2-overlap/kproba/seed0/step2")
     segmentation = segmenter.predict("photo.jpg")
@@ -6,12 +6,12 @@
     segmentation.areas()   # {"background": 0.91, "three": 0.09}
 
 If no side of an image is longer than a tile, the network gets the whole image at its
-own size, as in the test. A larger image is cut into overlapping tiles, and their
+own size, as in the evaluation. A larger image is cut into overlapping tiles, and their
 probabilities are averaged with weights that fall towards the edges of each tile. The
 image prior is applied to the whole image. An image whose probabilities would need more
 memory than `MOST_VALUES` allows is processed in parts, see `kproba.bank.large`. An
-image is scaled on request (`long_side`), or as the training's images were, and never
-otherwise. `Segmentation.how` says what was done.
+image is scaled only on request (`long_side`), or if the training images were scaled.
+`Segmentation.how` records which of these was done.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ from kproba.predict.tiles import check_sizes
 
 
 class ModelError(ValueError):
-    """A model gives scores that are not numbers, so no image can be segmented."""
+    """A model returns NaN or infinite scores, so no image can be segmented."""
 
 
 class Segmenter:
@@ -53,8 +53,8 @@ class Segmenter:
         classes: The classes in output order.
         channels: The predictor's channel of each class.
         device: Device of the predictor.
-        long_side: Longest side in pixels of the images that the model was trained on,
-            if they were scaled down to it: longer images are, too.
+        long_side: Longest side in pixels of the training images, if they were scaled
+            down to it. Larger images are then scaled down, too.
         name: The model's file, for messages.
     """
 
@@ -88,7 +88,7 @@ class Segmenter:
         Raises:
             ValueError: The image does not have 8 bits, `tile` or `long_side` is too
                 small, or `long_side` makes more than `MOST_PIXELS`.
-            ModelError: The model gives scores that are not numbers.
+            ModelError: The model returns NaN or infinite scores.
             OSError: The file cannot be read.
         """
         return self.predict_batch([image], long_side=long_side, tile=tile)[0]
@@ -101,7 +101,7 @@ class Segmenter:
         long_side: int | None = None,
         tile: int = TILE,
     ) -> list[Segmentation]:
-        """Segment images, all at once if they have one size and need no tiles.
+        """Segment images, all in one batch if they have one size and need no tiles.
 
         Args:
             images: Each as for `predict`.
@@ -139,8 +139,8 @@ class Segmenter:
         """Whether the probabilities of all classes of an image fit into memory.
 
         Args:
-            width: Of the image, in pixels.
-            height: Of the image, in pixels.
+            width: Width of the image in pixels.
+            height: Height of the image in pixels.
             long_side: As for `predict`.
         """
         used = self.used_size(width, height, long_side)
@@ -153,8 +153,8 @@ class Segmenter:
         """Width and height at which the network sees an image.
 
         Args:
-            width: Of the image, in pixels.
-            height: Of the image, in pixels.
+            width: Width of the image in pixels.
+            height: Height of the image in pixels.
             long_side: As for `predict`.
         """
         if long_side is None:
@@ -186,8 +186,8 @@ class Segmenter:
         """Width and height of the batches that an image may be in.
 
         Args:
-            width: Of the image, in pixels.
-            height: Of the image, in pixels.
+            width: Width of the image in pixels.
+            height: Height of the image in pixels.
             long_side: As for `predict`.
         """
         width, height = self.used_size(width, height, long_side)
@@ -200,7 +200,7 @@ class Segmenter:
     def anchor(self) -> Anchor | None:
         """Where images of several sizes lie on a canvas; None: they do not share one.
 
-        See `kproba.data.canvases`: it pays on a GPU.
+        A canvas saves time only on a GPU; see `kproba.data.canvases`.
         """
         if self.device == "cpu":
             return None
@@ -226,17 +226,17 @@ class Segmenter:
         return [log_s[0] for _, log_s in found]
 
     def _scale(self, image: Image.Image, long_side: int | None) -> torch.Tensor:
-        """Image (3, h, w) uint8, scaled as `predict` says."""
+        """Image (3, h, w) uint8, scaled as described in `predict`."""
         size = self.used_size(*image.size, long_side)
         if size[0] * size[1] > max(MOST_PIXELS, image.width * image.height):
             raise ValueError(
-                f"Expected a long side that makes at most {MOST_PIXELS / 1e6:.0f} "
-                f"million pixels, but {long_side} makes {size[0]}x{size[1]} of an "
-                f"image. Lower it."
+                f"Expected images of at most {MOST_PIXELS / 1e6:.0f} million pixels "
+                f"after scaling, but a long side of {long_side} scales an image to "
+                f"{size[0]}x{size[1]}. Use a smaller long side."
             )
         if size == image.size:
             return pil_to_tensor(image)
-        if long_side is None:  # as `kproba.data.sources` scales what a model trains on
+        if long_side is None:  # as `kproba.data.sources` scales the training images
             scaled: torch.Tensor = resize(
                 pil_to_tensor(image), [size[1], size[0]], antialias=True
             )
@@ -302,17 +302,17 @@ class Segmenter:
         )
 
     def _check_finite(self, best: torch.Tensor) -> None:
-        """Refuse probabilities of the likeliest classes that are no numbers."""
+        """Refuse probabilities that are NaN or infinite."""
         if not torch.isfinite(best).all():
             raise ModelError(
-                f"Expected probabilities from {self.name}, but it gives NaN or "
-                f"infinity. The model is damaged, or its training diverged: copy it "
+                f"Expected probabilities from {self.name}, but its output is NaN or "
+                f"infinite. The model is damaged, or its training diverged. Copy it "
                 f"again, or train the step again."
             )
 
 
 def load(path: str | Path, device: str = "cpu") -> Segmenter:
-    """Load what a step has learned, as it was tested: network, or network and bank.
+    """Load a step as it was evaluated: the network, or network and bank.
 
     Args:
         path: Folder of a step, its predictor.json or its model.safetensors, or an

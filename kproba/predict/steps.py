@@ -1,4 +1,4 @@
-"""Steps that commands are given: a folder, a file in it, or a packed archive."""
+"""The argument STEP of commands: a folder, a file in it, or a packed archive."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ ARCHIVE = ".zip"  # ending of what `kproba pack` writes
 
 @contextmanager
 def opened_step(path: str | Path) -> Iterator[Path]:
-    """A step as a path for `kproba.bank.description.find_description`.
+    """Open a step: yields a path for `kproba.bank.description.find_description`.
 
     Args:
         path: Folder of a step, a file in it, or an archive that `kproba pack` wrote,
@@ -33,33 +33,34 @@ def opened_step(path: str | Path) -> Iterator[Path]:
 
 
 def check_path(path: str | Path) -> None:
-    """Check that the path of a step names something.
+    """Check that the path of a step exists.
 
     Raises:
-        FileNotFoundError: There is nothing.
-        OSError: It cannot be looked at.
+        FileNotFoundError: The path does not exist.
+        OSError: It cannot be read.
     """
     try:
         os.stat(path)  # noqa: PTH116
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"Expected a tested step, a folder with predictor.json, but {path} does "
-            f"not exist. Name results/<dataset>/<task>-<setting>/<method>/seed<n>/"
-            f"step<t>, or an archive by kproba pack."
+            f"Expected an evaluated step, which is a folder with predictor.json, but "
+            f"{path} does not exist. Name a folder such as "
+            f"results/<dataset>/<task>-<setting>/<method>/seed<n>/step<t>, or an "
+            f"archive written by kproba pack."
         ) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OSError(
-            f"Expected a tested step, but got {str(path)[:200]}: {reason}. Name the "
-            f"folder of a step."
+            f"Expected an evaluated step, but got {str(path)[:200]}: {reason}. Name "
+            f"the folder of a step."
         ) from error
 
 
 def check_step(step: str | Path) -> None:
-    """Check that there is a step, before the seconds that loading it takes.
+    """Check that a step exists, before the slow loading.
 
     Raises:
-        FileNotFoundError: The step has not been tested, or there is no such archive.
+        FileNotFoundError: The step has not been evaluated, or there is no such archive.
         OSError: Its folder must not be read.
     """
     check_path(step)

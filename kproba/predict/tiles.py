@@ -1,4 +1,4 @@
-"""Sizes that a prediction may be asked for; `kproba.data.tiles` cuts the tiles."""
+"""Limits for the sizes in a prediction; `kproba.data.tiles` cuts the tiles."""
 
 SMALLEST_TILE = 64  # pixels
 SMALLEST_LONG_SIDE = 32  # pixels, of an image that is scaled
@@ -12,7 +12,7 @@ def check_sizes(long_side: int | None, tile: int) -> None:
     """
     if tile < SMALLEST_TILE or (long_side and long_side < SMALLEST_LONG_SIDE):
         raise ValueError(
-            f"Expected a tile of at least {SMALLEST_TILE} pixels and a long side "
-            f"of at least {SMALLEST_LONG_SIDE}, but got {tile} and {long_side}. "
-            f"Raise them, or leave them out."
+            f"Expected a tile of at least {SMALLEST_TILE} pixels and a long side of at "
+            f"least {SMALLEST_LONG_SIDE}, but got {tile} and {long_side}. Increase "
+            f"them, or leave them out."
         )

@@ -18,7 +18,7 @@ CHUNK = 2**20  # bytes
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Path]:
-    """The folder of a step that may be packed, for the time of a block.
+    """Open a step for a block; a packed step is unpacked to a temporary folder.
 
     Args:
         path: An archive that `kproba pack` wrote, which is unpacked into a temporary
@@ -37,7 +37,7 @@ def opened(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise OSError(
             f"Expected a folder for temporary files to unpack {path}, but: "
-            f"{error.strerror}. Set TMPDIR to a folder that can be written."
+            f"{error.strerror}. Set TMPDIR to a writable folder."
         ) from error
     with folder as name:
         _unpack(Path(path), Path(name))
@@ -45,10 +45,10 @@ def opened(path: str | Path) -> Iterator[Path]:
 
 
 def unpack_step(path: str | Path, folder: str | Path) -> None:
-    """Write the files of a step into one folder, which is that of a step again.
+    """Write all files of a step into one folder, which can be used as a step.
 
     Args:
-        path: An archive that `kproba pack` wrote, or the folder of a tested step.
+        path: An archive that `kproba pack` wrote, or the folder of an evaluated step.
         folder: Output; it is replaced if it exists.
 
     Raises:
@@ -89,8 +89,8 @@ def _unpack(path: Path, folder: Path) -> None:
                 found = _copy(content, place)
             if found != entry["sha256"]:
                 raise ArtifactError(
-                    f"Expected {name} in {path} as it was packed, but its content is "
-                    f"another one: the archive is damaged. {PACK_AGAIN}"
+                    f"Expected {name} in {path} with its recorded content, but the "
+                    f"content is different. The archive is damaged. {PACK_AGAIN}"
                 )
         (folder / STEP_FILE).write_bytes(archive.read(STEP_FILE))
 

@@ -1,1 +1,1 @@
-"""How a job runs: start, processes, GPUs, locks, logs, and how it writes files."""
+"""How a job runs: start, processes, GPUs, locks, logs and files."""

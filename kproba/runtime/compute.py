@@ -1,4 +1,4 @@
-"""The options of the machine, as one object: they change speed, never a result."""
+"""Compute options, as one object: they change the speed, but never a result."""
 
 import argparse
 import json
@@ -9,28 +9,28 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Compute:
-    """The section `compute` of the configuration, or what a job gets of it.
+    """The section `compute` of the configuration, or the part of it for a job.
 
-    A new option is a key of the schema, a field here, and the line that reads it: jobs
-    get the whole object as one JSON argument.
+    A new option needs a key in the schema, a field here, and the code that uses it.
+    Jobs get the whole object as one JSON argument.
 
     Attributes:
         gpus: GPUs of the job, over all nodes; 0: the CPU.
-        device: Where a job with GPUs computes: "cuda", or "cpu" with as many processes
-            as it has GPUs, to try a cluster's set-up without any.
+        device: Device of a job with GPUs: "cuda"; or "cpu" with one process per GPU, to
+            try the set-up of a cluster without GPUs.
         nodes: Machines of the job.
         processes: Processes on the CPU, over all nodes, of a job without GPUs.
         threads: CPU threads of each process.
         workers: Loader processes of each process; 0 loads in the process itself.
         accumulation: Micro-batches per iteration and process.
-        batch_size: Images per process and forward pass in bank, labels and test.
+        batch_size: Images per process and forward pass for bank, labels and evaluation.
         deterministic: Use only algorithms that give the same bytes on a GPU too.
         compile: Let `torch.compile` make kernels for the backbone.
         cuda_graphs: Replay the kernels of the backbones in increments, on one GPU.
         cache_gib: Memory per process for decoded training images, in GiB.
         state_minutes: Minutes between two saved states of a training.
-        val_times: How often a training tests some validation images, for TensorBoard.
-        val_images: How many of them.
+        val_times: Number of validation checks in a training, for TensorBoard.
+        val_images: Number of images in each check.
         log_seconds: Seconds between two log lines of a training.
     """
 
@@ -62,7 +62,7 @@ class Compute:
         return self.processes // self.nodes * self.threads
 
     def on_one_node(self) -> "Compute":
-        """The part of one node: of a job that only runs a network forward."""
+        """The options for one node, for a job that only runs a network forward."""
         return Compute(
             **{
                 **asdict(self),
@@ -87,7 +87,8 @@ class Compute:
         unknown = [key for key in content if key not in known]
         if unknown:
             raise ValueError(
-                f"Expected keys of {', '.join(known)}, but got {', '.join(unknown)}."
+                f"Expected only the keys {', '.join(known)}, but got "
+                f"{', '.join(unknown)}."
             )
         return cls(**content)
 

@@ -20,7 +20,7 @@ NONE = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that mean no d
 def hold_devices(count: int, *, required: bool = True) -> dict[str, str]:
     """Wait for free devices and hold them for the life of this process.
 
-    The lock files stay open when another program replaces this one (exec).
+    The lock files stay open when this process starts another program with exec.
 
     Args:
         count: Number of devices.
@@ -38,21 +38,21 @@ def hold_devices(count: int, *, required: bool = True) -> dict[str, str]:
     if count > len(visible):
         raise ValueError(
             f"Expected {count} GPU(s) for this job, but {_source()} {len(visible)} "
-            f"({', '.join(visible) or 'none'}). Lower compute.gpus (0 computes on the "
-            f"CPU) or --resources gpu, or check the driver and CUDA_VISIBLE_DEVICES."
+            f"({', '.join(visible) or 'none'}). Reduce compute.gpus (0 uses the CPU) "
+            f"or --resources gpu, or check the driver and CUDA_VISIBLE_DEVICES."
         )
     announced = False
     while not (held := try_devices(count, visible)):
         if not announced:
             write_log(
-                f"Waiting for {count} of the GPUs {', '.join(visible)}: other jobs "
-                f"hold them"
+                f"Waiting for {count} of the GPUs {', '.join(visible)}, which other "
+                f"jobs are using"
             )
         announced = True
         # Random, because two jobs that each need several devices could otherwise
         # keep taking one from each other in step.
         time.sleep(random.uniform(0.05, 0.3))
-    write_log(f"GPU {', '.join(held)} of {', '.join(visible)}")
+    write_log(f"Using GPU {', '.join(held)} of {', '.join(visible)}")
     return {"CUDA_VISIBLE_DEVICES": ",".join(held)}
 
 
@@ -60,7 +60,7 @@ def visible_devices() -> list[str]:
     """Names of the devices that this job may choose from."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
-        import torch  # slow, and only needed here
+        import torch  # slow, and needed only here
 
         return [str(number) for number in range(torch.cuda.device_count())]
     devices = []
@@ -103,11 +103,11 @@ def lock_file(device: str) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise PermissionError(
-            f"Expected {folder} to belong to you, but it belongs to another user. Name "
-            f"another folder for the locks of GPUs in KPROBA_LOCKS."
+            f"Expected {folder} to belong to you, but it belongs to another user. Set "
+            f"KPROBA_LOCKS to another folder for the GPU locks."
         )
-    # If SLURM shows each job only its assigned devices, every job calls its first one
-    # 0: the names need the job and the node.
+    # If SLURM shows each job only its assigned devices, the first device of every job
+    # has the name 0. So the name of the lock also contains the job and the node.
     prefix = ""
     if "SLURM_JOB_ID" in os.environ:
         node = os.environ.get("SLURMD_NODENAME", "")
@@ -129,7 +129,7 @@ def write_log(message: str) -> None:
 
 
 def _source() -> str:
-    """Where `visible_devices` found its names, as the start of a clause."""
+    """The source of the names in `visible_devices`, as the start of a clause."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return "CUDA_VISIBLE_DEVICES names"
     return "PyTorch sees"

@@ -1,4 +1,4 @@
-"""The processes of a job: one or many, on the same code path.
+"""The processes of a job: one or several, with the same code.
 
 `kproba.runtime.launch` starts them.
 """
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Process:
-    """This process, one of those of a job.
+    """This process, one of the processes of a job.
 
     Attributes:
         rank: Number of this process, from 0.
@@ -89,15 +89,15 @@ def process_group(*, gpu: bool, deterministic: bool = False) -> Iterator[Process
         # cuBLAS reads this variable once, when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic or not gpu, warn_only=not gpu)
-    # Otherwise that writes NaN into every new tensor, to show code that reads it before
-    # it is written: up to a tenth of an iteration on a CPU.
+    # Otherwise PyTorch fills every new tensor with NaN, to detect reads before a write.
+    # This takes up to a tenth of an iteration on a CPU.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if gpu:
         if not torch.cuda.is_available() or local_rank >= torch.cuda.device_count():
             raise RuntimeError(
                 f"Expected a CUDA device for process {local_rank}, but PyTorch sees "
-                f"{torch.cuda.device_count()}. Set compute.gpus to 0 for the CPU, or "
-                f"check the driver and CUDA_VISIBLE_DEVICES."
+                f"{torch.cuda.device_count()}. Set compute.gpus to 0 to use the CPU, "
+                f"or check the driver and CUDA_VISIBLE_DEVICES."
             )
         device = f"cuda:{local_rank}"
         torch.cuda.set_device(device)
@@ -115,7 +115,7 @@ def _end_with_parent(torchrun: int) -> None:
     """Ask Linux to kill this process when its parent, torchrun, ends for any reason.
 
     torchrun starts each child in a separate session. A SIGKILL for all processes of a
-    job's session would miss them, and they would go on with a GPU whose lock is free.
+    job's session would miss them, and they would still use a GPU whose lock is free.
     """
     PR_SET_PDEATHSIG = 1
     libc = ctypes.CDLL(None)

@@ -36,7 +36,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     Raises:
         FullDiskError: The disk is full; the message names the file.
-        OSError: The file cannot be written; the message says why.
+        OSError: The file cannot be written; the message gives the reason.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -91,7 +91,7 @@ def atomic_directory(
 def _check_writable(path: Path, temporary: Path) -> None:
     """Make the folder of a file and check that a file can be written there.
 
-    A link that stands in the place of the temporary file is removed, not followed.
+    If the temporary file is a link, the link is removed and not followed.
     """
     try:
         if path.is_dir():
@@ -105,13 +105,13 @@ def _check_writable(path: Path, temporary: Path) -> None:
             raise _full_disk(path) from error
         reason = getattr(error, "strerror", None) or error
         raise OSError(
-            f"Expected to write {path}, but that cannot be done: {reason}. Choose "
-            f"another place, or correct the permissions."
+            f"Expected to write {path}, but this failed: {reason}. Choose another "
+            f"folder, or correct the permissions."
         ) from error
 
 
 def _umask() -> int:
-    """The permissions that the system withholds from new files."""
+    """The permissions that the system removes from new files (umask)."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
@@ -125,7 +125,7 @@ def _report_full_disk(path: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        else:  # torch and safetensors have other errors, which may give no reason
+        else:  # torch and safetensors raise other errors, sometimes without a reason
             full = "No space left" in str(error)
             full = full or shutil.disk_usage(path.parent).free < 2**20
         if not full or isinstance(error, FullDiskError):
@@ -161,8 +161,8 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
         )
     except ValueError as error:
         raise ValueError(
-            f"Expected finite numbers to write to {path}, but got an infinite one, "
-            f"which JSON does not have. It comes from what was computed before."
+            f"Expected finite numbers to write to {path}, but one number is infinite, "
+            f"and JSON has no infinity. An earlier computation returned it."
         ) from error
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ def job_parser(name: str, description: str) -> argparse.ArgumentParser:
         "--compute",
         type=Compute.from_argument,
         default=Compute(),
-        help="what the machine offers, as JSON (kproba.runtime.compute)",
+        help="compute options as JSON (kproba.runtime.compute)",
     )
     return parser
 
@@ -34,8 +34,8 @@ def add_files(
     Args:
         parser: Gets the arguments.
         names: Files that the job needs, as names of attributes.
-        optional: Files that it may have; the argument may stand without a path, as the
-            rules write it for an input that is empty.
+        optional: Files that may be missing. The argument may then have no value, which
+            is how the rules write an empty input.
     """
     for name in (*names, *optional):
         flag = f"--{name.replace('_', '-')}"
@@ -47,10 +47,10 @@ def add_files(
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """For imports: what the block creates is kept until the process ends.
+    """Import without garbage collection; all new objects stay until the process ends.
 
-    Python would look through all objects of torch for garbage, many times during the
-    imports and again at the end. That is two fifths of the processor's time for both.
+    Otherwise Python searches all objects of torch for garbage, many times during the
+    imports and again at the end. This takes two fifths of the CPU time of both.
     """
     gc.disable()
     try:
@@ -63,7 +63,7 @@ def without_garbage_collection() -> Iterator[None]:
 @contextmanager
 def job_process(compute: Compute) -> "Iterator[Process]":
     """Join the processes of a job; its errors and log go to standard error."""
-    import torch  # late: arguments are parsed without it
+    import torch  # late, because arguments are parsed without it
 
     from kproba.runtime.distributed import process_group
 

@@ -1,4 +1,4 @@
-"""Starts the program of a job: one process by itself, several through torchrun.
+"""Starts the program of a job: one process directly, several with torchrun.
 
     kproba-launch --log train.log --gpus 2 --cores 8 kproba.jobs.train settings.json ..
 
@@ -48,9 +48,9 @@ class Launch:
     Attributes:
         module: Python module to run, such as "kproba.jobs.train".
         rest: Arguments of the module.
-        compute: What it may use, over all nodes. With the device "cpu" it runs as many
-            processes on the CPU as it has GPUs, which tests the set-up of a cluster
-            without GPUs. Threads are fewer if there are not enough cores.
+        compute: Compute options, over all nodes. With the device "cpu" it runs one CPU
+            process per GPU, to try the set-up of a cluster without GPUs. It uses fewer
+            threads if there are not enough cores.
         cores: CPU cores of each node; None: as many as the threads need.
         rendezvous: "host:port" of the first node; None if there is only one node, or if
             SLURM starts the others.
@@ -76,9 +76,9 @@ class Launch:
         if count % compute.nodes:
             kind = "GPUs" if compute.gpus else "processes"
             raise ValueError(
-                f"Expected a number of {kind} that {compute.nodes} nodes can share "
-                f"evenly, but got {count}. Change compute.nodes or compute."
-                f"{kind.lower()}."
+                f"Expected a number of {kind} that is a multiple of the "
+                f"{compute.nodes} nodes, but got {count}. Change compute.nodes or "
+                f"compute.{kind.lower()}."
             )
         return count // compute.nodes
 
@@ -118,9 +118,9 @@ def srun_command(job: Launch) -> list[str]:
     """
     if "SLURM_JOB_ID" not in os.environ:
         raise ValueError(
-            f"Expected a SLURM job, because SLURM starts a job on its "
-            f"{job.compute.nodes} nodes, but SLURM_JOB_ID is not set. Without SLURM, "
-            f"start the job on every node yourself with --rendezvous HOST:PORT."
+            f"Expected to run in a SLURM job, because SLURM starts the processes on "
+            f"all {job.compute.nodes} nodes, but SLURM_JOB_ID is not set. Without "
+            f"SLURM, start the job yourself on every node with --rendezvous HOST:PORT."
         )
     # A SLURM job starts on its first node, which is the rendezvous.
     part = replace(job, rendezvous=f"{node_name()}:{free_port()}")
@@ -174,7 +174,7 @@ def node_name() -> str:
 
 
 def free_port() -> int:
-    """A port of this machine on which nothing listens."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
@@ -225,22 +225,24 @@ def start(job: Launch) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Start a job; exit with status 1 and a message if that fails."""
     parser = argparse.ArgumentParser(prog="kproba-launch", description=__doc__)
-    parser.add_argument("--log", type=Path, help="of this job alone, for all output")
+    parser.add_argument("--log", type=Path, help="log file for all output of this job")
     parser.add_argument(
         "--compute",
         type=Compute.from_argument,
         default=Compute(),
-        help="options as JSON",
+        help="compute options as JSON",
     )
-    parser.add_argument("--gpus", type=int, help="over all nodes")
+    parser.add_argument("--gpus", type=int, help="GPUs of the job, over all nodes")
     parser.add_argument("--device", choices=["cuda", "cpu"])
-    parser.add_argument("--processes", type=int, help="on the CPU")
+    parser.add_argument("--processes", type=int, help="processes on the CPU")
     parser.add_argument("--nodes", type=int)
-    parser.add_argument("--threads", type=int, help="of each process")
-    parser.add_argument("--cores", type=int, help="of each node")
-    parser.add_argument("--rendezvous", metavar="HOST:PORT", help="of the first node")
-    parser.add_argument("--address", help="of this node")
-    parser.add_argument("module", help="such as kproba.jobs.train")
+    parser.add_argument("--threads", type=int, help="threads of each process")
+    parser.add_argument("--cores", type=int, help="CPU cores of each node")
+    parser.add_argument(
+        "--rendezvous", metavar="HOST:PORT", help="address of the first node"
+    )
+    parser.add_argument("--address", help="network name of this node")
+    parser.add_argument("module", help="program, such as kproba.jobs.train")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="its arguments")
     options = parser.parse_args(argv)
     # A single option wins over the JSON object.

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-GRACE = 120.0  # seconds that a job gets to save its state and end
+GRACE = 120.0  # seconds for a job to save its state and end
 
 
 class LogInUseError(OSError):
@@ -28,9 +28,10 @@ class LogInUseError(OSError):
 def hold_log(log: Path, *, grace: float = GRACE) -> str | None:
     """Become the only job that writes this log and, with it, the job's other files.
 
-    If Snakemake alone is killed, its jobs go on as orphans, and the next Snakemake
-    would start a second job beside them. An orphan, be it a process of this machine or
-    a job of SLURM, is therefore told to stop, saves its state, and is waited for.
+    If Snakemake alone is killed, its jobs continue as orphans, and the next Snakemake
+    would start a second job beside them. So this function stops such a job, whether it
+    is a process on this machine or a SLURM job. The job saves its state, and this
+    function waits for its end.
 
     The lock file, hidden beside the log, becomes the standard input of this process, so
     that all processes that it starts hold the lock as well.
@@ -55,16 +56,16 @@ def hold_log(log: Path, *, grace: float = GRACE) -> str | None:
         if holder and stopped is None:
             if has_snakemake(holder):
                 raise LogInUseError(
-                    f"Expected to be the only job that writes {log}, but "
-                    f"{describe_holder(holder)}, started by another Snakemake, writes "
-                    f"it. Wait for it, or stop it."
+                    f"Expected no other job that writes {log}, but "
+                    f"{describe_holder(holder)}, which another Snakemake started, is "
+                    f"writing it. Wait until it ends, or stop it."
                 )
             stopped = stop_holder(holder)
         if time.monotonic() > end:
             who = describe_holder(holder) if holder else "another job"
             raise LogInUseError(
-                f"Expected to be the only job that writes {log}, but {who} still "
-                f"writes it after {grace:.0f} s. Stop it and run again."
+                f"Expected no other job that writes {log}, but {who} is still writing "
+                f"it after {grace:.0f} s. Stop it and run again."
             )
         time.sleep(0.2)
     os.ftruncate(lock, 0)
@@ -115,17 +116,17 @@ def read_holder(descriptor: int) -> dict[str, Any] | None:
 
 
 def describe_holder(holder: dict[str, Any]) -> str:
-    """A holder in words, for messages."""
+    """Describe the holder of a lock, for messages."""
     if holder["slurm_job"]:
         return f"SLURM job {holder['slurm_job']}"
     return f"process {holder['pid']} on {holder['host']}"
 
 
 def stop_holder(holder: dict[str, Any]) -> str:
-    """Ask a job without a Snakemake to save its state and end.
+    """Stop a job without a Snakemake; it saves its state first.
 
     Returns:
-        A sentence about what was done.
+        A sentence about the stopped job.
     """
     if is_in_another_slurm_job(holder):
         subprocess.run(["scancel", holder["slurm_job"]], check=False)
@@ -133,15 +134,15 @@ def stop_holder(holder: dict[str, Any]) -> str:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(holder["pid"], signal.SIGTERM)
     else:
-        return f"Waited for {describe_holder(holder)}, which held the log"
-    return f"Stopped {describe_holder(holder)}, left behind by a killed Snakemake"
+        return f"Waited until {describe_holder(holder)} released the log"
+    return f"Stopped {describe_holder(holder)}; its Snakemake was killed"
 
 
 def has_snakemake(holder: dict[str, Any]) -> bool:
     """Whether a Snakemake is among the parents of a holder on this machine.
 
-    False for a holder in another SLURM job. There is a Snakemake in that job as well,
-    but nothing tells whether the one that submitted the job still lives. It does not:
+    False for a holder in another SLURM job. That job contains a Snakemake, too, but the
+    one that submitted the job cannot be found from here. It must have ended, because
     two Snakemakes cannot work in one folder, and this process has its own.
     """
     if not runs_here(holder) or is_in_another_slurm_job(holder):

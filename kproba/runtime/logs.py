@@ -1,4 +1,4 @@
-"""Logs of jobs and scripts, their progress on a terminal, and how errors end them."""
+"""Logs of jobs and scripts, progress on a terminal, and error messages."""
 
 import contextlib
 import logging
@@ -30,7 +30,7 @@ def log_to(path: str | Path, *, terminal: bool = False) -> Iterator[None]:
         path: The log file, replaced.
         terminal: Show log lines on the terminal as well.
     """
-    # Names of files need not be UTF-8: their odd bytes are written as escapes.
+    # File names may not be UTF-8. Their invalid bytes are written as escapes.
     with Path(path).open(
         "w", buffering=1, encoding="utf-8", errors="backslashreplace"
     ) as file:
@@ -65,13 +65,13 @@ def log_to_stderr(*, first: bool) -> None:
 
 
 class Terminal(logging.Handler):
-    """Writes lines that report progress to a terminal, after the name of the job.
+    """Writes progress lines to a terminal, with the name of the job.
 
     Args:
         path: Path of the terminal, or of another stream.
         seconds: Shortest time between two lines. It grows to a twentieth of the time
-            since the start, so that a job of many hours writes a hundred lines and not
-            thousands.
+            since the start, so that a job of many hours writes a hundred lines instead
+            of thousands.
 
     Raises:
         OSError: The terminal cannot be opened.
@@ -101,20 +101,20 @@ class Terminal(logging.Handler):
 
 
 FULL_GPU = (
-    "Expected this job to fit into the memory of the GPU, but it did not. In training, "
-    "raise compute.accumulation (2 computes half the images at a time) or "
-    "compute.gpus. In bank, pseudo labels and test, lower compute.batch_size; in "
-    "kproba predict, lower --batch-size. Or lower augmentation.crop_size or "
-    "evaluation.crop. These two change results, and so does compute.accumulation at "
-    "step 0. PyTorch reports:"
+    "Expected this job to fit into the memory of the GPU, but it needs more. In "
+    "training, raise compute.accumulation (2 computes half the images at a time) or "
+    "compute.gpus. For banks, pseudo labels and evaluation, lower compute.batch_size. "
+    "For kproba predict, lower --batch-size. You can also lower augmentation.crop_size "
+    "or evaluation.crop, but these two change results, and so does "
+    "compute.accumulation at step 0. PyTorch reports:"
 )
 
 
 FULL_MEMORY = (
-    "Expected this job to fit into the memory of this machine, but it did not. Lower "
-    "compute.batch_size or compute.workers, or set `long_side` of the dataset, which "
-    "shrinks large pictures everywhere and changes results. In kproba predict, lower "
-    "--batch-size, --tile or --long-side. The system reports:"
+    "Expected this job to fit into the memory of this machine, but it needs more. "
+    "Lower compute.batch_size or compute.workers, or set `long_side` for the dataset, "
+    "which scales large pictures down everywhere and changes results. For kproba "
+    "predict, lower --batch-size, --tile or --long-side. The system reports:"
 )
 
 
@@ -125,10 +125,11 @@ INTERRUPTED = 130  # exit status of a command that Ctrl-C ended, as shells have 
 def exit_on_error() -> Iterator[None]:
     """On an error in the block, write it to standard error and exit with status 1.
 
-    An error that this package raises on purpose is written as its message alone, and a
-    full GPU or a full memory with its remedy; all others come with a traceback. If
-    there are several processes, the line before says which of them failed: the first
-    failure makes the others fail, too. Ctrl-C is one line, and exit status 130.
+    An error that this package raises on purpose is written without a traceback, and so
+    are a full GPU and a full memory, with a remedy. All other errors have a traceback.
+    If there are several processes, a first line names the process that failed, because
+    the other processes fail afterwards. Ctrl-C writes one line, and the exit status is
+    130.
     """
     try:
         yield
@@ -147,7 +148,7 @@ def exit_on_error() -> Iterator[None]:
 
 
 def describe_error(error: Exception) -> str:
-    """What `exit_on_error` writes about an error."""
+    """The text that `exit_on_error` writes for an error."""
     if is_full_gpu(error):
         return f"Error: {FULL_GPU}\n{error}"
     if is_full_memory(error):
@@ -173,7 +174,7 @@ def is_full_memory(error: BaseException) -> bool:
 
 
 def _is_on_purpose(error: Exception) -> bool:
-    """Whether a statement of this package raised an error, with a message for users."""
+    """Whether this package raised an error on purpose, with a message for users."""
     *_, innermost = traceback.extract_tb(error.__traceback__)
     in_package = Path(innermost.filename).is_relative_to(PACKAGE)
     if isinstance(error, RecursionError | NotImplementedError):  # RuntimeErrors, too

@@ -1,4 +1,4 @@
-"""Progress of a long stage: a bar on a terminal, or a line in a log now and then."""
+"""Progress of a long stage: a bar on a terminal, or regular lines in a log."""
 
 import logging
 import sys
@@ -27,11 +27,11 @@ class Stage(Generic[T]):
 
     Args:
         items: The items to pass on.
-        activity: What is done with them, such as "testing".
+        activity: The work on them, such as "evaluating".
         total: Number of units in all items.
         size: Counts the units of an item; None: one unit per item.
         unit: Name of the units, in the plural.
-        enabled: Whether to report. False in all but the first of several processes.
+        enabled: Whether to report; True only in the first of several processes.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Stage(Generic[T]):
                 rate = done / (now - start)
                 seconds = max(self.total - done, 0) / rate
                 log.info(
-                    "%s: %d/%d %s, %.1f a second, %s left",
+                    "%s: %d/%d %s, %.1f per second, %s left",
                     self.activity,
                     done,
                     self.total,

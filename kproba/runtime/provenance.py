@@ -1,4 +1,4 @@
-"""Fingerprints of inputs, and the versions and commit that made an artifact."""
+"""Fingerprints of inputs, and the versions and commit that wrote an artifact."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ def file_digest(path: str | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"Expected the file {path}, but it does not exist. Make it again, or "
+            f"Expected the file {path}, but it does not exist. Create it again, or "
             f"correct the path."
         ) from None
     except OSError as error:
@@ -50,7 +50,7 @@ def fingerprint(*parts: Any) -> str:
 def provenance() -> dict[str, Any]:
     """Versions and commit that made an artifact.
 
-    There are no times, so that equal inputs give equal bytes.
+    It contains no times, so that equal inputs result in equal files.
     """
     import torch
     import torchvision

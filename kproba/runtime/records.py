@@ -1,7 +1,7 @@
-"""Reads artifacts in JSON: every key is declared, and every mistake is named.
+"""Reads artifacts in JSON: every key is declared, and every error is reported.
 
-A *check* says what a value may be. Checks are put together like the content that they
-describe, and `read_record` applies one to a file:
+A *check* defines the allowed values. Checks are nested like the content that they
+describe, and `read_record` applies a check to a file:
 
     STEP = record({"step": integer(most=1000), "loss": number()}, {"note": text()})
     content = read_record("step.json", STEP)
@@ -15,30 +15,30 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-# Takes a value and where it stands, such as "classes[2].name"; raises `MismatchError`.
+# Takes a value and its position, such as "classes[2].name"; raises `MismatchError`.
 Check = Callable[[Any, str], None]
 
 REMAKE = (
-    "Copy it again from where it was made, or delete it and name it to Snakemake as a "
-    "target, which makes it anew: snakemake .. -- FILE"
+    "Copy the file again from its source. Or delete it and let Snakemake write it "
+    "again: snakemake .. -- FILE"
 )
-MOST_BYTES = 2**26  # of a file in JSON; all that is written stays far below
+MOST_BYTES = 2**26  # of a JSON file; all files written here are far smaller
 LONGEST_QUOTE = 60  # letters of a wrong value in a message
 
 
 class ArtifactError(ValueError):
-    """A file is not the artifact that it should be; the message names it."""
+    """A file is not the expected artifact; the message names the file."""
 
 
 class MismatchError(ValueError):
-    """A value is not what its check expects."""
+    """A value does not pass its check."""
 
     def __init__(self, where: str, expected: str, got: str):
         super().__init__(expected, got)
         self.where, self.expected, self.got = where, expected, got
 
     def describe(self, path: str | Path, remedy: str) -> str:
-        """A sentence for the user: what was expected where, and what came."""
+        """A sentence for the user with the expected and the actual value."""
         where = f" for `{self.where}`" if self.where else ""
         return f"Expected {self.expected}{where} in {path}, but {self.got}. {remedy}"
 
@@ -48,12 +48,13 @@ def read_record(path: str | Path, check: Check, *, remedy: str = REMAKE) -> Any:
 
     Args:
         path: The file.
-        check: What it must hold.
-        remedy: What the user can do if it does not.
+        check: The check for its content.
+        remedy: Advice for the user if the content is wrong.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ArtifactError: It is no file, too large, not in JSON, or holds something else.
+        ArtifactError: It is not a regular file, too large, not JSON, or has another
+            content.
         OSError: It must not be read.
     """
     content = read_json(path, remedy=remedy)
@@ -68,12 +69,12 @@ def check_content(
 
     Args:
         content: Plain values.
-        check: What they must be.
-        source: Where they come from, for the message.
-        remedy: What the user can do if they are something else.
+        check: The check for them.
+        source: Their source, for the message.
+        remedy: Advice for the user if the content is wrong.
 
     Raises:
-        ArtifactError: They are something else.
+        ArtifactError: The content does not pass the check.
     """
     try:
         check(content, "")
@@ -96,11 +97,11 @@ def parse_json(raw: bytes, source: str | Path, *, remedy: str = REMAKE) -> Any:
 
     Args:
         raw: The text.
-        source: Where it comes from, for the message.
-        remedy: What the user can do if it is something else.
+        source: Its source, for the message.
+        remedy: Advice for the user if it is not valid JSON.
 
     Raises:
-        ArtifactError: It is something else.
+        ArtifactError: The text is not valid JSON.
     """
     try:
         return json.loads(
@@ -109,7 +110,7 @@ def parse_json(raw: bytes, source: str | Path, *, remedy: str = REMAKE) -> Any:
             object_pairs_hook=_unique_keys,
         )
     except UnicodeDecodeError as error:
-        reason = f"byte {error.start} is not of UTF-8 text"
+        reason = f"byte {error.start} is not UTF-8 text"
     except RecursionError:
         reason = "its values are nested too deeply"
     except json.JSONDecodeError as error:
@@ -123,12 +124,12 @@ def parse_json(raw: bytes, source: str | Path, *, remedy: str = REMAKE) -> Any:
 
 
 def read_bytes(path: str | Path, most: int, *, remedy: str = REMAKE) -> bytes:
-    """The content of a regular file; nothing is opened that could block.
+    """The content of a regular file; a file that could block is not opened.
 
     Args:
         path: The file.
         most: Largest number of bytes.
-        remedy: What the user can do if it cannot be read.
+        remedy: Advice for the user if it cannot be read.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -155,13 +156,13 @@ def regular_file(path: str | Path, *, remedy: str = REMAKE) -> int:
     Raises:
         FileNotFoundError: There is no such file.
         ArtifactError: It is a folder, FIFO or device.
-        OSError: Its folder must not be read, or the name is none.
+        OSError: Its folder must not be read, or the name is invalid.
     """
     path = Path(path)
     try:
         status = path.stat()
     except FileNotFoundError:
-        link = " (a link that leads nowhere)" if path.is_symlink() else ""
+        link = " (it is a link to a missing file)" if path.is_symlink() else ""
         raise FileNotFoundError(
             f"Expected the file {path}, but it does not exist{link}. {remedy}"
         ) from None
@@ -177,7 +178,7 @@ def regular_file(path: str | Path, *, remedy: str = REMAKE) -> int:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}, which is no number")
+    raise ValueError(f"it holds {name}, which is not a number")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -185,12 +186,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {quote(twice)} is there twice")
+        raise ValueError(f"the key {quote(twice)} appears twice")
     return content
 
 
 def quote(value: object) -> str:
-    """A short text that shows a value in a message, whatever it is."""
+    """A short text for any value, for a message."""
     if isinstance(value, Mapping):
         return "an object"
     if isinstance(value, list | tuple):
@@ -287,7 +288,7 @@ def maybe(inner: Check) -> Check:
 
 
 def either(first: Check, second: Check) -> Check:
-    """What one of two checks accepts; the message is that of the second."""
+    """A value that one of two checks accepts; errors have the message of the second."""
 
     def check(value: Any, where: str) -> None:
         try:
@@ -301,7 +302,7 @@ def either(first: Check, second: Check) -> Check:
 def list_of(
     inner: Check, *, least: int = 0, most: int = 100_000, distinct: bool = False
 ) -> Check:
-    """A list of `least` to `most` values of one kind, all `distinct` if wanted."""
+    """A list of `least` to `most` values of one kind; all different if `distinct`."""
 
     def check(value: Any, where: str) -> None:
         if not isinstance(value, list | tuple) or not least <= len(value) <= most:
@@ -310,7 +311,7 @@ def list_of(
         for number, item in enumerate(value):
             inner(item, f"{where}[{number}]")
         if distinct and len(set(value)) < len(value):
-            raise MismatchError(where, "different values", "some are there twice")
+            raise MismatchError(where, "different values", "some appear twice")
 
     return check
 
@@ -339,8 +340,8 @@ def record(
     Args:
         needed: Keys that must be there, with the checks of their values.
         optional: Keys that may be there.
-        others: Whether further keys are accepted. Otherwise they are refused, because a
-            newer version may mean something by them.
+        others: Whether further keys are accepted. Otherwise they are errors, because a
+            newer version may have written them.
     """
     checks = {**needed, **(optional or {})}
 

@@ -1,4 +1,4 @@
-"""References to code in tables that must not import it.
+"""References to code, for tables that must not import the code.
 
 An entry of a table (backbones, heads, loss terms, label rules) names its implementation
 as "package.module:name". So the plan, which reads the tables at every Snakemake call,
@@ -46,7 +46,9 @@ def resolve(reference: Reference) -> Callable[..., Any]:
                 f"Expected a module {module_name} for the reference {reference!r}, but "
                 f"there is no module {missing}."
             ) from error
-        error.add_note(f"Raised by the import for the reference {reference!r}.")
+        error.add_note(
+            f"The error was raised during the import for the reference {reference!r}."
+        )
         raise
     if not hasattr(module, name):
         raise ImportError(

@@ -1,7 +1,7 @@
-"""run.json identifies the training that wrote these event files, and its previous step.
+"""run.json names the training that wrote the event files, and its previous step.
 
 Every training writes one at its start. `kproba tensorboard` follows `previous` from
-step to step, so that no folder has to have a certain name or place.
+step to step, so folders may have any name and path.
 """
 
 import os
@@ -16,7 +16,7 @@ RUN_FILE = "run.json"
 NAMES = ("dataset", "task", "setting", "method", "seed", "step")
 SETTINGS = "settings.json"  # beside the folder, of a training by kproba 0.1.0
 
-REMEDY = "Delete it; the curves of this training are then left out."
+REMEDY = "Delete it. The curves of this training will then be missing."
 _NUMBER = records.either(records.integer(), records.text(20))
 RUN = records.record(
     {
@@ -34,7 +34,7 @@ class TrainedStep:
     """The training that wrote a folder of event files.
 
     Attributes:
-        dataset, task, setting, method, seed, step: Which step of which run.
+        dataset, task, setting, method, seed, step: Names of the run and step.
         previous: Folder of the event files of step t-1; None at step 0, or if unknown.
     """
 
@@ -102,7 +102,7 @@ def read_run(folder: Path) -> TrainedStep | None:
         folder: `<step folder>/tensorboard`.
 
     Returns:
-        None if there is neither file, or it is of something else.
+        None if neither file exists, or the file has another content.
     """
     written, settings = folder / RUN_FILE, folder.parent / SETTINGS
     if written.is_file():
@@ -117,5 +117,5 @@ def read_run(folder: Path) -> TrainedStep | None:
 
 
 def has_names(names: Mapping[str, object]) -> bool:
-    """Whether a mapping has all that `TrainedStep.from_names` needs."""
+    """Whether a mapping has all keys that `TrainedStep.from_names` needs."""
     return all(name in names for name in NAMES)

@@ -1,4 +1,4 @@
-"""Passes SIGTERM on where SLURM does not send it to the program of a rule.
+"""Passes SIGTERM on, if SLURM does not send it to the program of a rule.
 
     srun --overlap --ntasks=1 .. python -m kproba.runtime.sentinel 4711
 

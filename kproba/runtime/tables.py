@@ -1,4 +1,4 @@
-"""Reads tables of artifacts (.csv, .tsv): every column that is used is declared."""
+"""Reads tables of artifacts (.csv, .tsv) and checks all columns that are used."""
 
 import csv
 import io
@@ -30,14 +30,14 @@ def read_table(
             numbers, of which an empty cell is NaN. Further columns stay text.
         optional: Columns that it may have.
         separator: Between two cells.
-        remedy: What the user can do if it is something else.
+        remedy: Advice for the user if the table is wrong.
 
     Returns:
         The rows in the order of the file, at least none.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ArtifactError: It is no table, lacks a column, or a cell is no number.
+        ArtifactError: It is not a table, lacks a column, or a cell is not a number.
         OSError: It must not be read.
     """
     table = _parse(path, separator, remedy)
@@ -46,7 +46,7 @@ def read_table(
         found = ", ".join(map(str, table.columns))
         raise ArtifactError(
             f"Expected the columns {', '.join(columns)} in {path}, but "
-            f"{', '.join(missing)} is missing of {quote(found)}. {remedy}"
+            f"{', '.join(missing)} is missing. The file has {quote(found)}. {remedy}"
         )
     kinds = {**columns, **(optional or {})}
     for name, kind in kinds.items():
@@ -65,8 +65,8 @@ def read_counts(path: str | Path, *, remedy: str = REMAKE) -> "pd.DataFrame":
     counts = table.iloc[:, 1:].apply(lambda cells: _numbers(cells, int, path, remedy))
     if not len(table) or counts.shape[0] != counts.shape[1]:
         raise ArtifactError(
-            f"Expected as many rows as columns of counts in {path}, but it has "
-            f"{counts.shape[0]} and {counts.shape[1]}. {remedy}"
+            f"Expected the same number of rows and columns of counts in {path}, but it "
+            f"has {counts.shape[0]} rows and {counts.shape[1]} columns. {remedy}"
         )
     return counts.set_axis(table.iloc[:, 0], axis=0)
 
@@ -83,7 +83,7 @@ def _parse(path: str | Path, separator: str, remedy: str) -> "pd.DataFrame":
         head, *body = [row for row in rows if row] or [[]]
         reason = _fault(head, body)
     except UnicodeDecodeError as error:
-        reason = f"byte {error.start} is not of UTF-8 text"
+        reason = f"byte {error.start} is not UTF-8 text"
     except csv.Error as error:
         reason = f"it cannot be parsed ({error})"
     if reason:
@@ -92,17 +92,17 @@ def _parse(path: str | Path, separator: str, remedy: str) -> "pd.DataFrame":
 
 
 def _fault(head: list[str], body: list[list[str]]) -> str:
-    """What is wrong with the lines of a table; empty if nothing is."""
+    """The error in the lines of a table; empty if there is none."""
     if not head:
         return "the file is empty"
     if any("\0" in cell for row in (head, *body) for cell in row):
-        return "it is no text"
+        return "it is not text"
     if len(set(head)) < len(head):
         return "two columns have the same heading"
     wrong = [number for number, row in enumerate(body, 2) if len(row) != len(head)]
     if wrong:
         cells = len(body[wrong[0] - 2])
-        return f"line {wrong[0]} has {cells} cells and not {len(head)}"
+        return f"line {wrong[0]} has {cells} cells instead of {len(head)}"
     return ""
 
 

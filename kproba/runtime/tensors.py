@@ -1,4 +1,4 @@
-"""Files of tensors (.safetensors): their shapes are known before anything is loaded."""
+"""Files of tensors (.safetensors): shapes are checked before tensors are loaded."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +42,7 @@ def read_shapes(path: str | Path) -> Shapes:
     if unknown:
         raise ArtifactError(
             f"Expected tensors of the types {', '.join(KINDS)} in {path}, but "
-            f"{unknown[0]} is of {kinds[unknown[0]]}. {REMAKE}"
+            f"{unknown[0]} has the type {kinds[unknown[0]]}. {REMAKE}"
         )
     return shapes
 
@@ -54,7 +54,7 @@ def load_tensors(
 
     Args:
         path: The file.
-        remedy: What the user can do if it cannot be used.
+        remedy: Advice for the user if it cannot be used.
 
     Raises:
         FileNotFoundError, OSError: As `read_shapes`.
@@ -71,7 +71,7 @@ def load_tensors(
     if name is not None:
         raise ArtifactError(
             f"Expected finite numbers in {path}, but the tensor {name} holds NaN or "
-            f"infinity: the file was changed, or its training diverged. {remedy}"
+            f"infinity. The file was changed, or its training diverged. {remedy}"
         )
     return tensors
 
@@ -92,7 +92,7 @@ def save_tensors(tensors: "Mapping[str, torch.Tensor]", path: str | Path) -> str
     if name is not None:
         raise ValueError(
             f"Expected finite numbers to write to {path}, but the tensor {name} holds "
-            f"NaN or infinity: the training diverged. Lower its learning rates, or set "
+            f"NaN or infinity. The training diverged. Lower its learning rates, or set "
             f"increment.gradient_clip and base.gradient_clip."
         )
     plain = {key: value.contiguous().cpu() for key, value in tensors.items()}
@@ -110,11 +110,11 @@ def find_not_finite(tensors: "Mapping[str, torch.Tensor]") -> str | None:
 
 
 def compare_shapes(found: Shapes, expected: Shapes, path: str | Path) -> None:
-    """Refuse tensors of other names or shapes than a description implies.
+    """Refuse tensors whose names or shapes do not fit a description.
 
     Args:
-        found: Of the file.
-        expected: Of the description.
+        found: Shapes in the file.
+        expected: Shapes according to the description.
         path: The file; its description is beside it.
 
     Raises:
@@ -131,16 +131,16 @@ def compare_shapes(found: Shapes, expected: Shapes, path: str | Path) -> None:
 
 
 def check_digest(path: str | Path, recorded: str | None, recorder: str | Path) -> None:
-    """Refuse a file whose content is not what another file recorded.
+    """Refuse a file whose digest differs from the recorded one.
 
     Args:
         path: The file.
         recorded: Its SHA-256; None if nothing was recorded, as before version 0.2.
-        recorder: The file that recorded it.
+        recorder: The file with this record.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ArtifactError: Its content is another one.
+        ArtifactError: Its content is different.
         OSError: It must not be read.
     """
     if recorded is None:
@@ -148,8 +148,9 @@ def check_digest(path: str | Path, recorded: str | None, recorder: str | Path) -
     regular_file(path)
     if file_digest(path) != recorded:
         raise ArtifactError(
-            f"Expected {path} as it was when {recorder} was written, but its content "
-            f"has changed since: it is damaged, or of another step or method. {REMAKE}"
+            f"Expected {path} to be unchanged since {recorder} was written, but its "
+            f"content is different. It is damaged, or belongs to another step or "
+            f"method. {REMAKE}"
         )
 
 
@@ -160,6 +161,6 @@ def _size(shape: tuple[int, ...] | None) -> str:
 def _damaged(path: str | Path, error: Exception, remedy: str = REMAKE) -> str:
     reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return (
-        f"Expected a whole file of tensors (.safetensors) in {path}, but it is "
-        f"damaged, or something else ({reason}). {remedy}"
+        f"Expected a complete file of tensors (.safetensors) in {path}, but it is "
+        f"damaged or has another format ({reason}). {remedy}"
     )

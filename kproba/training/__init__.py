@@ -1,6 +1,7 @@
 """The training of a step: one loop for every method.
 
-`loop` is the place to start. `settings` and `files` are what it reads, `networks` and
-`optimizer` what it trains, `targets` and `iteration` one iteration, `recorder`,
-`curves`, `log` and `monitor` what is seen of it, `checkpoint` how it survives a kill.
+Start reading at `loop`. `settings` and `files` describe its inputs, `networks` and
+`optimizer` build the trained parts, and `targets` and `iteration` run one iteration.
+`recorder`, `curves`, `log` and `monitor` report the progress. `checkpoint` saves and
+resumes the state.
 """

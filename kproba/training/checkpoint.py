@@ -1,4 +1,4 @@
-"""The state of an unfinished run: saved whole or not at all, resumed exactly."""
+"""The state of an unfinished training: saved completely or not at all."""
 
 import logging
 import shutil
@@ -27,7 +27,7 @@ class Progress:
         sums: Every loss term of this process, summed over the iterations since the
             last row.
         seconds: Time spent, over all restarts.
-        validations: Results of the tests on validation images so far, for the curves.
+        validations: Results of the validation checks so far, for the curves.
     """
 
     iteration: int = 0
@@ -37,7 +37,7 @@ class Progress:
     validations: list[dict[str, float]] = field(default_factory=list)
 
     def add_row(self, rates: dict[str, float], process: Process) -> None:
-        """Close a row: the mean of every term per iteration since the last row."""
+        """Add a row: the mean of every term per iteration since the last row."""
         since = self.iteration - (self.rows[-1]["iteration"] if self.rows else 0)
         summed = process.sum(list(self.sums.values()))
         totals = dict(zip(self.sums, summed, strict=True))
@@ -47,9 +47,10 @@ class Progress:
         self.sums = {}
 
     def recent(self, processes: int) -> dict[str, float]:
-        """The terms per iteration since the last row, or in it when it is new.
+        """The mean terms since the last row, or of the last row if it is new.
 
-        Of the share of this process, for the log: without an exchange with the others.
+        These are the values of this process only, for the log, because no data is
+        exchanged with the others.
         """
         last = self.rows[-1] if self.rows else {"iteration": 0}
         since = self.iteration - int(last["iteration"])
@@ -65,7 +66,7 @@ class Progress:
 
 @dataclass
 class StopFlag:
-    """Whether a run is requested to stop."""
+    """Whether a stop of the training was requested."""
 
     requested: bool = False
 
@@ -83,15 +84,15 @@ class StopFlag:
 
 @dataclass
 class Checkpoint:
-    """Everything that a resumed run needs, in one file outside the tracked outputs.
+    """Everything that a resumed training needs, in one file beside the outputs.
 
-    Orders, augmentation and dropout depend on keys alone, so there is no generator
-    whose position would have to be kept.
+    Order, augmentation and dropout depend only on keys, so the state of no random
+    generator has to be saved.
 
     Attributes:
         path: The file.
         mark: Fingerprint of settings and inputs; a state with another one is refused.
-        network, optimizer, scaler: What is trained.
+        network, optimizer, scaler: The trained parts.
         refused: Whether the last attempt to save found the disk full.
     """
 
@@ -103,10 +104,10 @@ class Checkpoint:
     refused: bool = False
 
     def save(self, progress: Progress, process: Process) -> bool:
-        """Save the state; all processes call this, the first writes.
+        """Save the state; all processes call this, and the first one writes.
 
         The file takes its name only when it is whole on disk. On a full disk the last
-        good state stays, the log says so, and training goes on.
+        good state is kept, the log reports it, and training continues.
 
         Returns:
             Whether it was written.
@@ -130,20 +131,20 @@ class Checkpoint:
                 torch.save(content, temporary)
         except FullDiskError as error:
             if not self.refused:
-                log.warning("%s. Training goes on without new states", error)
+                log.warning("%s. Training continues, but saves no new state", error)
             self.refused = True
         else:
             self.refused = False
-            log.info("state saved after %d iterations", progress.iteration)
+            log.info("saved the state after %d iterations", progress.iteration)
 
     def load(self, process: Process) -> Progress:
         """Restore the saved state of exactly this run, if there is one.
 
-        A file that is damaged or something else is put aside, and the step starts from
-        its beginning.
+        A file that is damaged or has another content is renamed, and the step starts
+        from its beginning.
 
         Raises:
-            RuntimeError: The processes do not see the same file.
+            RuntimeError: The processes read different files.
             OSError: The file must not be read.
         """
         restored, fault = None, ""
@@ -155,9 +156,10 @@ class Checkpoint:
         found = process.gather(progress.iteration)
         if len(set(found)) > 1:
             raise RuntimeError(
-                f"Expected all processes to find the same state in {self.path}, but "
-                f"they stand after {found} iterations: the file system shows them "
-                f"different files. Run the same command again."
+                f"Expected all processes to read the same state from {self.path}, but "
+                f"their states were saved after {', '.join(map(str, found))} "
+                f"iterations. The file system gives them different files. Run the same "
+                f"command again."
             )
         if fault and process.first:
             self._put_aside(fault)
@@ -166,14 +168,14 @@ class Checkpoint:
         return progress
 
     def _put_aside(self, fault: str) -> None:
-        """Give a file that cannot be used another name, or a folder."""
+        """Rename a file or folder that cannot be used."""
         aside = self.path.with_name(f"{self.path.name}.damaged")
         shutil.rmtree(aside, ignore_errors=True)
         aside.unlink(missing_ok=True)
         self.path.replace(aside)
         log.warning(
             "Expected the state of this training in %s, but it %s. The step starts "
-            "from its beginning; the file is kept as %s and may be deleted",
+            "from its beginning. The old file was renamed to %s; you may delete it",
             self.path,
             fault,
             aside.name,
@@ -190,7 +192,10 @@ class Checkpoint:
             return None
         state = read_state(self.path, process.device)
         if state.get("mark") != self.mark:
-            log.warning("%s: state of other settings or inputs, not used", self.path)
+            log.warning(
+                "%s: not used, because it was saved with other settings or inputs",
+                self.path,
+            )
             return None
         check_state(state, self.network, self.optimizer, self.scaler)
         self.network.load_state_dict(state["network"])

@@ -1,4 +1,4 @@
-"""The files of a training. Its command line names them, so this loads no library."""
+"""The files of a training. This module loads no library, for a fast command line."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -20,12 +20,12 @@ class Files:
         previous: Model of step t-1; None at step 0.
         pseudo_labels: Folder of targets; None to train on the raw labels.
         weights: Weights of the backbone at step 0, if they come from a file.
-        bank: Bank of step t-1, where it corrects the teacher.
-        feature_network: Model whose features the bank reads, if not `previous`.
-        validation: Index of the dataset and of its additions, of which some validation
-            images are tested now and then; empty for none.
-        folders: Where the pictures of each dataset and addition are.
-        names: Names of the classes so far, for pictures; empty: labels stand there.
+        bank: Bank of step t-1, if it corrects the teacher.
+        feature_network: Model whose features the bank uses, if not `previous`.
+        validation: Indices of the dataset and of its additions, for validation checks
+            during the training; empty for no checks.
+        folders: Folders of the pictures, by dataset or addition.
+        names: Names of the classes so far, for pictures; empty: use labels instead.
     """
 
     split: Path

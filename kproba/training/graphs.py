@@ -1,10 +1,10 @@
-"""CUDA graphs of the backbones: one launch in place of hundreds.
+"""CUDA graphs of the backbones: one launch instead of hundreds.
 
 At mixed precision a modern GPU computes an iteration faster than Python can launch its
 kernels. All crops have one size, and in an increment the backbones hold neither dropout
 nor statistics: the same kernels run at every iteration. So they are recorded once and
-replayed. ASPP, head, dropout by key and losses stay outside; they differ from method to
-method.
+replayed. ASPP, head, dropout and losses are not recorded, because they differ between
+methods.
 """
 
 import copy
@@ -29,12 +29,12 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 class _Stages(nn.Module):
-    """A backbone from a stage on, with tensors alone as arguments and result.
+    """The stages of a backbone from one stage on, with only tensors as arguments.
 
     Args:
         backbone: Its weights are shared.
-        start: Number of stages that are done.
-        kept: How many first stages are among the results, before the last one.
+        start: Number of stages that are already computed.
+        kept: Number of first stages whose maps are returned, before the last map.
     """
 
     def __init__(self, backbone: Backbone, start: int, kept: int):
@@ -50,13 +50,13 @@ class _Stages(nn.Module):
 
 
 def unsuitable(settings: StepSettings, compute: Compute, process: Process) -> str:
-    """Why the backbones of a training cannot be recorded; empty if they can."""
+    """Reasons why the backbones of a training cannot be recorded; empty if they can."""
     reasons = {
         "the step trains on a CPU": process.device == "cpu",
-        "batch norms train at step 0": settings.step == 0,
+        "step 0 trains batch norms": settings.step == 0,
         "several processes exchange gradients": process.world_size > 1,
-        "gradients of several micro-batches add up": compute.accumulation > 1,
-        "compute.compile makes kernels of its own": compute.compile,
+        "it adds up the gradients of several micro-batches": compute.accumulation > 1,
+        "compute.compile creates its own kernels": compute.compile,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
@@ -98,7 +98,7 @@ def record_backbones(
 
 
 def _stages_of(network: SegmentationNetwork, start: int) -> _Stages:
-    backbone = copy.copy(network.backbone)  # one that is not recorded
+    backbone = copy.copy(network.backbone)  # not recorded
     kept = len(backbone.stages()) if network.keep_stages else network.shared_stages
     return _Stages(backbone, start, kept)
 

@@ -25,8 +25,8 @@ class Learner:
 
     Attributes:
         network: The student, over several processes if there are.
-        networks: The student and its teachers, as `networks_of_loop` returned them.
-        optimizer, scaler: They hold the student's parameters.
+        networks: The student and its teachers, from `networks_of_loop`.
+        optimizer, scaler: Optimizer and loss scaler of the student.
         precision: Type of autocast; float32 for none.
         settings: Settings of the step.
         process: This process of several.
@@ -41,7 +41,7 @@ class Learner:
     process: Process
 
     def iterate(self, prepared: list[Prepared], counts: Counts, tally: "Tally") -> None:
-        """Change the weights by the gradient of a global batch.
+        """Update the weights with the gradient of a global batch.
 
         Args:
             prepared: This process's micro-batches of it.
@@ -53,7 +53,7 @@ class Learner:
             last = number == len(prepared) - 1
             losses = self._backward(part, counts, synchronise=last)
             tally.add(losses, part.batch.ids)
-        # Clipping wants true gradients, not those that float16 was scaled by.
+        # Clipping needs the true gradients, not the ones scaled for float16.
         self.scaler.unscale_(self.optimizer)
         if self.settings.optimisation.gradient_clip is not None:
             nn.utils.clip_grad_norm_(
@@ -74,7 +74,8 @@ class Learner:
             masks = Masks(*(mask.to(device, non_blocking=True) for mask in masks))
         if certainty is not None:
             certainty = certainty.to(device, non_blocking=True)
-        # Dropout of an image depends on the seed and its place in the stream alone.
+        # The dropout of an image depends only on the seed and its position in the
+        # stream.
         unwrap(self.network).dropout.keys = batch.keys + (self.settings.seed << 32)
         # Gradients are exchanged once per iteration, with the last micro-batch.
         exchange = contextlib.nullcontext()
@@ -99,7 +100,7 @@ class Learner:
     def _teacher_outputs(
         self, images: torch.Tensor, outputs: Outputs, masks: Masks | None
     ) -> Outputs | None:
-        """The teacher's outputs for a micro-batch, corrected by the bank if it teaches.
+        """The teacher's outputs for a micro-batch, corrected by the bank if needed.
 
         None if no term needs a teacher.
         """
@@ -119,7 +120,7 @@ class Learner:
 
 
 class HostCopy:
-    """Asynchronous copy of a tensor to the host; the device goes on computing."""
+    """Asynchronous copy of a tensor to the host; the device continues computing."""
 
     def __init__(self, tensor: torch.Tensor):
         self.copied: torch.cuda.Event | None = None
@@ -140,15 +141,15 @@ class HostCopy:
 class Tally:
     """Adds up the terms of the iterations, one iteration late.
 
-    Reading a value from a GPU waits for it. Once the next iteration has been queued,
-    the values of the last one are there, and the GPU stays busy.
+    Reading a value from a GPU waits for its computation. One iteration later, the value
+    is ready, and the GPU stays busy.
     """
 
     def __init__(self, progress: Progress):
         self.progress = progress
         self.ids: list[str] = []  # images of the last micro-batch
         self.pending: list[tuple[list[str], HostCopy, list[str]]] = []
-        self.newest = 0  # how many of the pending belong to this iteration
+        self.newest = 0  # pending values of this iteration
 
     def add(self, losses: dict[str, torch.Tensor], ids: list[str]) -> None:
         """Add the terms of a micro-batch of the current iteration."""
@@ -161,7 +162,7 @@ class Tally:
         """Add what is pending to the sums.
 
         Raises:
-            FloatingPointError: A term is not finite; names the images.
+            FloatingPointError: A term is not finite; the message names the images.
         """
         keep = self.newest if all_but_newest else 0
         ready = len(self.pending) - keep
@@ -181,15 +182,15 @@ def check_weights(student: nn.Module, ids: list[str]) -> None:
     """Refuse weights that are not finite, before they are saved.
 
     Raises:
-        FloatingPointError: Names the images of the last iteration.
+        FloatingPointError: A weight is not finite; the message names the last images.
     """
     squares = [parameter.detach().square().sum() for parameter in student.parameters()]
     if not torch.stack(squares).sum().isfinite():
-        raise FloatingPointError(f"The weights are not finite any more{_remedy(ids)}")
+        raise FloatingPointError(f"The weights are no longer finite{_remedy(ids)}")
 
 
 def _remedy(ids: list[str]) -> str:
     return (
-        f" at images {ids}. Lower the learning rates or set gradient_clip. The last "
-        f"saved state is kept."
+        f" in the batch with the images {', '.join(ids)}. Lower the learning rates or "
+        f"set gradient_clip. The last saved state is kept."
     )

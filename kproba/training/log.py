@@ -25,8 +25,8 @@ def measure_cost(
 
     Returns:
         device; processes; seconds, over all restarts; images_per_second; and the
-        largest peak_memory_bytes of a process since the last start: of the GPU what
-        PyTorch reserved, on the CPU the resident set.
+        largest peak_memory_bytes of a process since the last start: the memory that
+        PyTorch reserved on the GPU, or the resident set on the CPU.
     """
     if process.device == "cpu":
         device = "CPU"
@@ -51,7 +51,7 @@ def log_header(
     stream: TrainingStream,
     precision: torch.dtype,
 ) -> None:
-    """Log what is trained, where and how."""
+    """Log the run, the device and the settings of a training."""
     optimisation = settings.optimisation
     per_process = optimisation.batch_size // (process.world_size * compute.accumulation)
     log.info(
@@ -94,7 +94,7 @@ def log_header(
 def describe_batch_norm(
     settings: StepSettings, compute: Compute, process: Process, micro_batch: int
 ) -> str:
-    """Which images the statistics of the batch norms come from, in words."""
+    """Describe which images the statistics of the batch norms come from."""
     if settings.step > 0:
         return "frozen"
     text = f"statistics of {micro_batch * process.world_size} images"
@@ -102,7 +102,7 @@ def describe_batch_norm(
         kind = "gloo" if process.device == "cpu" else "SyncBatchNorm"
         text += f", synchronised over {process.world_size} processes ({kind})"
     if compute.accumulation > 1:
-        text += f", of each of {compute.accumulation} micro-batches by itself"
+        text += f", separately for each of {compute.accumulation} micro-batches"
     return text
 
 

@@ -3,7 +3,7 @@
     kproba-launch --processes 2 kproba.jobs.train settings.json --split ..
 
 `settings.json` holds everything that determines the result and is itself a tracked
-artifact; the other arguments are files and what the machine offers.
+artifact; the other arguments are files and compute options.
 """
 
 import json
@@ -37,10 +37,10 @@ log = logging.getLogger("kproba")
 
 
 class Stopped(Exception):
-    """The run was requested to stop."""
+    """The training was stopped on request."""
 
     def __init__(self, iteration: int, iterations: int, *, saved: bool):
-        state = "the state is saved" if saved else "an older state is kept, if any"
+        state = "the state is saved" if saved else "the last state, if any, is kept"
         super().__init__(
             f"stopped at iteration {iteration} of {iterations}; {state}. Run the same "
             f"command again to continue"
@@ -56,22 +56,22 @@ def train(
 ) -> SegmentationNetwork:
     """Train one step and write its model, metrics and TensorBoard files.
 
-    After a kill, a second call goes on from the last saved state and ends with the same
-    bytes as an undisturbed run on the same kind of machine. (Over 60 lines, so that the
-    whole loop can be read in one place.)
+    After a kill, a second call continues from the last saved state. It writes the same
+    files as a training without interruption on the same kind of machine. (Over 60
+    lines, so that the whole loop can be read in one place.)
 
     Args:
-        settings: What determines the result.
+        settings: Settings that determine the result.
         files: Inputs and outputs.
-        compute: What the machine offers.
+        compute: Compute options.
         process: This process of several.
-        stop: Requests that the run saves its state and stops; None: nothing does.
+        stop: Requests that the training saves its state and stops; None: never.
 
     Returns:
         The trained network, the same in every process.
 
     Raises:
-        Stopped: `stop` was set; says whether the state could be saved.
+        Stopped: `stop` was set; the message says if the state was saved.
         FloatingPointError: A loss is not finite; the message names the images.
     """
     stop = stop or StopFlag()
@@ -95,12 +95,13 @@ def train(
         micro_batches = [next(loader) for _ in range(compute.accumulation)]
         prepared = [prepare(batch, student, settings) for batch in micro_batches]
 
-        # The processes must agree on denominators, on stopping and on saving before any
-        # starts the iteration: one that stopped alone would leave the others waiting.
+        # Before an iteration, all processes agree on denominators, stopping and saving.
+        # Otherwise one process could stop alone, and the others would wait forever.
         due = recorder.state_is_due()
         counts, stopping, saving = global_counts(prepared, stop, due, process)
         if stopping or saving:
-            # Nothing broken may be saved: a state with NaN could never recover.
+            # A state with NaN must not be saved, because a training cannot recover from
+            # it.
             tally.settle()
             check_weights(student, tally.ids)
             saved = checkpoint.save(progress, process)
@@ -108,7 +109,8 @@ def train(
         if stopping:
             raise Stopped(iteration, stream.iterations, saved=saved)
 
-        # The rate depends on the iteration alone, so a resumed run has the same one.
+        # The rate depends only on the iteration, so a resumed training has the same
+        # rate.
         rates = set_learning_rates(
             learner.optimizer, settings.optimisation, iteration, stream.iterations
         )
@@ -164,7 +166,7 @@ def training_batches(
     process: Process,
     progress: Progress,
 ) -> tuple[TrainingStream, Iterator[Batch]]:
-    """This process's part of the training stream, from where the training stands."""
+    """This process's part of the training stream, from the next iteration on."""
     images = TrainingImages(
         split,
         augmentation=settings.augmentation,
@@ -174,7 +176,9 @@ def training_batches(
     )
     if compute.cache_gib:
         images.keep_decoded(compute.cache_gib * 2**30, threads=max(1, compute.workers))
-        log.info("%d of %d decoded images kept", len(images.kept), len(images))
+        log.info(
+            "keeping %d of %d decoded images in memory", len(images.kept), len(images)
+        )
     stream = TrainingStream(
         len(split),
         epochs=settings.optimisation.epochs,

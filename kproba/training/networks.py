@@ -35,10 +35,10 @@ class Networks:
     """The student and its teachers.
 
     Attributes:
-        student: Learns.
+        student: The network that is trained.
         teacher: The frozen network of step t-1; None if no term needs it.
-        bank_teacher: The bank that corrects it; None without.
-        shared_stages: How many first stages the teacher takes from the student's
+        bank_teacher: The bank that corrects the teacher; None if there is none.
+        shared_stages: Number of first stages that the teacher takes from the student's
             outputs.
     """
 
@@ -52,7 +52,7 @@ def build_networks(settings: StepSettings, files: Files, process: Process) -> Ne
     """The networks of a step on the device of this process.
 
     Raises:
-        ValueError: The settings want a bank and there is none, or it was built with
+        ValueError: The settings need a bank but there is none, or it was built with
             another model.
     """
     method, device = settings.method, process.device
@@ -72,7 +72,7 @@ def build_networks(settings: StepSettings, files: Files, process: Process) -> Ne
     student.requires_grad_(True)
     student.keep_stages = previous.keep_stages = STAGES in method.needs
     student = _on_device(student, device)
-    # Batch norms stay as step 0 left them: a step's images show too few classes.
+    # Batch norms keep the values of step 0, because later steps show too few classes.
     student.set_training_mode(batch_norm=False)
     if method.trains != "all":
         student.train_only(method.trains)
@@ -88,7 +88,7 @@ def _check_previous(
     """Refuse a model of another step, task or head.
 
     Raises:
-        ArtifactError: It is not the model of the step before.
+        ArtifactError: It is not the model of the previous step.
     """
     seen = settings.label_map.seen[: settings.label_map.first_new - 1]
     record = read_model_record(path)
@@ -96,10 +96,11 @@ def _check_previous(
     fits = previous.classes_per_step == per_step and record.has_labels([0, *seen])
     if not fits or previous.architecture.head != settings.method.head:
         raise ArtifactError(
-            f"Expected {path} to be the model of the step before, of the head "
-            f"{settings.method.head} with the labels {list(seen)}, but it is of the "
-            f"head {previous.architecture.head} with {previous.classes_per_step} "
-            f"classes per step. {REMAKE}"
+            f"Expected {path} to be the model of the previous step with the head "
+            f"{settings.method.head} and the labels {', '.join(map(str, seen))}, but "
+            f"it has the head {previous.architecture.head} and "
+            f"{', '.join(map(str, previous.classes_per_step))} classes in its steps. "
+            f"{REMAKE}"
         )
 
 
@@ -145,7 +146,10 @@ def build_first_network(
         ValueError: The settings are not of step 0.
     """
     if settings.architecture is None or settings.weights is None:
-        raise ValueError("Step 0 needs `architecture` and `weights` in settings.")
+        raise ValueError(
+            "Expected `architecture` and `weights` in the settings of "
+            "step 0, but they are missing."
+        )
     return SegmentationNetwork(
         settings.architecture,
         [len(settings.groups[0])],
@@ -157,17 +161,17 @@ def build_first_network(
 def networks_of_loop(
     networks: Networks, settings: StepSettings, compute: Compute, process: Process
 ) -> tuple[nn.Module, Networks]:
-    """The networks as the loop calls them, faster and with the same results.
+    """Faster versions of the networks for the loop, with the same results.
 
     Frozen batch norms are part of the convolutions (`kproba.network.folding`), and
     first stages that the networks share are computed once. At step 0, where batch norms
-    train, the networks stay as they are.
+    train, the networks are not changed.
 
     Args:
-        networks: From `build_networks`, with the weights that training starts from.
-            The student's weights are trained, whatever module computes with them.
+        networks: From `build_networks`, with the initial weights of the training. The
+            returned modules share the weights of the student.
         settings: Settings of the step.
-        compute: What the machine offers.
+        compute: Compute options.
         process: This process of several.
 
     Returns:
@@ -210,7 +214,7 @@ def _record(
 def _fold_networks(networks: Networks, precision: torch.dtype) -> Networks:
     """The networks of an increment, folded and with shared first stages."""
     student, teacher = networks.student, networks.teacher
-    # Before folding: it gives weights that train and constants different names.
+    # Before folding, because it renames trained weights and constants.
     shared = 0
     if teacher is not None:
         shared = min(frozen_stages(student), equal_stages(student, teacher))
@@ -232,7 +236,7 @@ def _fold_networks(networks: Networks, precision: torch.dtype) -> Networks:
 def parallelise(
     student: SegmentationNetwork, settings: StepSettings, process: Process
 ) -> nn.Module:
-    """The student over several processes, or as it is."""
+    """The student as DistributedDataParallel if there are several processes."""
     if process.world_size == 1:
         return student
     network: nn.Module = student
@@ -244,7 +248,7 @@ def parallelise(
             from timm.layers import convert_sync_batchnorm
 
             network = convert_sync_batchnorm(student)
-    # Its new name is not known to older versions that work as well.
+    # Older versions of PyTorch do not know the new name.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     return DistributedDataParallel(
         network,

@@ -13,10 +13,10 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Optimizer with one parameter group per part of the network that trains.
 
-    The head says which parameters belong to which part.
+    The head defines which parameters belong to which part.
 
     Raises:
-        ValueError: It names a parameter never or twice; the message names it.
+        ValueError: A parameter is in no group or in two; the message names it.
     """
     groups, counts = [], Counter[int]()
     for name, modules in student.head.parameter_groups(student).items():

@@ -31,13 +31,13 @@ class Recorder:
 
     Attributes:
         settings: Settings of the step.
-        compute: What the machine offers.
+        compute: Compute options.
         process: This process of several; the first writes and logs.
-        progress: Where the training stands; changed.
+        progress: Progress of the training; it is updated.
         tally: Sums of the terms.
         iterations: Iterations of the whole training.
         curves: Event files of TensorBoard; None in all processes but the first.
-        monitor: Validates now and then; None for no validation.
+        monitor: Runs the validation checks; None for no checks.
     """
 
     settings: StepSettings
@@ -66,7 +66,7 @@ class Recorder:
         self.last_state = time.monotonic()
 
     def record(self, rates: dict[str, float], student: SegmentationNetwork) -> None:
-        """Record an iteration that is done.
+        """Record a finished iteration.
 
         Args:
             rates: Learning rates of the iteration.
@@ -78,7 +78,7 @@ class Recorder:
         progress.seconds = self.seconds_before + now - self.clock
         speed = (done - self.start) * optimisation.batch_size / (now - self.clock)
         last = done == self.iterations
-        # A row is due at fixed iterations, whatever the speed: same run, same file.
+        # Rows are written at fixed iterations, so equal trainings write equal files.
         if done % max(1, self.iterations // ROWS) == 0 or last:
             self.tally.settle()
             progress.add_row(rates, self.process)
@@ -112,15 +112,15 @@ def start_curves(files: Files, settings: StepSettings, progress: Progress) -> Cu
     )
     try:
         write_run(files.tensorboard, vars(settings.run), previous)
-    except OSError as error:  # curves are no reason to end a training
-        log.warning("run.json for TensorBoard was not written: %s", error)
+    except OSError as error:  # missing curves must not stop a training
+        log.warning("could not write run.json for TensorBoard: %s", error)
     return curves
 
 
 def start_monitor(
     files: Files, settings: StepSettings, compute: Compute
 ) -> "Monitor | None":
-    """Validation during the training, if that is wanted."""
+    """Start validation checks during the training, if the settings have any."""
     if not files.validation or not compute.val_times or not compute.val_images:
         return None
     from kproba.training.monitor import Monitor  # late: only the first process does

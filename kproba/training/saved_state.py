@@ -1,4 +1,4 @@
-"""Reads the state of an unfinished run, and checks it before anything is changed."""
+"""Reads the state of an unfinished training, and checks it before it is used."""
 
 import errno
 import stat
@@ -27,15 +27,15 @@ PROGRESS = records.record(
 
 
 class DamagedStateError(ValueError):
-    """A file is no state of this training; the message says why, without the path."""
+    """A file is not a state of this training; the message gives the reason."""
 
 
 def read_state(path: Path, device: str) -> dict[str, Any]:
-    """The content of a file of a saved state; no code in it is run.
+    """Read a saved state; code in the file is never run.
 
     Args:
         path: The file.
-        device: Of the tensors.
+        device: Device of the tensors.
 
     Raises:
         DamagedStateError: It is damaged, or something else.
@@ -43,9 +43,8 @@ def read_state(path: Path, device: str) -> dict[str, Any]:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise DamagedStateError("is no file")
-        # Whatever a damaged file makes of the reader, it is no state; what the reader
-        # warns of is of no use here.
+            raise DamagedStateError("is not a file")
+        # Any error of the reader means a damaged file; its warnings do not help here.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location=device, weights_only=True)
@@ -55,13 +54,13 @@ def read_state(path: Path, device: str) -> dict[str, Any]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE):
             raise OSError(
                 f"Expected to read {path}, but: {error.strerror}. Check its "
-                f"permissions and its disk, or delete it to start the step anew."
+                f"permissions and its disk, or delete it to start the step again."
             ) from error
-        raise DamagedStateError("leads nowhere or cannot be parsed") from error
+        raise DamagedStateError("cannot be opened or parsed") from error
     except Exception as error:
         # The reason that torch gives recommends to run the code in the file: left out.
         raise DamagedStateError(
-            f"is damaged or something else ({type(error).__name__})"
+            f"is damaged or has another format ({type(error).__name__})"
         ) from None
     if not isinstance(state, dict) or not isinstance(state.get("mark"), str):
         raise DamagedStateError("holds something else")
@@ -74,7 +73,7 @@ def check_state(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> None:
-    """Refuse a state that does not fit what is trained.
+    """Refuse a state that does not fit this training.
 
     Raises:
         DamagedStateError: A part is missing, or of other shapes or kinds.
@@ -130,7 +129,7 @@ def _compare(
 ) -> None:
     """Refuse tensors of other names, shapes or kinds, or with NaN or infinity."""
     if found.keys() != expected.keys():
-        raise DamagedStateError(f"holds other tensors ({what})")
+        raise DamagedStateError(f"holds tensors with other names ({what})")
     for name, tensor in found.items():
         if not isinstance(tensor, torch.Tensor) or (
             tensor.shape != expected[name].shape

@@ -1,4 +1,4 @@
-"""The settings of a step: everything that determines its result but the files."""
+"""The settings of a step: everything that determines its result, except for files."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -101,7 +101,7 @@ class LearningRates:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """The optimisation of a step; see docs/method.md.
+    """The optimisation of a step; see docs/configuration.md.
 
     Attributes:
         epochs: Passes over the step's images.
@@ -138,7 +138,7 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class RunStep:
-    """Which step of which run; names alone, they determine nothing.
+    """The names of a step and its run; they do not affect the result.
 
     Attributes:
         dataset, task, setting, method, seed, step: As in the path of the artifacts.
@@ -160,14 +160,14 @@ class StepSettings:
         run: Names of the run that owns the artifacts.
         seed: Seed of weights, order, augmentation and dropout.
         groups: Raw labels of the classes of the steps 0..t.
-        sequential: Old classes keep their true labels (setting "sequential").
+        sequential: Whether old classes keep their true labels (setting "sequential").
         architecture, weights: The network; None from step 1 on, where both come
             with the previous model.
         augmentation: How images are augmented.
         optimisation: How the step is optimised.
-        method: Head, loss terms, and what is trained.
-        decision: How network and bank decide together on the targets of the old
-            classes; None: the previous network is the only teacher.
+        method: Head, loss terms, and trained parts.
+        decision: How network and bank are combined for the targets of the old classes;
+            None: the previous network is the only teacher.
         extensions: Files of the user that the step uses, with their SHA-256.
     """
 
@@ -191,7 +191,7 @@ class StepSettings:
 
         Args:
             content: Plain values; `class_names`, of version 0.1, are left out.
-            source: Where they come from, for messages.
+            source: Their source, for messages.
 
         Raises:
             ArtifactError: A key is missing or unknown, as in a file of another version,
@@ -267,7 +267,7 @@ def read_settings(path: str | Path) -> StepSettings:
 
 
 def _check_names(settings: StepSettings, path: Path) -> None:
-    """Refuse names that no table has, once the extensions are loaded."""
+    """Refuse names that are in no table, after the extensions were loaded."""
     architecture, method = settings.architecture, settings.method
     named: list[tuple[str, str, Mapping[str, object]]]
     named = [("head", method.head, HEADS)]

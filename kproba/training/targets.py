@@ -1,4 +1,4 @@
-"""Masks, counts and certainty: the loss needs them besides the outputs."""
+"""Masks, counts and certainty, which the loss terms need besides the outputs."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from kproba.training.settings import StepSettings
 
 
 class Prepared(NamedTuple):
-    """A micro-batch before it goes to the device.
+    """A micro-batch before it is copied to the device.
 
     Attributes:
         batch: Images and targets; unsure pixels are 255 now.
@@ -73,19 +73,19 @@ def global_counts(
     state_due: bool,
     process: Process,
 ) -> tuple[Counts, bool, bool]:
-    """Denominators over the global batch, and what all processes must do together.
+    """Denominators over the global batch, and decisions of all processes.
 
-    One exchange between the processes serves both.
+    Both use the same exchange between the processes.
 
     Args:
         prepared: Micro-batches of this process.
         stop: Whether a stop of this process is requested.
-        state_due: Whether this process wants a state to be saved.
+        state_due: Whether a state of this process should be saved.
         process: This process of several.
 
     Returns:
-        The counts, whether any process is to stop, and whether any wants a state
-        to be saved.
+        The counts, whether any process should stop, and whether a state should be
+        saved.
     """
     pixels = new = background = cells = images = area = remaining = 0.0
     for batch, masks, _ in prepared:

@@ -15,10 +15,10 @@ from kproba.network.logits import training_background
 def pb_bce(
     logits: Sequence[torch.Tensor], targets: torch.Tensor, count: float
 ) -> torch.Tensor:
-    """BCE over S_t against ŷ where only background and C_t learn (PB-BCE).
+    """BCE over S_t against ŷ, with gradients only for background and C_t (PB-BCE).
 
-    The logits of old classes carry no gradient, so their channels, a constant for the
-    optimiser, are neither upsampled nor added to the value.
+    The logits of old classes have no gradient. Their channels are a constant for the
+    optimizer, so they are neither upsampled nor added to the value.
 
     Args:
         logits: z_k of the branches 0..t, each (B, 1 + |C_k|, h, w).
@@ -27,7 +27,7 @@ def pb_bce(
     """
     new = logits[-1].shape[1] - 1
     first_new = 1 + sum(z.shape[1] - 1 for z in logits[:-1])
-    logits = [z.float() for z in logits]  # sums of logits want all their digits
+    logits = [z.float() for z in logits]  # sums of logits need full precision
     background = training_background(logits)
     live = torch.cat([background, logits[-1][:, 1:]], dim=1)
     live = upsample(live, targets.shape[-2:])
@@ -44,7 +44,7 @@ def _live_channels(targets: torch.Tensor, first_new: int, new: int) -> torch.Ten
 
 
 def bga_ce(adaptation: torch.Tensor, new: torch.Tensor, count: float) -> torch.Tensor:
-    """On M⁺, BCE(r_t → 0) = softplus(r_t): where a new class is, background falls.
+    """On M⁺, BCE(r_t → 0) = softplus(r_t): lowers the background on new classes.
 
     Args:
         adaptation: r_t, (B, h, w) logits.
@@ -57,7 +57,7 @@ def bga_ce(adaptation: torch.Tensor, new: torch.Tensor, count: float) -> torch.T
 def bga_t(
     adaptation: torch.Tensor, background: torch.Tensor, count: float
 ) -> torch.Tensor:
-    """On M⁻, max(0, (σ(r_t) - 1)² - σ(r_t)²): background must not be pulled down.
+    """On M⁻, max(0, (σ(r_t) - 1)² - σ(r_t)²): keeps the background from falling.
 
     Arguments as in `bga_ce`, with M⁻.
     """
@@ -129,7 +129,7 @@ def bga_t_term(case: Case) -> torch.Tensor:
 def bga_t_remaining_term(case: Case) -> torch.Tensor:
     """`bga_t` on the cells of M⁻ whose pseudo label is background.
 
-    So the background may fall where an old class was recognised.
+    So the background may fall on cells with a recognised old class.
     """
     remaining = case.need_masks().remaining
     return bga_t(case.adaptation, remaining, case.counts.remaining)

@@ -15,7 +15,7 @@ from kproba.network.network import Outputs
 
 
 class Masks(NamedTuple):
-    """Cells that the terms of an increment use, at feature resolution (B, h, w) bool.
+    """Cells for the terms of an increment, at feature resolution, (B, h, w) bool.
 
     Attributes:
         new: M⁺, cells whose raw label is a class of C_t.
@@ -38,7 +38,7 @@ class Counts:
         background: Cells of M⁻.
         cells: All cells.
         images: Images.
-        area: All pixels, those that are 255 too.
+        area: All pixels, including those that are 255.
         remaining: Cells of M⁻ whose pseudo label is 0.
 
     At step 0, which has no masks, the counts of cells are 0. A term of step 0 divides
@@ -60,7 +60,7 @@ def cell_masks(
     """M⁺ and M⁻ at feature resolution, nearest neighbour (the cell's centre pixel).
 
     A pseudo-labelled target names old classes only where the raw label is 0, so the
-    masks can be read from it. Unsure pixels (255 by now) are in none.
+    masks can be read from it. Unsure pixels (255 here) are in neither mask.
 
     Args:
         targets: ŷ, (B, H, W) uint8.
@@ -79,7 +79,7 @@ def cell_masks(
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One micro-batch as the loss terms see it.
+    """One micro-batch, as input of the loss terms.
 
     Attributes:
         student: Outputs of the network that trains.
@@ -136,8 +136,8 @@ class Case:
         """
         if self.masks is None:
             raise ValueError(
-                "Expected M⁺ and M⁻ for a term of an increment, but step 0 has none. "
-                "Leave the term out of the `step_0_terms` of the head."
+                "Expected M⁺ and M⁻ for this loss term, but step 0 has neither. Remove "
+                "the term from the `step_0_terms` of the head."
             )
         return self.masks
 

@@ -34,9 +34,9 @@ def bce(logits: torch.Tensor, channels: torch.Tensor, count: float) -> torch.Ten
 def full_bce(
     logits: Sequence[torch.Tensor], targets: torch.Tensor, count: float
 ) -> torch.Tensor:
-    """BCE over S_t against the target, every channel learns (step 0, fine-tuning).
+    """BCE over S_t against the target; all channels are trained (step 0, fine-tuning).
 
-    The background's logit is the one of inference. Arguments as in `pb_bce`.
+    The logit of the background is the same as in inference. Arguments as in `pb_bce`.
     """
     live = compose_logits([z.float() for z in logits])
     live = upsample(live, targets.shape[-2:])
@@ -98,8 +98,8 @@ def ce_term(case: Case) -> torch.Tensor:
 def certain_ce_term(case: Case) -> torch.Tensor:
     """`ce`, each image times its certainty ν.
 
-    The mean is over all pixels, also those that the pseudo labels are not sure of, as
-    in the authors' code (PLOP).
+    The mean is over all pixels, including the unsure ones, as in the authors' code
+    (PLOP).
     """
     return ce(case.logits, case.targets, case.counts.area, case.certainty)
 

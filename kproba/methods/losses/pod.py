@@ -53,13 +53,13 @@ def pod(
 
 
 def logits_for_pod(logits: torch.Tensor, old: int) -> torch.Tensor:
-    """Logits over S_t to S_{t-1}: those of new classes are added to background's."""
+    """Logits over S_t to S_{t-1}: those of new classes are added to the background."""
     new = logits[:, old:].sum(dim=1, keepdim=True)
     return torch.cat([logits[:, :1] + new, logits[:, 1:old]], dim=1)
 
 
 def class_ratio(case: Case) -> float:
-    """√(|S_t| / |C_t|), by which PLOP's weights grow the fewer classes are new."""
+    """√(|S_t| / |C_t|), the factor of PLOP's weights: larger for fewer new classes."""
     return math.sqrt(case.classes / case.new_classes)
 
 

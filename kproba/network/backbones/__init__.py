@@ -1,6 +1,6 @@
-"""The table of backbones, read by the plan: nothing here imports torch.
+"""The table of backbones. The plan reads it, so nothing here imports torch.
 
-A new backbone is one more entry of `BACKBONES` and the module that it refers to.
+A new backbone needs an entry in `BACKBONES` and the module that it refers to.
 """
 
 from dataclasses import dataclass
@@ -36,8 +36,8 @@ class BackboneEntry:
         adapt_state: (published state dict) -> state dict for the body. Raises
             ValueError if the tensors are those of another network. None: they have the
             keys of the body.
-        packaged: The ImageNet weights come with a Python package, so that no rule has
-            to fetch them.
+        packaged: The ImageNet weights come with a Python package, so no rule has to
+            download them.
         feature_size: (height, width, output_stride) -> (h, w). None: ceil(height /
             output_stride) and ceil(width / output_stride).
         anchor: How its layers pad, "start" or "end" (`kproba.network.canvas`): then a
@@ -84,7 +84,7 @@ BACKBONES: dict[str, BackboneEntry] = {
     for entry in (
         BackboneEntry(
             name="efficientnet_lite0",
-            description="Dilated EfficientNet-Lite0 of timm; light enough for a CPU.",
+            description="Dilated EfficientNet-Lite0 of timm; small enough for a CPU.",
             channels=320,
             output_strides=(8, 16),
             mean=(0.5, 0.5, 0.5),
@@ -110,6 +110,6 @@ def backbone_entry(name: str) -> BackboneEntry:
     """
     if name not in BACKBONES:
         raise ValueError(
-            f"Expected a backbone of {', '.join(BACKBONES)}, but got {name!r}."
+            f"Expected one of the backbones {', '.join(BACKBONES)}, but got {name!r}."
         )
     return BACKBONES[name]

@@ -1,4 +1,4 @@
-"""The backbone as a module of the network, whichever entry it is built from."""
+"""The backbone as a module of the network, built from any entry of the table."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Normalisation:
 
 
 class Recording(NamedTuple):
-    """What computes images of one shape from one stage on, and that shape and stage."""
+    """A recorded function, with the input shape and the first stage it is for."""
 
     compute: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
     given: tuple[torch.Size, int]
@@ -38,7 +38,7 @@ class Backbone(nn.Module):
     Attributes:
         body: The layers, as the entry builds them.
         channels: Channels of the last feature map.
-        normalisation: What the images are normalised with.
+        normalisation: Normalises the images.
         anchor: How the layers pad, see `kproba.network.backbones.BackboneEntry`.
 
     Raises:
@@ -70,7 +70,7 @@ class Backbone(nn.Module):
     def stages(self) -> list[nn.Module]:
         """The stages in the order of the forward pass; the first includes the stem.
 
-        They are looked up at every call because batch norms may be replaced.
+        They are listed again at every call, because batch norms may be replaced.
         """
         stages: list[nn.Module] = self._stages_of(self.body)
         return stages
@@ -78,8 +78,8 @@ class Backbone(nn.Module):
     def freeze(self, stages: int) -> None:
         """Freeze the first `stages` stages with their batch norms; 0 freezes none.
 
-        Early stages hold edges and textures that ImageNet taught; without their
-        backward pass, which runs at high resolution, training is faster.
+        Early stages have learned edges and textures from ImageNet. Without their
+        backward pass, which has a high resolution, training is faster.
         """
         for stage in self.stages()[:stages]:
             stage.eval().requires_grad_(False)
@@ -93,10 +93,10 @@ class Backbone(nn.Module):
         """Compute the last feature map of normalised images.
 
         Args:
-            images: (B, 3, H, W) float, or what the first `start` stages made of them.
+            images: (B, 3, H, W) float, or the feature map of the first `start` stages.
             stages: If given, the feature map of every stage from `start` on is
                 appended, (B, C, h', w') each; the last one is the result.
-            start: Number of stages that are done.
+            start: Number of stages that are already computed.
 
         Returns:
             (B, `channels`, h, w).
@@ -123,12 +123,13 @@ class Backbone(nn.Module):
         shape: torch.Size,
         start: int,
     ) -> None:
-        """Compute images of one shape by a recording (`kproba.training.graphs`).
+        """Use a recording for images of one shape (`kproba.training.graphs`).
 
         Args:
-            compute: Images to the maps of the stages that are asked for, and the last.
-            shape: Of the images, or of what the first `start` stages made of them.
-            start: Number of stages that are done.
+            compute: Maps images to the feature maps of the requested stages and the
+                last.
+            shape: Shape of the images, or of the map of the first `start` stages.
+            start: Number of stages that are already computed.
         """
         self._recording = Recording(compute, (shape, start))
 
@@ -139,5 +140,5 @@ class Backbone(nn.Module):
 
 
 def _divide_extents(height: int, width: int, stride: int) -> tuple[int, int]:
-    """Convolutions with padding of half their kernel round up."""
+    """Divide the extents, rounded up, as convolutions with half-kernel padding do."""
     return -(-height // stride), -(-width // stride)

@@ -32,10 +32,10 @@ def build(output_stride: int) -> nn.Module:
 
 
 class SamePadded(nn.Conv2d):
-    """timm's `Conv2dSame`, with the one method that other layers build on.
+    """The `Conv2dSame` of timm as a `Conv2d` with one changed method.
 
-    TensorFlow's padding "SAME" of a stride of 2: where a side is even, all of the odd
-    number of zeros goes to the bottom or to the right.
+    This is TensorFlow's padding "SAME" for a stride of 2. If a side is even, the odd
+    zero is added at the bottom or at the right.
     """
 
     def _conv_forward(
@@ -52,15 +52,15 @@ class SamePadded(nn.Conv2d):
             _padding(x.shape[2 + axis], weight.shape[2 + axis], stride[axis])
             for axis in (0, 1)
         )
-        # As many zeros on both sides, and one result too many at the start: that is
-        # cheaper than a padded copy of x.
+        # Pad both sides equally and drop the extra first result. This is cheaper than a
+        # padded copy of x.
         padding = (rows.zeros, columns.zeros)
         y = F.conv2d(x, weight, bias, stride, padding, dilation, self.groups)
         return y[:, :, rows.extra :, columns.extra :]
 
 
 class _Padding(NamedTuple):
-    """Zeros on both sides of an axis, and how many results at its start are extra."""
+    """Number of zeros on both sides of an axis, and of extra results at its start."""
 
     zeros: int
     extra: int
@@ -77,7 +77,7 @@ def _use_same_padded(body: nn.Module) -> None:
     """Replace timm's `Conv2dSame` in place; the weights stay the same parameters."""
     for name, module in list(body.named_modules()):
         if isinstance(module, Conv2dSame):
-            # Without initial weights: nothing may be drawn from the global generator.
+            # Without initial weights, because the global generator must not change.
             padded = skip_init(
                 SamePadded,
                 module.in_channels,

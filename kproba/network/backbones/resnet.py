@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-# The children of torchvision's ResNet before its pooling; body.0 is conv1 and so on.
+# The children of torchvision's ResNet before its pooling: body.0 is conv1, and so on.
 CHILDREN = (
     "conv1",
     "bn1",
@@ -41,7 +41,7 @@ def read_resnet50() -> dict[str, torch.Tensor]:
     """Weights of ResNet-50, downloaded once to torch's cache.
 
     Raises:
-        FileNotFoundError: There is no connection; names the URL and what to do.
+        FileNotFoundError: There is no connection; the message has the URL and a remedy.
     """
     return _read_pretrained("resnet50")
 
@@ -50,7 +50,7 @@ def read_resnet101() -> dict[str, torch.Tensor]:
     """Weights of ResNet-101, downloaded once to torch's cache.
 
     Raises:
-        FileNotFoundError: There is no connection; names the URL and what to do.
+        FileNotFoundError: There is no connection; the message has the URL and a remedy.
     """
     return _read_pretrained("resnet101")
 
@@ -83,6 +83,7 @@ def _read_pretrained(name: str) -> dict[str, torch.Tensor]:
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"Expected to download ImageNet weights of {name} from {weights.url}, but: "
-            f"{error}. Fetch that file elsewhere and set model.weights to its path."
+            f"{error}. Download this file on another machine and set model.weights to "
+            f"its path."
         ) from error
     return state

@@ -1,4 +1,4 @@
-"""ImageNet weights of a backbone: from where its entry says, or from a file."""
+"""ImageNet weights of a backbone, from the source in its entry or from a file."""
 
 import warnings
 from pathlib import Path
@@ -13,7 +13,7 @@ from kproba.runtime.records import ArtifactError, regular_file
 from kproba.runtime.references import resolve
 from kproba.runtime.tensors import find_not_finite, load_tensors
 
-REMEDY = "Copy the file again, save it as .safetensors, or name another one."
+REMEDY = "Copy the file again, save it as .safetensors, or name another file."
 
 State = dict[str, torch.Tensor]
 
@@ -61,12 +61,12 @@ def load_backbone_weights(body: nn.Module, name: str, weights: str) -> None:
 def save_pretrained_weights(name: str, path: str | Path) -> None:
     """Write the published ImageNet weights of a backbone as safetensors.
 
-    A node without internet reads that file instead (`model.weights`). The key names are
-    those of the publication.
+    A node without internet can read this file (`model.weights`). The keys have their
+    published names.
 
     Raises:
         ValueError: Unknown backbone.
-        FileNotFoundError: There is no connection to fetch the weights.
+        FileNotFoundError: There is no connection to download the weights.
     """
     state = _read_pretrained(name)
     with atomic_path(path) as temporary:
@@ -77,7 +77,7 @@ def _read_pretrained(name: str) -> State:
     reference = backbone_entry(name).read_pretrained
     if reference is None:
         raise ValueError(
-            f"Expected model.weights 'none' or a file for the backbone {name}, which "
+            f"Expected 'none' or a file for model.weights, because the backbone {name} "
             f"has no ImageNet weights, but got 'imagenet'."
         )
     state: State = resolve(reference)()
@@ -95,15 +95,16 @@ def _read_state(path: Path) -> State:
     regular_file(path, remedy=REMEDY)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the reader, of no use here
+            warnings.simplefilter("ignore")  # warnings of the reader do not help here
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (MemoryError, PermissionError) as error:
         raise OSError(f"Expected to read {path}, but: {error}. {REMEDY}") from error
     except Exception as error:
-        # The reason that torch gives recommends to run the code in the file: left out.
+        # The message of torch recommends running the code in the file, so leave it out.
         raise ArtifactError(
             f"Expected a file of tensors without code in {path} (model.weights), but "
-            f"it is damaged or something else ({type(error).__name__}). {REMEDY}"
+            f"the file is damaged or has another format ({type(error).__name__}). "
+            f"{REMEDY}"
         ) from None
     if isinstance(state, dict):
         state = state.get("state_dict", state)
@@ -112,7 +113,7 @@ def _read_state(path: Path) -> State:
     ):
         raise ArtifactError(
             f"Expected a state dict in {path} (model.weights), a dictionary of "
-            f"tensors, but it holds something else. {REMEDY}"
+            f"tensors, but the file holds something else. {REMEDY}"
         )
     tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     name = find_not_finite(tensors)
