@@ -138,7 +138,7 @@ def test_jobs_of_one_gpu_run_at_once_on_different_devices(finished: Path):
     for row in jobs_of(finished):
         if "gpu" in row.get("TresPerJob", ""):
             [device] = re.findall(
-                r"^GPU (\S+) of", log_of(row, finished).read_text(), re.M
+                r"^Using GPU (\S+) of", log_of(row, finished).read_text(), re.M
             )
             start, end = (
                 datetime.fromisoformat(row[key]) for key in ("StartTime", "EndTime")
@@ -184,7 +184,7 @@ def test_a_job_of_two_gpus_is_one_task_that_torchrun_splits(
         assert process.wait(timeout=300) != 0
     assert re.search(r"gpu:?\S*[:=]2\b", row["TresPerJob"])
     assert (row["NumTasks"], row["NumNodes"], row["CPUs/Task"]) == ("1", "1", "2")
-    assert re.search(r"^GPU 0, 1 of 0, 1$", log.read_text(), re.MULTILINE)
+    assert re.search(r"^Using GPU 0, 1 of 0, 1$", log.read_text(), re.MULTILINE)
     assert log.read_text().count("= 2 process(es) x 1") == 1
     assert "the state is saved" in log.read_text()
     snakemake(run, *profile, FINETUNE)

@@ -405,7 +405,7 @@ def test_jobs_of_one_gpu_side_by_side_get_different_ones(
     devices = []
     for model in models:
         log = (run / model).with_name("train.log").read_text()
-        devices += re.findall(r"^GPU (\d) of 5, 7$", log, re.MULTILINE)
+        devices += re.findall(r"^Using GPU (\d) of 5, 7$", log, re.MULTILINE)
         assert (run / model).read_bytes() == (finished / model).read_bytes()
     assert sorted(devices) == ["5", "7"]
 
@@ -422,7 +422,7 @@ def test_a_job_takes_as_many_gpus_as_resources_allow(
         snakemake(run, "--resources", f"gpu={allowed}", "--", target)
         log = (run / target).with_name("train.log").read_text()
         assert f"= {allowed} process(es) x 1" in log
-        assert len(re.findall(r"^GPU 0(, 1)? of 0, 1$", log, re.MULTILINE)) == 1
+        assert len(re.findall(r"^Using GPU 0(, 1)? of 0, 1$", log, re.MULTILINE)) == 1
 
 
 def hold_until_stopped(log: Path) -> None:
