@@ -17,7 +17,7 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kproba import __version__
@@ -106,58 +106,44 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add_command(
-        name: str, run: Callable[[argparse.Namespace], int], description: str
-    ) -> argparse.ArgumentParser:
+    for name, add_arguments, run, description in COMMANDS:
         command = commands.add_parser(name, help=description, description=description)
         command.set_defaults(run=run)
-        return command
+        add_arguments(command)
+    return parser
 
-    command = add_command(
-        "init", run_init, "Write a project folder with configurations and profiles."
-    )
+
+def _add_init_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "folder", type=Path, help="name of the folder, which may be new"
     )
-    command = add_command(
-        "run",
-        run_run,
-        "Run the workflow in this folder. All options and targets go to Snakemake. It "
-        "uses all cores, unless you give --cores, --jobs, --executor or --profile.",
-    )
+
+
+def _add_run_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "words", nargs="*", metavar="...", help="options and targets of Snakemake"
     )
-    command = add_command(
-        "predict", run_predict, "Segment images with an evaluated step."
-    )
-    _add_step(command)
-    _add_predict_arguments(command)
-    command = add_command(
-        "info", run_info, "Print the classes, results and files of a step."
-    )
+
+
+def _add_info_arguments(command: argparse.ArgumentParser) -> None:
     _add_step(command)
     command.add_argument(
         "--card",
         action="store_true",
         help="print the model card as Markdown in the Hugging Face format",
     )
-    command = add_command(
-        "export", run_export, "Write a model file that runs without kproba."
-    )
+
+
+def _add_export_arguments(command: argparse.ArgumentParser) -> None:
     _add_step(command)
     command.add_argument(
         "file",
         type=Path,
         help="output file; its name ends in .onnx, or in .pt for TorchScript",
     )
-    command = add_command(
-        "pack",
-        run_pack,
-        "Write a step to one archive, for prediction or further "
-        "steps on another machine.",
-    )
+
+
+def _add_pack_arguments(command: argparse.ArgumentParser) -> None:
     _add_step(command)
     command.add_argument(
         "--out",
@@ -166,9 +152,9 @@ def build_parser() -> argparse.ArgumentParser:
         "archive that kproba pack wrote is replaced; any other file is kept and stops "
         "the command",
     )
-    command = add_command(
-        "tensorboard", run_tensorboard, "Show the training curves of all steps."
-    )
+
+
+def _add_tensorboard_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "folder",
         type=Path,
@@ -178,7 +164,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--port", type=int, default=6006, help="(%(default)s)")
     command.add_argument("--host", default="localhost", help="(%(default)s)")
-    return parser
 
 
 def _add_step(command: argparse.ArgumentParser) -> None:
@@ -191,6 +176,7 @@ def _add_step(command: argparse.ArgumentParser) -> None:
 
 
 def _add_predict_arguments(command: argparse.ArgumentParser) -> None:
+    _add_step(command)
     command.add_argument(
         "files",
         nargs="+",
@@ -240,6 +226,55 @@ def _add_predict_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:1 (%(default)s)"
     )
+
+
+# Name, function that adds the arguments, function that runs it, and help.
+COMMANDS = (
+    (
+        "init",
+        _add_init_arguments,
+        run_init,
+        "Write a project folder with configurations and profiles.",
+    ),
+    (
+        "run",
+        _add_run_arguments,
+        run_run,
+        "Run the workflow in this folder. All options and targets go to Snakemake. It "
+        "uses all cores, unless you give --cores, --jobs, --executor or --profile.",
+    ),
+    (
+        "predict",
+        _add_predict_arguments,
+        run_predict,
+        "Segment images with an evaluated step.",
+    ),
+    (
+        "info",
+        _add_info_arguments,
+        run_info,
+        "Print the classes, results and files of a step.",
+    ),
+    (
+        "export",
+        _add_export_arguments,
+        run_export,
+        "Write a model file that runs without kproba.",
+    ),
+    (
+        "pack",
+        _add_pack_arguments,
+        run_pack,
+        "Write a step to one archive, for prediction or further steps on another "
+        "machine.",
+    ),
+    (
+        "tensorboard",
+        _add_tensorboard_arguments,
+        run_tensorboard,
+        "Show the training curves of all steps.",
+    ),
+)
 
 
 @contextlib.contextmanager

@@ -247,3 +247,20 @@ def run(finished: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "run"
     shutil.copytree(finished, copy, copy_function=shutil.copy2)
     return copy
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium without a window."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("needs Chromium: apt install chromium")
+    from playwright.sync_api import sync_playwright  # few tests need it
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=program, args=["--no-sandbox"]
+        )
+        yield opened
+        opened.close()

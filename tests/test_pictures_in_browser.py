@@ -1,7 +1,6 @@
 """Pictures of the report in a browser: views, dialog, keyboard, phone."""
 
 import re
-import shutil
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +14,7 @@ from picture_page import (
     render,
     write_results,
 )
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 from kproba.data.colours import STRIPES
 
@@ -23,20 +22,6 @@ from kproba.data.colours import STRIPES
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> str:
     return render(*write_results(tmp_path_factory.mktemp("pictures")))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        pytest.skip("needs Chromium: apt install chromium")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(
-            executable_path=found, args=["--no-sandbox"]
-        )
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -2,17 +2,14 @@
 
 import csv
 import io
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 from invented_results import invent
 from parsed_page import experiment, write_page
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 from small_experiment import repeat_step, write_tables
 
 from kproba.results.page import write_report
@@ -43,21 +40,6 @@ CONTRASTS = """() => {
     });
   return [found.length, Math.min(...found)];
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium without a window."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        pytest.fail("Expected Chromium for these tests: apt install chromium.")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(
-            executable_path=program, args=["--no-sandbox"]
-        )
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

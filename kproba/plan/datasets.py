@@ -248,14 +248,11 @@ class Datasets:
 
         No job depends on these paths, because a moved dataset is the same dataset.
         """
-        parts = self._part_names[dataset]
-        return {
-            part: (
-                self.folder(part),
-                self._locate(artifacts.fill(artifacts.MADE_MASKS, {"dataset": part})),
-            )
-            for part in parts
+        masks = {
+            part: artifacts.fill(artifacts.MADE_MASKS, {"dataset": part})
+            for part in self._part_names[dataset]
         }
+        return {p: (self.folder(p), self._locate(path)) for p, path in masks.items()}
 
     def state_of_files(self, part: str) -> str:
         """A text that changes with the files of a dataset, if no rule writes them.
@@ -341,9 +338,8 @@ class Datasets:
 
     def _downloads(self, part: str) -> bool:
         settings = self._parts[part]
-        if not settings.get("download", False):
-            return False
-        return not self.kind(part).is_there(settings["path"])
+        wanted = settings.get("download", False)
+        return wanted and not self.kind(part).is_there(settings["path"])
 
     def _read_names(self, dataset: str) -> list[str]:
         """Names of a dataset's classes, those of its additions last."""
