@@ -59,6 +59,16 @@ def remember_tables() -> Callable[[], None]:
     return restore
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with files of long tests where several processes share the files.
+
+    Otherwise one process would be busy with the last long file while the others wait.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        long = {item.path for item in items if item.get_closest_marker("workflow")}
+        items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _entries_of_a_module_are_removed() -> Iterator[None]:
     """Its fixtures may load files of extensions."""

@@ -102,7 +102,7 @@ def test_classes_without_pictures_are_named_and_left_out(gone_on: Path) -> None:
     assert result["new"] == pytest.approx(iou["ball"])
     assert result["old"] == pytest.approx(iou["background"])
     page = (gone_on / "results" / "report.html").read_text()
-    assert "no validation image shows zero, one" in page
+    assert "No validation image shows zero, one" in page
     assert "left out of the means" in page
 
 
