@@ -171,6 +171,17 @@ def test_published_numbers_are_visible_on_a_phone(browser, large):
     tab.close()
 
 
+def test_no_column_of_the_results_is_lost_on_a_phone(browser, large):
+    tab = open_page(browser, large[0], NARROW)
+    heads = tab.locator("table").first.locator("thead th")
+    assert heads.last.inner_text() == "forgetting"
+    box = heads.last.bounding_box()
+    assert box["x"] + box["width"] <= NARROW
+    area = tab.locator(".tablebox .scroll").first
+    assert area.evaluate("area => area.scrollWidth - area.clientWidth") == 0
+    tab.close()
+
+
 def column(tab: Page, number: int) -> list[str]:
     """The cells of a column of the first table, methods and joint training."""
     cells = tab.locator("table").first.locator(f"tbody tr > :nth-child({number})")
