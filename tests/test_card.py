@@ -58,7 +58,7 @@ def test_hugging_face_reads_the_results(step):
         "mIoU, all classes": 50.0,
     }
     assert metadata.model_name == "pets-1-1-overlap-kproba-step1"
-    assert metadata.library_name == "kproba"
+    assert metadata.to_dict()["library_name"] == "kproba"
     assert metadata.pipeline_tag == "image-segmentation"
     assert {"kproba", "efficientnet_lite0"} <= set(metadata.tags)
     assert metadata.license is None  # it is for the owner to choose

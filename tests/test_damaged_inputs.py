@@ -99,7 +99,7 @@ FIELD_CHANGES: dict[str, dict[str, Change]] = {
     },
     "settings.json": {
         "no method": drop("method"),
-        "a newer key": put("looks", value=4),
+        "a newer key": put("unknown", value=4),
         "unknown head": put("method", "head", value="hydra"),
         "unknown loss": put("method", "losses", value={"magic": 1.0}),
         "a loss is a text": put("method", "losses", value={"gkd": "1"}),
@@ -167,7 +167,7 @@ JOB_DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "settings cut": ("settings.json", lambda path: path.write_text("{")),
     "settings of another version": (
         "settings.json",
-        lambda path: change_json(path, put("looks", value=1)),
+        lambda path: change_json(path, put("unknown", value=1)),
     ),
     "split cut": ("split.csv", lambda path: path.write_text("id,image\na")),
     "split empty": ("split.csv", lambda path: path.write_text("")),

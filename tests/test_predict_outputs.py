@@ -254,7 +254,7 @@ def test_a_killed_run_is_repeated(predict, shots, tmp_path):
 
 
 def test_two_runs_at_once_share_a_folder(tmp_path):
-    """Each asks for its names while the other has written nothing yet."""
+    """Each chooses its names while the other has written nothing yet."""
     named = []
     for number in range(2):
         path = tmp_path / str(number) / "a.png"

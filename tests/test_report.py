@@ -185,8 +185,8 @@ def test_classes_by_step_show_what_was_forgotten(page):
         ["dog", "", "20", "30", "-10.0"],
         ["cow", "", "", "", "–"],
     ]
-    looks = [[a.get("class") for a in line[1:]] for line in page.cells[caption][1:]]
-    assert looks == [
+    styles = [[a.get("class") for a in line[1:]] for line in page.cells[caption][1:]]
+    assert styles == [
         [None, "l4", "l2", None],  # 10 and 5 of 25 points lost
         [None, "l4", "l10", None],
         [None, None, "g4", None],
@@ -205,9 +205,9 @@ def test_confusions_of_classes_of_different_steps_are_listed(page):
     ]
     caption = "kproba: classes (rows) and what they are taken for, percent of pixels"
     assert page.tables[caption][2] == ["cat", "33", "57", "10", ""]
-    looks = [a.get("class") for a in page.cells[caption][2][1:]]
+    styles = [a.get("class") for a in page.cells[caption][2][1:]]
     # The largest error, which has the strongest shade, is 33 of 90 cows.
-    assert looks == ["h9", "hit", "h3 edge", "edge"]
+    assert styles == ["h9", "hit", "h3 edge", "edge"]
 
 
 def test_page_shows_how_good_the_pseudo_labels_are(page):

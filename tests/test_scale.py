@@ -356,16 +356,16 @@ def test_pictures_are_looked_up_without_a_record_of_every_row(
 def test_the_pictures_of_a_dataset_are_looked_at_once_in_a_plan(
     small_folder, monkeypatch
 ):
-    looks = []
+    digested = []
     digest = type(KINDS["folder"]).digest_files
     monkeypatch.setattr(
         type(KINDS["folder"]),
         "digest_files",
-        lambda kind, folder: looks.append(folder) or digest(kind, folder),
+        lambda kind, folder: digested.append(folder) or digest(kind, folder),
     )
     plan = make_plan(
         datasets={"own": {"kind": "folder", "path": str(small_folder)}},
         **experiment(dataset="own", task="1-1"),
     )
     assert plan.datasets.state_of_files("own") == plan.datasets.state_of_files("own")
-    assert looks == [str(small_folder)]
+    assert digested == [str(small_folder)]

@@ -218,7 +218,7 @@ def test_banks_of_earlier_steps_teach_the_next_one(run: Path) -> None:
     experiment = {"dataset": "tiny", "task": "6-2", "methods": names}
     write_config(run, {"experiments": [experiment], "methods": methods})
     planned = jobs(run)
-    assert planned["train_step"] == 1  # step 2: no bank teaches in step 1
+    assert planned["train_step"] == 1  # step 2: no bank corrects the teacher in step 1
     # The labels of step 2 are those of step 1's model, and so the bank of step 2 is.
     assert "build_prototypes" not in planned
     assert "export_pseudo_labels" not in planned
