@@ -108,7 +108,6 @@ rule write_report:
         classes=of_configuration(artifacts.CLASS_RESULTS),
         pseudo_labels=of_configuration(artifacts.LABEL_RESULTS),
         # Not on the page, which has charts of its own; whoever makes it gets them too.
-        figures=figures_of_experiments,
         files=report_files,
         class_lists=class_lists,
         banks=last_banks,
@@ -146,6 +145,7 @@ rule publish:
         # Not copied, but part of the results. (Other workflows use the inputs of `all`,
         # so these must be plain paths.)
         cards=card_files,
+        figures=figures_of_experiments,
     output:
         *artifacts.LATEST,
     log:
