@@ -75,7 +75,7 @@ RESULTS = (
 def add_term(term: Term) -> None:
     """Add a loss term, for the `losses` or the `cross_entropy` of methods."""
     where = _check(term, Term, "loss term")
-    _check_code(where, term, ("function",), ("scale",))
+    _check_code(where, term, ("function",), ("scale", "totals"))
     _expect(
         isinstance(term.needs, set | frozenset),
         f"{where}: expected a frozenset for `needs`, but got {term.needs!r}.",

@@ -14,9 +14,14 @@ def test_learning_rates_follow_the_poly_schedule() -> None:
     section = step_settings(0)["optimisation"] | {"floor": 1e-6}
     section["learning_rate"] |= {"backbone": 1.0, "branch": 2e-6}
     settings = Optimisation.from_dict(section)
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    groups = [{"name": name, "params": [parameter]} for name in ("backbone",)]
-    groups.append({"name": "branch", "params": [torch.nn.Parameter(torch.zeros(1))]})
+    groups = [
+        {
+            "name": name,
+            "initial_lr": rate,
+            "params": [torch.nn.Parameter(torch.ones(1))],
+        }
+        for name, rate in section["learning_rate"].items()
+    ]
     optimizer = torch.optim.SGD(groups, lr=0.1)
     rates = set_learning_rates(optimizer, settings, iteration=75, iterations=100)
     assert rates["lr_backbone"] == pytest.approx(0.25**0.9)

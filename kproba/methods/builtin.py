@@ -52,6 +52,7 @@ def base_methods() -> dict[str, Method]:
             head=head.name,
             cross_entropy=head.step_0_loss,
             losses=head.step_0_terms,
+            options=head.step_0_options,
             joint=True,
             use_pseudo_labels=False,
         )

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from kproba.methods.terms import TEACHER, TEACHER_LOGITS, collect_needs, in_order
+from kproba.methods.terms import (
+    TEACHER,
+    TEACHER_LOGITS,
+    TERMS,
+    collect_needs,
+    collect_options,
+    in_order,
+)
 from kproba.network.heads import HEADS
 
 # From this step on, a bank corrects the targets from the previous network. The network
@@ -27,6 +34,8 @@ class Method:
         head: Output head, an entry of `kproba.network.heads.HEADS`.
         cross_entropy: Name of the cross-entropy term of an increment.
         losses: Weights of the further terms of an increment, by name.
+        options: Numbers that the terms read as `case.options`, by name; the terms that
+            need one name it in `Term.options`, with its default.
         joint: Train all classes of the task at once instead of step by step.
         use_pseudo_labels: Train an increment on the labels that `export_pseudo_labels`
             wrote (old classes found in the background) instead of the raw labels.
@@ -42,11 +51,13 @@ class Method:
             affects the training only if the teacher is "fused".
         start_from_background: Whether new classes start from the weights of the
             background instead of random ones. Some heads ignore this.
+        dropout: Whether the dropout of the ASPP is active in an increment.
     """
 
     head: str = "branches"
     cross_entropy: str = "protected_bce"
     losses: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, float] = field(default_factory=dict)
     joint: bool = False
     use_pseudo_labels: bool = True
     pseudo_labels: Mapping[str, Any] = field(default_factory=dict)
@@ -54,6 +65,7 @@ class Method:
     trains: Literal["all", "heads", "newest"] = "all"
     prediction: str = "network"
     start_from_background: bool = False
+    dropout: bool = True
 
     @property
     def terms(self) -> dict[str, float]:
@@ -64,6 +76,18 @@ class Method:
     def needs(self) -> frozenset[str]:
         """All outputs and labels that the terms need."""
         return collect_needs(self.terms)
+
+    @property
+    def needs_totals(self) -> bool:
+        """Whether a term asks for sums over the global batch."""
+        return any(TERMS[name].totals is not None for name in self.terms)
+
+    @property
+    def read_options(self) -> dict[str, float]:
+        """The options that the terms read, with their defaults."""
+        defaults = collect_options(self.terms)
+        known = {key: value for key, value in self.options.items() if key in defaults}
+        return {key: float(value) for key, value in {**defaults, **known}.items()}
 
     @property
     def distils(self) -> bool:
@@ -84,7 +108,12 @@ class Method:
         """The fields that the training of an increment uses, as plain JSON types."""
         names = ("head", "cross_entropy", "trains", "start_from_background")
         content = {name: getattr(self, name) for name in names}
-        return {**content, "losses": in_order(self.losses)}
+        content["losses"] = in_order(self.losses)
+        if self.read_options:
+            content["options"] = self.read_options
+        if not self.dropout:
+            content["dropout"] = False
+        return content
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Method":

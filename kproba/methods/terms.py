@@ -6,7 +6,7 @@ its weight.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kproba.runtime.references import Reference
 
@@ -34,6 +34,12 @@ class Term:
             processes. If only several terms together reach all parameters, set False
             for each.
         scale: Takes a `Case` and returns a factor on the weight; None: 1.
+        options: Numbers that it reads as `case.options`, by name, with their defaults.
+            A method may set other values (`Method.options`).
+        totals: Takes a `Case` and returns a vector of sums, (n,) without gradient. The
+            loop adds it up over all micro-batches and processes, and gives the result
+            to the term as `case.totals[name]`. For a term that is no plain sum over
+            pixels; None: the term needs none.
         column: Name in metrics.csv; "": that of the term.
     """
 
@@ -44,6 +50,8 @@ class Term:
     classifies: bool = False
     reaches_old: bool = False
     scale: Reference | None = None
+    options: Mapping[str, float] = field(default_factory=dict)
+    totals: Reference | None = None
     column: str = ""
 
 
@@ -171,6 +179,14 @@ def further_terms() -> list[str]:
 def collect_needs(names: Iterable[str]) -> frozenset[str]:
     """The needs of several terms together."""
     return frozenset().union(*(TERMS[name].needs for name in names))
+
+
+def collect_options(names: Iterable[str]) -> dict[str, float]:
+    """The options of several terms together, with their defaults."""
+    options: dict[str, float] = {}
+    for name in names:
+        options |= TERMS[name].options
+    return options
 
 
 def in_order(weights: Mapping[str, float]) -> dict[str, float]:

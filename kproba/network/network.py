@@ -173,13 +173,15 @@ class SegmentationNetwork(nn.Module):
         """Labels (B, H, W) uint8 in output indices; 0 is background."""
         return self.predict_logits(images).argmax(dim=1).to(torch.uint8)
 
-    def set_training_mode(self, *, batch_norm: bool) -> None:
+    def set_training_mode(self, *, batch_norm: bool, dropout: bool = True) -> None:
         """Switch to training mode, except for the frozen stages.
 
         Args:
             batch_norm: Whether batch norms train (step 0) or are frozen.
+            dropout: Whether the dropout is active.
         """
         self.train()
+        self.dropout.train(dropout)
         self.backbone.freeze(self.architecture.frozen_stages)
         if not batch_norm:
             self.freeze_batch_norm()

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kproba.methods.losses.case import Case, Counts, Masks
-from kproba.methods.losses.step import step_losses
+from kproba.methods.losses.step import own_totals, step_losses
 from kproba.network.network import Outputs
 from kproba.network.sharing import forward_beside
 from kproba.runtime.distributed import Process
@@ -30,6 +30,7 @@ class Learner:
         precision: Type of autocast; float32 for none.
         settings: Settings of the step.
         process: This process of several.
+        accumulation: Micro-batches per iteration and process.
     """
 
     network: nn.Module
@@ -39,6 +40,12 @@ class Learner:
     precision: torch.dtype
     settings: StepSettings
     process: Process
+    accumulation: int = 1
+
+    @property
+    def parts(self) -> int:
+        """Number of micro-batches of a global batch, over all processes."""
+        return self.process.world_size * self.accumulation
 
     def iterate(self, prepared: list[Prepared], counts: Counts, tally: "Tally") -> None:
         """Update the weights with the gradient of a global batch.
@@ -49,9 +56,12 @@ class Learner:
             tally: Gets the value of every term.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        totals = None
+        if len(prepared) > 1 and self.settings.method.needs_totals:
+            totals = self._totals_of_all(prepared, counts)
         for number, part in enumerate(prepared):
             last = number == len(prepared) - 1
-            losses = self._backward(part, counts, synchronise=last)
+            losses = self._backward(part, counts, totals, synchronise=last)
             tally.add(losses, part.batch.ids)
         # Clipping needs the true gradients, not the ones scaled for float16.
         self.scaler.unscale_(self.optimizer)
@@ -63,10 +73,55 @@ class Learner:
         self.scaler.update()
         tally.settle(all_but_newest=True)
 
+    @torch.no_grad()
+    def _totals_of_all(
+        self, prepared: list[Prepared], counts: Counts
+    ) -> dict[str, torch.Tensor]:
+        """Sums over the global batch, from a forward pass of its own.
+
+        They must be known before the first backward pass. With a single micro-batch,
+        the pass of the training is enough.
+        """
+        inner, sums = unwrap(self.network), dict[str, torch.Tensor]()
+        for part in prepared:
+            case = self._case(part, counts, inner)
+            for name, value in own_totals(case, self.settings.method.terms).items():
+                sums[name] = sums[name] + value if name in sums else value
+        return self._add_up(sums)
+
+    def _add_up(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Sums of all processes, by term, in float64."""
+        sums = {name: value.detach().double() for name, value in sums.items()}
+        for value in sums.values():
+            self.process.add_up(value)
+        return sums
+
     def _backward(
-        self, prepared: Prepared, counts: Counts, *, synchronise: bool
+        self,
+        prepared: Prepared,
+        counts: Counts,
+        totals: dict[str, torch.Tensor] | None,
+        *,
+        synchronise: bool,
     ) -> dict[str, torch.Tensor]:
         """Forward and backward of one micro-batch; returns the value of every term."""
+        # Gradients are exchanged once per iteration, with the last micro-batch.
+        exchange = contextlib.nullcontext()
+        if not synchronise and isinstance(self.network, DistributedDataParallel):
+            exchange = self.network.no_sync()  # type: ignore[assignment]
+        with exchange:
+            case = self._case(prepared, counts, self.network)
+            if totals is None:
+                totals = self._add_up(own_totals(case, self.settings.method.terms))
+            case.totals.update(totals)
+            losses = step_losses(case, self.settings.method.terms)
+            total = torch.stack(list(losses.values())).sum()
+            # DDP averages gradients over processes; ours are parts of a sum.
+            self.scaler.scale(total * self.process.world_size).backward()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _case(self, prepared: Prepared, counts: Counts, network: nn.Module) -> Case:
+        """The inputs of the loss terms for a micro-batch, from a forward pass."""
         device, (batch, masks, certainty) = self.process.device, prepared
         images = batch.images.to(device, non_blocking=True)
         targets = batch.targets.to(device, non_blocking=True)
@@ -77,20 +132,19 @@ class Learner:
         # The dropout of an image depends only on the seed and its position in the
         # stream.
         unwrap(self.network).dropout.keys = batch.keys + (self.settings.seed << 32)
-        # Gradients are exchanged once per iteration, with the last micro-batch.
-        exchange = contextlib.nullcontext()
-        if not synchronise and isinstance(self.network, DistributedDataParallel):
-            exchange = self.network.no_sync()  # type: ignore[assignment]
-        with exchange:
-            with self._autocast(enabled=self.precision != torch.float32):
-                outputs = self.network(images)
-                teacher_outputs = self._teacher_outputs(images, outputs, masks)
-            case = Case(outputs, targets, counts, masks, teacher_outputs, certainty)
-            losses = step_losses(case, self.settings.method.terms)
-            total = torch.stack(list(losses.values())).sum()
-            # DDP averages gradients over processes; ours are parts of a sum.
-            self.scaler.scale(total * self.process.world_size).backward()
-        return {name: value.detach() for name, value in losses.items()}
+        with self._autocast(enabled=self.precision != torch.float32):
+            outputs = network(images)
+            teacher_outputs = self._teacher_outputs(images, outputs, masks)
+        return Case(
+            student=outputs,
+            targets=targets,
+            counts=counts,
+            masks=masks,
+            teacher=teacher_outputs,
+            certainty=certainty,
+            options=self.settings.method.read_options,
+            share=1 / self.parts,
+        )
 
     def _autocast(self, *, enabled: bool) -> torch.autocast:
         kind = self.process.device.split(":")[0]

@@ -154,6 +154,7 @@ def _start(
         precision=precision,
         settings=settings,
         process=process,
+        accumulation=compute.accumulation,
     )
     return learner, checkpoint, progress
 

@@ -73,7 +73,7 @@ def build_networks(settings: StepSettings, files: Files, process: Process) -> Ne
     student.keep_stages = previous.keep_stages = STAGES in method.needs
     student = _on_device(student, device)
     # Batch norms keep the values of step 0, because later steps show too few classes.
-    student.set_training_mode(batch_norm=False)
+    student.set_training_mode(batch_norm=False, dropout=method.dropout)
     if method.trains != "all":
         student.train_only(method.trains)
     if not method.distils:

@@ -19,17 +19,19 @@ def build_optimizer(
         ValueError: A parameter is in no group or in two; the message names it.
     """
     groups, counts = [], Counter[int]()
-    for name, modules in student.head.parameter_groups(student).items():
+    for name, group in student.head.parameter_groups(student).items():
         parameters = [
             parameter
-            for module in modules
+            for module in group.modules
             for parameter in module.parameters()
             if parameter.requires_grad
         ]
         counts.update(map(id, parameters))
         if parameters:
-            rate = getattr(settings.learning_rate, name)
-            groups.append({"name": name, "params": parameters, "lr": rate})
+            rate = group.factor * getattr(settings.learning_rate, group.rate)
+            decay = settings.weight_decay if group.decay else 0.0
+            named = {"name": name, "initial_lr": rate, "weight_decay": decay}
+            groups.append({"params": parameters, "lr": rate, **named})
     for name, parameter in student.named_parameters():
         if parameter.requires_grad and counts[id(parameter)] != 1:
             raise ValueError(
@@ -57,8 +59,7 @@ def set_learning_rates(
     factor = (1 - iteration / iterations) ** settings.power
     rates = {}
     for group in optimizer.param_groups:
-        initial = getattr(settings.learning_rate, group["name"])
-        group["lr"] = max(settings.floor, initial * factor)
+        group["lr"] = max(settings.floor, group["initial_lr"] * factor)
         rates[f"lr_{group['name']}"] = group["lr"]
     return rates
 

@@ -101,7 +101,10 @@ class Recorder:
             result = monitor.validate(student, self.curves, done, device)
             if result is not None:
                 self.progress.validations.append(result)
-            student.set_training_mode(batch_norm=self.settings.step == 0)
+            student.set_training_mode(
+                batch_norm=self.settings.step == 0,
+                dropout=self.settings.method.dropout,
+            )
 
 
 def start_curves(files: Files, settings: StepSettings, progress: Progress) -> Curves:

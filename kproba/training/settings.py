@@ -52,7 +52,11 @@ METHOD = records.record(
         "trains": records.choice("all", "heads", "newest"),
         "start_from_background": records.flag,
         "losses": records.mapping_of(records.number(0), most=1000),
-    }
+    },
+    {
+        "options": records.mapping_of(records.number(), most=1000),
+        "dropout": records.flag,
+    },
 )
 SETTINGS = records.record(
     {

@@ -1,9 +1,9 @@
 """The inputs of the loss terms: outputs, targets, masks and counts."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,8 @@ from kproba.data.labels import IGNORE
 from kproba.network.layers import upsample
 from kproba.network.logits import compose_logits
 from kproba.network.network import Outputs
+
+T = TypeVar("T")
 
 
 class Masks(NamedTuple):
@@ -89,6 +91,11 @@ class Case:
         teacher: Outputs of step t-1's network; None if no term needs it.
         certainty: ν, the share of each image's background that the pseudo labels are
             sure of, (B,) float32; None if no term needs it.
+        options: Numbers of the method, by name (`kproba.methods.terms.Term.options`).
+        totals: By term, the sums over the global batch that it asked for
+            (`kproba.methods.terms.Term.totals`), each (n,).
+        share: Factor that makes a value which every micro-batch of every process knows
+            a part of a sum: 1 / (processes x micro-batches).
     """
 
     student: Outputs
@@ -97,6 +104,21 @@ class Case:
     masks: Masks | None = None
     teacher: Outputs | None = None
     certainty: torch.Tensor | None = None
+    options: Mapping[str, float] = field(default_factory=dict)
+    totals: dict[str, torch.Tensor] = field(default_factory=dict)
+    share: float = 1.0
+    _results: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def once(self, function: Callable[["Case"], T]) -> T:
+        """`function(case)`, computed at the first call and then remembered.
+
+        Args:
+            function: For example an intermediate result that several terms use.
+        """
+        if function not in self._results:
+            self._results[function] = function(self)
+        result: T = self._results[function]
+        return result
 
     @cached_property
     def logits(self) -> torch.Tensor:

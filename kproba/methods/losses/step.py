@@ -1,6 +1,6 @@
 """The loss of a micro-batch: the terms of a method, each times its weight."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -29,3 +29,21 @@ def step_losses(case: Case, weights: Mapping[str, float]) -> dict[str, torch.Ten
         column = term.column or name
         losses[column] = losses[column] + value if column in losses else value
     return losses
+
+
+def own_totals(case: Case, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """The sums of one micro-batch that terms ask for (`Term.totals`), by term.
+
+    Args:
+        case: The micro-batch.
+        names: Names of the terms of a method.
+
+    Returns:
+        Vectors (n,).
+    """
+    wanted = {name: TERMS[name].totals for name in names}
+    return {
+        name: resolve(totals)(case)
+        for name, totals in wanted.items()
+        if totals is not None
+    }

@@ -1,0 +1,88 @@
+"""The heads by name. A new head is a subclass of `Head` and an entry of `HEADS`.
+
+The plan reads this table, so nothing here imports torch at the top of a module.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kproba.network.heads.branches import BranchHead
+from kproba.network.heads.head import Head, NetworkParts, ParameterGroup
+from kproba.network.heads.softmax import SoftmaxHead
+from kproba.runtime.references import Reference
+
+__all__ = [
+    "HEADS",
+    "BranchHead",
+    "Head",
+    "HeadEntry",
+    "NetworkParts",
+    "ParameterGroup",
+    "SoftmaxHead",
+    "head_entry",
+]
+
+
+@dataclass(frozen=True)
+class HeadEntry:
+    """One head, an entry of `HEADS`.
+
+    Attributes:
+        name: Value of `Architecture.head`.
+        description: One line for the documentation.
+        base: Name of the pseudo method whose step 0 all methods with this head share.
+        step_0_loss: Name of the cross-entropy of step 0.
+        provides: Names of outputs that loss terms may need.
+        implementation: Subclass of `Head`, or its reference
+            "package.module:name"; it is called without arguments.
+        step_0_terms: Weights of further loss terms of step 0, by name. They must need
+            neither a teacher nor masks, which step 0 does not have.
+        step_0_options: Numbers that the terms of step 0 read, by name
+            (`kproba.methods.method.Method.options`).
+    """
+
+    name: str
+    description: str
+    base: str
+    step_0_loss: str
+    provides: frozenset[str]
+    implementation: Reference
+    step_0_terms: Mapping[str, float] = field(default_factory=dict)
+    step_0_options: Mapping[str, float] = field(default_factory=dict)
+
+
+_HEADS = "kproba.network.heads"
+HEADS: dict[str, HeadEntry] = {
+    entry.name: entry
+    for entry in (
+        HeadEntry(
+            name="branches",
+            description="One branch per step, with a sigmoid per class.",
+            base="base",
+            step_0_loss="bce",
+            provides=frozenset({"branches"}),
+            implementation=f"{_HEADS}.branches:BranchHead",
+        ),
+        HeadEntry(
+            name="softmax",
+            description="One classifier per step on shared features, with one softmax.",
+            base="base_softmax",
+            step_0_loss="ce",
+            provides=frozenset({"softmax"}),
+            implementation=f"{_HEADS}.softmax:SoftmaxHead",
+        ),
+    )
+}
+
+
+def head_entry(name: str) -> HeadEntry:
+    """The entry of a head.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    if name not in HEADS:
+        raise ValueError(
+            f"Expected one of the heads {', '.join(HEADS)}, but got {name!r}."
+        )
+    return HEADS[name]
