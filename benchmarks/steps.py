@@ -160,7 +160,7 @@ class Step:
         """Targets, forward passes, losses, backward pass, optimiser."""
         prepared = [prepare(self.batch, self.student, self.settings)]
         counts, *_ = global_counts(prepared, StopFlag(), False, self.process)
-        self.learner.iterate(prepared, counts, self.tally)
+        self.learner.iterate(0, prepared, counts, self.tally)
 
     def passes(self) -> None:
         """The necessary passes through the same networks."""

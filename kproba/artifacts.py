@@ -42,6 +42,8 @@ TENSORBOARD = f"{STEP}/tensorboard"
 STATE = f"{STEP}/training-state.pt"
 BANK = f"{STEP}/prototypes.safetensors"
 BANK_DESCRIPTION = f"{STEP}/prototypes.json"
+STATISTICS = f"{STEP}/statistics.safetensors"
+STATISTICS_DESCRIPTION = f"{STEP}/statistics.json"
 LABELS = f"{STEP}/pseudo_labels"
 LABEL_TABLE = f"{STEP}/pseudo_labels.csv"
 LABEL_QUALITY = f"{STEP}/pseudo_label_quality.csv"
@@ -54,6 +56,7 @@ CARD = f"{STEP}/card.md"
 # Snakemake's measurements of the jobs that make a step
 TRAINING_TIME = f"{STEP}/train.benchmark.tsv"
 BANK_TIME = f"{STEP}/prototypes.benchmark.tsv"
+STATISTICS_TIME = f"{STEP}/statistics.benchmark.tsv"
 LABELS_TIME = f"{STEP}/pseudo_labels.benchmark.tsv"
 
 # All runs of a configuration, by its name, and copies of those of the latest one

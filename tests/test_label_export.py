@@ -1,5 +1,6 @@
 """The exported targets, and the rule of PLOP, which reads all images first."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,8 +18,15 @@ from PIL import Image
 
 from kproba.data.labels import UNSURE, LabelMap
 from kproba.data.loaders import Batch
+from kproba.methods.entropy import (
+    ENTROPY_BINS,
+    entropy,
+    entropy_thresholds,
+    published_entropy,
+    published_search,
+    published_thresholds,
+)
 from kproba.methods.export import LabelFiles, export_labels
-from kproba.methods.labels import ENTROPY_BINS, entropy, entropy_thresholds
 from kproba.network.network import Outputs
 
 # Export: the teacher reads its answer from the first channel of the image.
@@ -164,7 +172,8 @@ def plain_entropy(logits):
 
 def teacher_of(logits):
     outputs = Outputs(logits, [logits], [logits])
-    return Teacher(lambda images: outputs, head="softmax")
+    channels = logits.shape[1]
+    return Teacher(lambda images: outputs, head="softmax", channels=channels)
 
 
 def test_entropy_is_a_share_of_the_largest():
@@ -206,13 +215,72 @@ def test_thresholds_do_not_depend_on_the_order_of_the_images():
     assert torch.equal(part(order), whole)
 
 
+def plain_search(counts):
+    """The threshold of the published code, in its own steps."""
+    bins, total = len(counts), sum(counts)
+    if total == 0:
+        return 0.001
+    half, running = total / 2, 0.0
+    for number in range(bins):
+        lower = number / bins
+        index = int(lower * bins)
+        if half >= running and half <= running + counts[index]:
+            break
+        running += lower * bins
+    counted = torch.tensor(float(counts[index]), dtype=torch.float64)
+    found = lower + float((half - running) / counted) / bins
+    return max(found, 0.001)
+
+
+def test_published_thresholds_are_searched_as_in_the_published_code():
+    draw = np.random.default_rng(0)
+    shapes = [
+        draw.dirichlet(np.full(100, a)) for a in (0.02, 0.1, 1.0, 10.0) for _ in "ab"
+    ]
+    for size in (50, 3_000, 10**6):
+        for shape in shapes:
+            counts = draw.multinomial(size, shape).tolist()
+            assert published_search(counts) == pytest.approx(plain_search(counts))
+    # No bin holds half of the pixels, and the last one none: every pixel is sure.
+    assert published_search([10_000] * 99 + [0]) == math.inf
+    assert published_search([0] * 100) == 0.001
+
+
+def test_with_a_sure_teacher_the_published_thresholds_keep_nearly_all_background():
+    draw = torch.Generator().manual_seed(0)
+    classes, size = 16, (1, 60, 80)
+    logits = torch.randn(1, classes, *size[1:], generator=draw)
+    label = torch.randint(0, classes, size, generator=draw)
+    logits.scatter_(1, label[:, None], 5 + 3 * torch.rand(1, *size, generator=draw))
+    log_p = logits.log_softmax(dim=1)
+    batch = Batch(logits, torch.zeros(size, dtype=torch.uint8), ["a"], torch.arange(1))
+    groups = (tuple(range(1, classes)), (classes,))
+    shares = {}
+    for name, thresholds_of in (
+        ("entropy", published_thresholds),
+        ("entropy_median", entropy_thresholds),
+    ):
+        thresholds = thresholds_of(teacher_of(logits), [batch], LabelMap(groups))
+        labels = decide_by(rule(name), log_p, thresholds=thresholds)
+        shares[name] = (labels != UNSURE).double().mean().item()
+    assert shares["entropy"] > 0.85
+    assert shares["entropy_median"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_published_entropy_is_a_mean_over_the_classes():
+    logits = torch.randn(1, 5, 2, 3, generator=torch.Generator().manual_seed(1))
+    p = logits.double().softmax(dim=1)
+    expected = -(p * p.log()).sum(dim=1) / 5 / math.log(5)
+    torch.testing.assert_close(published_entropy(logits).double(), expected)
+
+
 def test_unsure_pixels_get_no_label():
     logits = torch.stack([sharp(torch.tensor([[0.1, 4.0]]), 1)])
     log_p, thresholds = logits.log_softmax(dim=1), torch.tensor([0.5, 0.5, 0.5])
-    labels = decide_by(rule("entropy"), log_p, thresholds=thresholds)
+    labels = decide_by(rule("entropy_median"), log_p, thresholds=thresholds)
     assert labels.tolist() == [[[UNSURE, 1]]]
     with pytest.raises(ValueError, match="threshold per class"):
-        decide_by(rule("entropy"), log_p)
+        decide_by(rule("entropy_median"), log_p)
 
 
 def test_export_counts_what_is_unsure(tmp_path):
@@ -222,7 +290,7 @@ def test_export_counts_what_is_unsure(tmp_path):
     targets[0, 3, 4] = NEW
     batch = Batch(logits, targets, ["a"], torch.arange(1))
     table = tmp_path / "labels.csv"
-    export_by(teacher_of(logits), "entropy", [batch], tmp_path / "labels", table)
+    export_by(teacher_of(logits), "entropy_median", [batch], tmp_path / "labels", table)
     labels = np.array(Image.open(tmp_path / "labels/a.png"))
     assert set(np.unique(labels)) == {1, NEW, UNSURE}
     row = pd.read_csv(table).iloc[0]

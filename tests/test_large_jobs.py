@@ -32,7 +32,7 @@ from kproba.jobs.batches import cut_batch
 from kproba.jobs.step_bank import BankFiles, build_step_bank
 from kproba.jobs.step_labels import LabelInputs, label_step
 from kproba.jobs.step_test import test_step as run_test
-from kproba.methods.labels import entropy_thresholds
+from kproba.methods.entropy import entropy_thresholds
 from kproba.network.architecture import Architecture
 from kproba.network.files import load_model, save_model
 from kproba.network.logits import compose_logits
@@ -331,7 +331,7 @@ TEACHER = Teacher(answered)
 RULE_CASES = [
     rule("confidence", threshold=0.5),
     rule("argmax"),
-    rule("entropy"),
+    rule("entropy_median"),
     rule("agree"),
     *(rule(name, score_threshold=0.4) for name in ("lda", "klda", "kappa")),
     *(rule(name, image_prior=3) for name in ("lda", "klda", "kappa")),
@@ -343,9 +343,9 @@ def rule_id(settings) -> str:
 
 
 def labels_by(settings, images, hidden):
-    with_bank = settings.rule not in ("confidence", "argmax", "entropy")
+    with_bank = settings.rule not in ("confidence", "argmax", "entropy_median")
     labeller = labeller_of(TEACHER, settings, bank_of() if with_bank else None)
-    if settings.rule == "entropy":
+    if settings.rule == "entropy_median":
         raw = torch.where(hidden, 0, 3).byte()
         batch = Batch(images, raw, ["a"], torch.zeros(1))
         thresholds = entropy_thresholds(TEACHER, [batch], LABEL_MAP)

@@ -26,7 +26,7 @@ from loss_inputs import (
 
 from kproba.methods.builtin import METHODS, base_methods
 from kproba.methods.losses.cross_entropy import ce, unbiased_ce
-from kproba.methods.losses.distillation import kd, unbiased_kd
+from kproba.methods.losses.distillation import kd, soft_kd, unbiased_kd
 from kproba.methods.losses.pod import local_pod, logits_for_pod, pod
 from kproba.methods.method import Method
 from kproba.network.network import Outputs
@@ -182,12 +182,22 @@ def test_kd_is_the_cross_entropy_of_softened_old_classes(temperature):
         random(BATCH, channels, *CELLS, seed=3) for channels in (CHANNELS, FIRST_NEW)
     )
     ours, plain = leaves([z]), leaves([z], torch.float64)
-    value = kd(ours[0], old_z, BATCH * CELLS[0] * CELLS[1], temperature)
+    value = soft_kd(ours[0], old_z, BATCH * CELLS[0] * CELLS[1], temperature)
     expected = plain_kd(plain[0], old_z.double(), temperature)
     assert_same(value, expected, ours, plain)
     assert (
-        torch.autograd.grad(kd(ours[0], old_z, 1), ours)[0][:, FIRST_NEW:] == 0
+        torch.autograd.grad(soft_kd(ours[0], old_z, 1), ours)[0][:, FIRST_NEW:] == 0
     ).all()
+
+
+def test_kd_of_the_field_is_a_mean_over_the_old_classes_at_temperature_1():
+    z, old_z = (
+        random(BATCH, channels, *CELLS, seed=3) for channels in (CHANNELS, FIRST_NEW)
+    )
+    ours, plain = leaves([z]), leaves([z], torch.float64)
+    value = kd(ours[0], old_z, BATCH * CELLS[0] * CELLS[1])
+    expected = plain_kd(plain[0], old_z.double(), 1.0) / FIRST_NEW
+    assert_same(value, expected, ours, plain)
 
 
 def test_unbiased_kd_counts_new_classes_as_background():
@@ -224,7 +234,7 @@ def test_pod_of_equal_features_has_no_gradient_and_no_nan():
 
 
 def lwf_terms(z, other, targets):
-    return {"ce": plain_ce(z, targets), "kd": plain_kd(z, other, 2.0)}
+    return {"ce": plain_ce(z, targets), "kd": 100 * plain_kd(z, other, 1.0) / FIRST_NEW}
 
 
 def mib_terms(z, other, targets):

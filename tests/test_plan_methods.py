@@ -111,6 +111,7 @@ def test_bank_follows_the_changes_of_a_method():
         ("confidence", False),
         ("argmax", False),
         ("entropy", False),
+        ("entropy_median", False),
     ],
 )
 def test_rule_says_whether_labels_read_a_bank(rule, expected):

@@ -31,11 +31,33 @@ METHODS: dict[str, Method] = {
         use_pseudo_labels=False,
         start_from_background=True,
     ),
-    # Li & Hoiem, ECCV 2016.
+    # Baek et al., NeurIPS 2022.
+    "dkd": Method(
+        head="auxiliary",
+        cross_entropy="new_bce",
+        losses={
+            "auxiliary": 1.0,
+            "class_kd": 5.0,
+            "positive_kd": 5.0,
+            "negative_kd": 5.0,
+        },
+        use_pseudo_labels=False,
+        dropout=False,
+    ),
+    # Chen et al., NeurIPS 2023.
+    "star": Method(
+        head="sigmoid",
+        cross_entropy="replayed_bce",
+        losses={"feature_kd": 5.0, "contrast": 0.05},
+        options={"positive_weight": 4.0},
+        use_pseudo_labels=False,
+        dropout=False,
+    ),
+    # Li & Hoiem, ECCV 2016, with the weight of the field.
     "lwf": Method(
         head="softmax",
         cross_entropy="ce",
-        losses={"kd": 1.0},
+        losses={"kd": 100.0},
         use_pseudo_labels=False,
     ),
     # For comparison: kproba's network, trained on the new labels without protection.

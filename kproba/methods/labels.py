@@ -13,13 +13,12 @@ Every rule may answer 0, and those that score do where max s is below
 | `confidence` | argmax p where max p ≥ threshold, else 0 (BARM)                       |
 | `argmax`     | argmax p                                                             |
 | `agree`      | argmax p where the bank agrees or max p ≥ threshold, else 0           |
-| `entropy`    | argmax p where its entropy is below the class's median, else unsure   |
+| `entropy`    | argmax p where its entropy is low for the class, else unsure          |
 
 Unsure pixels (`kproba.data.labels.UNSURE`) do not take part in training.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,20 +27,14 @@ import torch
 from kproba.bank.decision import Decision
 from kproba.bank.fusion import Combination
 from kproba.bank.likeliest import likeliest_classes
-from kproba.bank.views import Place, View, views
-from kproba.data.labels import UNSURE, LabelMap
-from kproba.data.loaders import Batch
+from kproba.bank.views import View, views
 from kproba.data.tiles import needs_tiles
 from kproba.methods.evidence import PixelEvidence
 from kproba.methods.rules import RULES
 from kproba.network.layers import upsample
 from kproba.network.logits import compose_logits
 from kproba.network.network import SegmentationNetwork
-from kproba.runtime.distributed import ALONE, Process
 from kproba.runtime.references import resolve
-
-ENTROPY_BINS = 10_000  # of [0, 1]
-LOWEST_ENTROPY = 0.001  # below it every pixel is sure
 
 
 @dataclass(frozen=True)
@@ -140,16 +133,6 @@ def by_agreement(case: LabelCase) -> torch.Tensor:
     return label * (sure | (log_evidence.argmax(dim=1) == label))
 
 
-def by_entropy(case: LabelCase) -> torch.Tensor:
-    """`entropy`: argmax p, unsure where its entropy reaches the class's threshold."""
-    if case.thresholds is None:
-        raise ValueError(
-            "Expected a threshold per class for the rule 'entropy', but got none."
-        )
-    label = case.log_p.argmax(dim=1)
-    return label.where(entropy(case.log_p) < case.thresholds[label], UNSURE)
-
-
 def decide(case: LabelCase) -> torch.Tensor:
     """Apply the rule of the settings to every pixel.
 
@@ -187,67 +170,6 @@ def quick_confidence(
     logits = upsample(compose_logits(view.outputs.logits).float(), view.size)
     best, label = labeller.network.probabilities(logits).max(dim=1)
     return label * (best >= labeller.settings.threshold)
-
-
-def entropy(log_p: torch.Tensor) -> torch.Tensor:
-    """Entropy of p̄ as a share of the largest, log C; (B, C, H, W) to (B, H, W)."""
-    log_p = log_p.log_softmax(dim=1)
-    return -(log_p.exp() * log_p).sum(dim=1) / math.log(max(log_p.shape[1], 2))
-
-
-@torch.inference_mode()
-def entropy_thresholds(
-    teacher: SegmentationNetwork,
-    batches: Iterable[Batch],
-    label_map: LabelMap,
-    process: Process = ALONE,
-) -> torch.Tensor:
-    """Median entropy of every class, over the hidden pixels that are taken for it.
-
-    To a ten-thousandth, from counts that add up over processes (Douillard et al., CVPR
-    2021).
-
-    Args:
-        teacher: Network of step t-1.
-        batches: This process's images with their raw labels.
-        label_map: Label map of step t: which labels are hidden.
-        process: This process of several.
-
-    Returns:
-        (C,) float32, at least 0.001.
-    """
-    counts = torch.zeros(
-        teacher.channels * ENTROPY_BINS, dtype=torch.int64, device=process.device
-    )
-    table = torch.from_numpy(label_map.training_table())
-    for batch in batches:
-        images = batch.images.to(process.device, non_blocking=True)
-        hidden = (table[batch.targets.int()] == 0).to(process.device)
-        for log_p, where in _teacher_parts(teacher, images, batch.sizes):
-            place = (entropy(log_p) * ENTROPY_BINS).long().clamp(0, ENTROPY_BINS - 1)
-            place += log_p.argmax(dim=1) * ENTROPY_BINS
-            counts += torch.bincount(place[hidden[where]], minlength=len(counts))
-    process.add_up(counts)
-    below = counts.view(-1, ENTROPY_BINS).cumsum(dim=1)
-    half = below[:, -1:] / 2
-    median = (below < half).sum(dim=1) + 1
-    return (median / ENTROPY_BINS).clamp(min=LOWEST_ENTROPY)
-
-
-def _teacher_parts(
-    teacher: SegmentationNetwork,
-    images: torch.Tensor,
-    sizes: Sequence[tuple[int, int]] | None,
-) -> Iterator[tuple[torch.Tensor, Place]]:
-    """Log p of images, whole or in parts, and the slices of each in (B, H, W)."""
-    evidence = PixelEvidence(teacher)
-    if not needs_tiles(images.shape):
-        for place, log_p, _ in evidence.compute(images, sizes):
-            yield log_p, place
-        return
-    for number, image in enumerate(images):
-        for rows, columns, log_p in evidence.in_tiles(image).parts():
-            yield log_p[None], (slice(number, number + 1), rows, columns)
 
 
 @dataclass(frozen=True)

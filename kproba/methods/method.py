@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kproba.methods.terms import (
+    STATISTICS,
     TEACHER,
     TEACHER_LOGITS,
     TERMS,
@@ -93,6 +94,11 @@ class Method:
     def distils(self) -> bool:
         """Whether an increment runs the previous network."""
         return TEACHER in self.needs
+
+    @property
+    def replays(self) -> bool:
+        """Whether a term draws features of old classes from their statistics."""
+        return STATISTICS in self.needs
 
     @property
     def bank_teaches(self) -> bool:

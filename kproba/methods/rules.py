@@ -54,6 +54,7 @@ class LabelRule:
 
 
 _LABELS = "kproba.methods.labels"
+_ENTROPY = "kproba.methods.entropy"
 _ENTRIES = (
     LabelRule(
         "lda",
@@ -107,9 +108,15 @@ _ENTRIES = (
     ),
     LabelRule(
         "entropy",
+        "The class of the network, if its entropy is low, as in PLOP's code.",
+        f"{_ENTROPY}:by_entropy",
+        prepare=f"{_ENTROPY}:published_thresholds",
+    ),
+    LabelRule(
+        "entropy_median",
         "The class of the network, if its entropy is below the class median (PLOP).",
-        f"{_LABELS}:by_entropy",
-        prepare=f"{_LABELS}:entropy_thresholds",
+        f"{_ENTROPY}:by_median_entropy",
+        prepare=f"{_ENTROPY}:entropy_thresholds",
     ),
 )
 RULES: dict[str, LabelRule] = {rule.name: rule for rule in _ENTRIES}

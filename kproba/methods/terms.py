@@ -15,7 +15,10 @@ TEACHER = "teacher"  # the outputs of step t-1's network
 STAGES = "stages"  # the features of every stage of the backbone
 TEACHER_LOGITS = "teacher logits"  # those that the bank may correct
 CERTAINTY = "certainty"  # how much of an image the pseudo labels are sure of
-NEEDS = (TEACHER, STAGES, TEACHER_LOGITS, CERTAINTY)
+STATISTICS = (
+    "statistics"  # of the features of the old classes (`kproba.methods.replay`)
+)
+NEEDS = (TEACHER, STAGES, TEACHER_LOGITS, CERTAINTY, STATISTICS)
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,15 @@ _ENTRIES = (
     ),
     Term(
         "kd",
-        "Distils the softmax over the old classes (LwF).",
+        "Distils the softmax over the old classes, a mean over the classes (LwF).",
         f"{_LOSSES}.distillation:kd_term",
+        needs=frozenset({"softmax", TEACHER}),
+        reaches_old=True,
+    ),
+    Term(
+        "soft_kd",
+        "As `kd`, with temperature 2 and the sum over the classes, as in LwF's paper.",
+        f"{_LOSSES}.distillation:soft_kd_term",
         needs=frozenset({"softmax", TEACHER}),
         reaches_old=True,
     ),
@@ -160,6 +170,82 @@ _ENTRIES = (
         needs=frozenset({TEACHER, STAGES}),
         reaches_old=True,
         scale=f"{_LOSSES}.pod:class_ratio",
+    ),
+    Term(
+        "lgkd",
+        "Distils the softmax over all classes where no new class is (LGKD).",
+        f"{_LOSSES}.lgkd:lgkd_term",
+        needs=frozenset({"softmax", TEACHER}),
+        reaches_old=True,
+    ),
+    Term(
+        "lgkd_new",
+        "As `lgkd` where a new class is: it gets the teacher's background (LGKD).",
+        f"{_LOSSES}.lgkd:lgkd_new_term",
+        needs=frozenset({"softmax", TEACHER}),
+    ),
+    Term(
+        "new_bce",
+        "BCE of the classes of the step alone; all other pixels are negative (DKD).",
+        f"{_LOSSES}.dkd:new_bce_term",
+        needs=frozenset({"sigmoid"}),
+        classifies=True,
+        options={"positive_weight": 1.0},
+        column="bce",
+    ),
+    Term(
+        "auxiliary",
+        "Teaches the auxiliary classifier that no pixel is a class (DKD).",
+        f"{_LOSSES}.dkd:auxiliary_term",
+        needs=frozenset({"auxiliary"}),
+    ),
+    Term(
+        "class_kd",
+        "Distils the sigmoid of every old class (DKD).",
+        f"{_LOSSES}.dkd:class_kd_term",
+        needs=frozenset({"sigmoid", TEACHER}),
+    ),
+    Term(
+        "positive_kd",
+        "Distils the positive part of the sum behind each old logit (DKD).",
+        f"{_LOSSES}.dkd:positive_kd_term",
+        needs=frozenset({"sigmoid", TEACHER}),
+    ),
+    Term(
+        "negative_kd",
+        "Distils the negative part of the sum behind each old logit (DKD).",
+        f"{_LOSSES}.dkd:negative_kd_term",
+        needs=frozenset({"sigmoid", TEACHER}),
+    ),
+    Term(
+        "replayed_bce",
+        "As `new_bce`, with drawn features of old classes and of background (STAR).",
+        f"{_LOSSES}.star:replayed_bce_term",
+        needs=frozenset({"sigmoid", TEACHER, STATISTICS}),
+        classifies=True,
+        options={"positive_weight": 1.0},
+        totals=f"{_LOSSES}.star:background_cells",
+        column="bce",
+    ),
+    Term(
+        "feature_kd",
+        "Keeps the features where the previous network sees an old class (STAR).",
+        f"{_LOSSES}.star:feature_kd_term",
+        needs=frozenset({"sigmoid", TEACHER}),
+        totals=f"{_LOSSES}.star:recognised_weight",
+    ),
+    Term(
+        "contrast",
+        "Keeps the mean features of new classes away from those of old ones (STAR).",
+        f"{_LOSSES}.star:contrast_term",
+        needs=frozenset({"sigmoid", STATISTICS}),
+        totals=f"{_LOSSES}.star:direction_sums",
+    ),
+    Term(
+        "uncertainty",
+        "Lowers the second class of a pixel where the first is not sure (Adapter).",
+        f"{_LOSSES}.star:uncertainty_term",
+        needs=frozenset({"sigmoid"}),
     ),
 )
 # In the order in which they are added up.

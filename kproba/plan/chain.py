@@ -18,6 +18,7 @@ from kproba.plan.jobs import (
     Received,
     ReceivedBank,
     Split,
+    Statistics,
     Test,
     Training,
 )
@@ -42,6 +43,11 @@ def _describe_weights(weights: str) -> str:
         return weights
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def _replay_rule(setting: str) -> str:
+    """Whether the images of a step show old classes again (`Replay.plan`)."""
+    return "overlap" if setting == "overlap" else "disjoint"
 
 
 @dataclass(frozen=True, order=True)
@@ -107,6 +113,8 @@ class Chain:
             yield self.bank(run, step)
         if step > 0 and method.uses_labels(run.setting):
             yield self.labels(run, step)
+        if method.method.replays:
+            yield self.statistics(run, step)
 
     @_cached
     def split(self, run: Run, step: int) -> Split:
@@ -152,6 +160,27 @@ class Chain:
             previous=self.training(run, step - 1),
             labels=self.labels(run, step) if labels else None,
             bank=self.bank(run, step - 1) if corrected else None,
+            statistics=self.statistics(run, step - 1)
+            if planned.method.replays
+            else None,
+        )
+
+    @_cached
+    def statistics(self, run: Run, step: int) -> Statistics:
+        """The statistics of the features of all classes after a step."""
+        later = step > 0
+        return Statistics(
+            settings={
+                "augmentation": self._config["augmentation"],
+                "groups": self._group_lists(run, step),
+                "sequential": run.setting == "sequential" and later,
+                "seed": run.seed,
+                **({"replay": _replay_rule(run.setting)} if later else {}),
+            },
+            network=self.training(run, step),
+            split=self.split(run, step),
+            teacher=self.training(run, step - 1) if later else None,
+            previous=self.statistics(run, step - 1) if later else None,
         )
 
     @_cached
@@ -315,6 +344,7 @@ class Chain:
             "atrous_rates": rates or ATROUS_RATES[model["output_stride"]],
             "head": method.head,
         }
+        replays = step > 0 and method.replays
         terms = [("loss term", name) for name in method.terms]
         parts = [("head", method.head), ("backbone", model["backbone"])]
         extensions = find_origins([*terms, *parts])
@@ -328,5 +358,6 @@ class Chain:
             "optimisation": optimisation,
             "method": method.to_dict(),
             "decision": decision,
+            **({"replay": _replay_rule(run.setting)} if replays else {}),
             **({"extensions": extensions} if extensions else {}),
         }

@@ -90,6 +90,7 @@ class Training(Job):
         previous: The training of step t-1.
         labels: The targets it trains on; None: the raw labels.
         bank: The bank of step t-1, where it corrects the teacher.
+        statistics: Those of step t-1, if a loss term draws features from them.
     """
 
     settings: Settings
@@ -97,6 +98,7 @@ class Training(Job):
     previous: "Training | Received | None" = None
     labels: "Labels | None" = None
     bank: "Bank | ReceivedBank | None" = None
+    statistics: "Statistics | None" = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -133,6 +135,25 @@ class Bank(Job):
             None if the bank reads the features of `network` itself.
         """
         return None if self.model == network else self.model
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Statistics(Job):
+    """The statistics of the features of all classes after a step.
+
+    Attributes:
+        settings: Its settings.
+        network: The training of the step.
+        split: The images of the step.
+        teacher: The training of step t-1; None at step 0.
+        previous: The statistics of step t-1; None at step 0.
+    """
+
+    settings: Settings
+    network: "Training | Received"
+    split: Split
+    teacher: "Training | Received | None" = None
+    previous: "Statistics | None" = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -206,6 +206,7 @@ class Plan:
             "previous": self.path(job.previous, run, artifacts.MODEL),
             "pseudo_labels": self.path(job.labels, run, artifacts.LABELS),
             **self._bank_inputs(job.bank, job.previous, run),
+            "statistics": self.path(job.statistics, run, artifacts.STATISTICS),
             "weights": weights or [],
             "validation": self.datasets.indices(run.dataset, groups),
         }
@@ -225,6 +226,16 @@ class Plan:
             "network": [] if job.untrained else network,
             "untrained": network if job.untrained else [],
             "weights": weights or [],
+        }
+
+    def statistics_inputs(self, run: Run, step: int) -> dict[str, Files]:
+        """Inputs of `measure_features`."""
+        job = self.chain.statistics(run, step)
+        return {
+            "model": self.path(job.network, run, artifacts.MODEL),
+            "split": self.path(job.split, run, artifacts.SPLIT),
+            "teacher": self.path(job.teacher, run, artifacts.MODEL),
+            "previous": self.path(job.previous, run, artifacts.STATISTICS),
         }
 
     def label_inputs(self, run: Run, step: int) -> dict[str, Files]:

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kproba.methods.losses.case import Case, Counts, Masks
 from kproba.methods.losses.step import own_totals, step_losses
+from kproba.methods.replay import Drawn
 from kproba.network.network import Outputs
 from kproba.network.sharing import forward_beside
 from kproba.runtime.distributed import Process
@@ -47,10 +48,17 @@ class Learner:
         """Number of micro-batches of a global batch, over all processes."""
         return self.process.world_size * self.accumulation
 
-    def iterate(self, prepared: list[Prepared], counts: Counts, tally: "Tally") -> None:
+    def iterate(
+        self,
+        iteration: int,
+        prepared: list[Prepared],
+        counts: Counts,
+        tally: "Tally",
+    ) -> None:
         """Update the weights with the gradient of a global batch.
 
         Args:
+            iteration: Number of the iteration; it determines what is drawn.
             prepared: This process's micro-batches of it.
             counts: Denominators over the global batch.
             tally: Gets the value of every term.
@@ -61,7 +69,8 @@ class Learner:
             totals = self._totals_of_all(prepared, counts)
         for number, part in enumerate(prepared):
             last = number == len(prepared) - 1
-            losses = self._backward(part, counts, totals, synchronise=last)
+            replay = self._draw(iteration, number)
+            losses = self._backward(part, counts, totals, replay, synchronise=last)
             tally.add(losses, part.batch.ids)
         # Clipping needs the true gradients, not the ones scaled for float16.
         self.scaler.unscale_(self.optimizer)
@@ -101,6 +110,7 @@ class Learner:
         prepared: Prepared,
         counts: Counts,
         totals: dict[str, torch.Tensor] | None,
+        replay: Drawn | None,
         *,
         synchronise: bool,
     ) -> dict[str, torch.Tensor]:
@@ -110,7 +120,7 @@ class Learner:
         if not synchronise and isinstance(self.network, DistributedDataParallel):
             exchange = self.network.no_sync()  # type: ignore[assignment]
         with exchange:
-            case = self._case(prepared, counts, self.network)
+            case = self._case(prepared, counts, self.network, replay)
             if totals is None:
                 totals = self._add_up(own_totals(case, self.settings.method.terms))
             case.totals.update(totals)
@@ -120,7 +130,20 @@ class Learner:
             self.scaler.scale(total * self.process.world_size).backward()
         return {name: value.detach() for name, value in losses.items()}
 
-    def _case(self, prepared: Prepared, counts: Counts, network: nn.Module) -> Case:
+    def _draw(self, iteration: int, number: int) -> Drawn | None:
+        """The drawn features for a micro-batch of this process."""
+        if self.networks.replay is None:
+            return None
+        part = self.process.rank * self.accumulation + number
+        return self.networks.replay.draw(iteration, part, self.parts)
+
+    def _case(
+        self,
+        prepared: Prepared,
+        counts: Counts,
+        network: nn.Module,
+        replay: Drawn | None = None,
+    ) -> Case:
         """The inputs of the loss terms for a micro-batch, from a forward pass."""
         device, (batch, masks, certainty) = self.process.device, prepared
         images = batch.images.to(device, non_blocking=True)
@@ -142,6 +165,7 @@ class Learner:
             masks=masks,
             teacher=teacher_outputs,
             certainty=certainty,
+            replay=replay,
             options=self.settings.method.read_options,
             share=1 / self.parts,
         )

@@ -9,6 +9,7 @@ artifact; the other arguments are files and compute options.
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -30,6 +31,7 @@ from kproba.training.log import log_header, measure_cost
 from kproba.training.networks import Networks, build_networks, networks_of_loop
 from kproba.training.optimizer import autocast_type, build_optimizer, set_learning_rates
 from kproba.training.recorder import Recorder, start_curves, start_monitor
+from kproba.training.replay import plan_replay
 from kproba.training.settings import StepSettings
 from kproba.training.targets import global_counts, prepare
 
@@ -77,6 +79,8 @@ def train(
     stop = stop or StopFlag()
     split = read_index(files.split, files.folders)
     networks = build_networks(settings, files, process)
+    replay = plan_replay(networks.teacher, settings, files, split, compute, process)
+    networks = replace(networks, replay=replay)
     student = networks.student
     learner, checkpoint, progress = _start(settings, files, compute, process, networks)
     stream, loader = training_batches(
@@ -114,7 +118,7 @@ def train(
         rates = set_learning_rates(
             learner.optimizer, settings.optimisation, iteration, stream.iterations
         )
-        learner.iterate(prepared, counts, tally)
+        learner.iterate(iteration, prepared, counts, tally)
         recorder.record(rates, student)
 
     check_weights(student, tally.ids)

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from kproba.bank.fusion import Combination
 from kproba.bank.teacher import BankTeacher
 from kproba.methods.method import Method
+from kproba.methods.replay import Replay
 from kproba.methods.terms import STAGES, TERMS
 from kproba.network.batch_norm import synchronise
 from kproba.network.files import load_model
@@ -40,12 +41,14 @@ class Networks:
         bank_teacher: The bank that corrects the teacher; None if there is none.
         shared_stages: Number of first stages that the teacher takes from the student's
             outputs.
+        replay: Draws features of old classes; None if no term needs them.
     """
 
     student: SegmentationNetwork
     teacher: SegmentationNetwork | None = None
     bank_teacher: BankTeacher | None = None
     shared_stages: int = 0
+    replay: Replay | None = None
 
 
 def build_networks(settings: StepSettings, files: Files, process: Process) -> Networks:
@@ -230,7 +233,13 @@ def _fold_networks(networks: Networks, precision: torch.dtype) -> Networks:
         student.shared_stages = shared
     if combination is not None and teacher is not None:
         bank_teacher = BankTeacher(teacher, combination)
-    return Networks(student, teacher, bank_teacher, shared)
+    return replace(
+        networks,
+        student=student,
+        teacher=teacher,
+        bank_teacher=bank_teacher,
+        shared_stages=shared,
+    )
 
 
 def parallelise(

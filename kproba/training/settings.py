@@ -82,7 +82,11 @@ SETTINGS = records.record(
         "optimisation": OPTIMISATION,
         "method": METHOD,
     },
-    {"decision": records.maybe(DECISION), "extensions": EXTENSIONS},
+    {
+        "decision": records.maybe(DECISION),
+        "replay": records.choice("overlap", "disjoint"),
+        "extensions": EXTENSIONS,
+    },
 )
 
 
@@ -172,6 +176,8 @@ class StepSettings:
         method: Head, loss terms, and trained parts.
         decision: How network and bank are combined for the targets of the old classes;
             None: the previous network is the only teacher.
+        replay: The rule of the replayed features, "overlap" or "disjoint"
+            (`kproba.methods.replay`); None: no term needs them.
         extensions: Files of the user that the step uses, with their SHA-256.
     """
 
@@ -185,6 +191,7 @@ class StepSettings:
     optimisation: Optimisation
     method: Method
     decision: Decision | None = None
+    replay: Literal["overlap", "disjoint"] | None = None
     extensions: tuple[dict[str, str], ...] = ()
 
     @classmethod
@@ -205,7 +212,7 @@ class StepSettings:
             content = {}
         content = {key: value for key, value in content.items() if key != "class_names"}
         known = {field.name for field in fields(cls)}
-        needed = known - {"decision", "extensions"}
+        needed = known - {"decision", "replay", "extensions"}
         if not needed <= content.keys() <= known:
             got = ", ".join(str(key) for key in content)[:500] or "none"
             raise records.ArtifactError(
@@ -222,6 +229,8 @@ class StepSettings:
         content = {**asdict(self), "method": self.method.to_dict()}
         if not self.extensions:
             del content["extensions"]
+        if self.replay is None:
+            del content["replay"]
         if self.optimisation.iterations is None:  # as settings.json has it
             del content["optimisation"]["iterations"]
         return content
@@ -251,6 +260,7 @@ def _parsed(content: Mapping[str, Any]) -> dict[str, Any]:
         "optimisation": Optimisation.from_dict(content["optimisation"]),
         "method": Method.from_dict(content["method"]),
         "decision": decision and Decision.from_dict(decision),
+        "replay": content.get("replay"),
         "extensions": tuple(content.get("extensions", ())),
     }
 

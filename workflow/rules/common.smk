@@ -286,6 +286,15 @@ def bank_job(wildcards):
     return dict(job.settings)
 
 
+def statistics_inputs(wildcards):
+    return plan.statistics_inputs(parse_run(wildcards), int(wildcards.step))
+
+
+def statistics_job(wildcards):
+    job = plan.chain.statistics(parse_run(wildcards), int(wildcards.step))
+    return dict(job.settings)
+
+
 def label_inputs(wildcards):
     return plan.label_inputs(parse_run(wildcards), int(wildcards.step))
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from kproba.data.labels import IGNORE
+from kproba.methods.replay import Drawn
 from kproba.network.layers import upsample
 from kproba.network.logits import compose_logits
 from kproba.network.network import Outputs
@@ -91,6 +92,7 @@ class Case:
         teacher: Outputs of step t-1's network; None if no term needs it.
         certainty: ν, the share of each image's background that the pseudo labels are
             sure of, (B,) float32; None if no term needs it.
+        replay: Drawn features of old classes; None if no term needs them.
         options: Numbers of the method, by name (`kproba.methods.terms.Term.options`).
         totals: By term, the sums over the global batch that it asked for
             (`kproba.methods.terms.Term.totals`), each (n,).
@@ -104,6 +106,7 @@ class Case:
     masks: Masks | None = None
     teacher: Outputs | None = None
     certainty: torch.Tensor | None = None
+    replay: Drawn | None = None
     options: Mapping[str, float] = field(default_factory=dict)
     totals: dict[str, torch.Tensor] = field(default_factory=dict)
     share: float = 1.0
@@ -175,6 +178,19 @@ class Case:
                 'none. State the need "teacher" in the term\'s entry.'
             )
         return self.teacher
+
+    def need_replay(self) -> Drawn:
+        """The drawn features of old classes.
+
+        Raises:
+            ValueError: There are none.
+        """
+        if self.replay is None:
+            raise ValueError(
+                "Expected drawn features of old classes, but got none. State the need "
+                '"statistics" in the entry of the term.'
+            )
+        return self.replay
 
 
 def full_logits(outputs: Outputs, size: Sequence[int]) -> torch.Tensor:

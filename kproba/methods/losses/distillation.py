@@ -5,7 +5,22 @@ import torch
 from kproba.methods.losses.case import Case
 
 
-def kd(
+def kd(student: torch.Tensor, teacher: torch.Tensor, count: float) -> torch.Tensor:
+    """Cross-entropy of the softmax over S_{t-1}, a mean over its classes.
+
+    -1/|S_{t-1}| Σ_c q_c log p_c, with p and q the softmax of student and teacher over
+    S_{t-1}. This is LwF as the field runs it for segmentation, with weight 100 (the
+    code of Cermelli et al., CVPR 2020, and Douillard et al., CVPR 2021).
+
+    Args:
+        student: z over S_t, (B, |S_t|, H, W); the new classes are left out.
+        teacher: z over S_{t-1}, (B, |S_{t-1}|, H, W).
+        count: Pixels.
+    """
+    return soft_kd(student, teacher, count, temperature=1.0) / teacher.shape[1]
+
+
+def soft_kd(
     student: torch.Tensor,
     teacher: torch.Tensor,
     count: float,
@@ -51,6 +66,11 @@ def unbiased_kd(
 def kd_term(case: Case) -> torch.Tensor:
     """`kd` over S_{t-1}, mean over all pixels."""
     return kd(case.logits, case.teacher_logits, case.counts.area)
+
+
+def soft_kd_term(case: Case) -> torch.Tensor:
+    """`soft_kd` over S_{t-1}, mean over all pixels."""
+    return soft_kd(case.logits, case.teacher_logits, case.counts.area)
 
 
 def unbiased_kd_term(case: Case) -> torch.Tensor:

@@ -71,6 +71,27 @@ HEADS: dict[str, HeadEntry] = {
             provides=frozenset({"softmax"}),
             implementation=f"{_HEADS}.softmax:SoftmaxHead",
         ),
+        HeadEntry(
+            name="sigmoid",
+            description="One classifier per step on shared features, with a sigmoid "
+            "per class and no background.",
+            base="base_sigmoid",
+            step_0_loss="new_bce",
+            step_0_options={"positive_weight": 4.0},
+            provides=frozenset({"sigmoid"}),
+            implementation=f"{_HEADS}.sigmoid:SigmoidHead",
+        ),
+        HeadEntry(
+            name="auxiliary",
+            description='As `sigmoid`, with an auxiliary classifier for "no class", '
+            "from which new classes start.",
+            base="base_auxiliary",
+            step_0_loss="new_bce",
+            step_0_terms={"auxiliary": 1.0},
+            step_0_options={"positive_weight": 2.0},
+            provides=frozenset({"sigmoid", "auxiliary"}),
+            implementation=f"{_HEADS}.sigmoid:AuxiliaryHead",
+        ),
     )
 }
 
