@@ -357,7 +357,7 @@ def test_schema_lists_what_the_tables_hold():
 
 def test_schema_knows_the_switches_of_methods():
     own = SCHEMA["properties"]["methods"]["additionalProperties"]["properties"]
-    assert own.keys() == {"based_on", "losses", *SWITCHES, *SECTIONS}
+    assert own.keys() == {"based_on", "losses", "options", *SWITCHES, *SECTIONS}
 
 
 RENAMED_KEYS = [

@@ -29,6 +29,7 @@ SWITCHES = (
     "trains",
     "prediction",
     "start_from_background",
+    "dropout",
 )
 
 
@@ -125,7 +126,8 @@ def _changed_method(name: str, changes: Mapping[str, Any]) -> Method:
     switches = {key: changes[key] for key in SWITCHES if key in changes}
     method = METHODS[based_on]
     losses = in_order({**method.losses, **changes.get("losses", {})})
-    method = replace(method, losses=losses, **switches)
+    options = {**method.options, **changes.get("options", {})}
+    method = replace(method, losses=losses, options=options, **switches)
     if "cross_entropy" in switches and "head" not in switches:
         method = replace(method, head=_head_for(method))
     _check_terms(where, method)

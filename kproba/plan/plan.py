@@ -337,14 +337,21 @@ class Plan:
     def _locate_all(self, paths: list[str]) -> list[str]:
         return [self.locate(path) for path in paths]
 
-    def last_banks(self) -> list[str]:
-        """The banks after the last steps, which the next step would use."""
-        banks = []
+    def for_next_step(self) -> list[str]:
+        """What a next step would read besides the networks of the last steps.
+
+        Once the images of a step are gone, it cannot be made any more.
+        """
+        kept = []
         for run in self.runs:
-            if self.method(run.method).last_bank_matters(run.setting):
-                bank = self.chain.bank(run, self.steps(run)[-1])
-                banks.append(self.owner(bank, run).path(artifacts.BANK))
-        return banks
+            planned, last = self.method(run.method), self.steps(run)[-1]
+            if planned.last_bank_matters(run.setting):
+                bank = self.chain.bank(run, last)
+                kept.append(self.owner(bank, run).path(artifacts.BANK))
+            if planned.method.replays:
+                statistics = self.chain.statistics(run, last)
+                kept.append(self.owner(statistics, run).path(artifacts.STATISTICS))
+        return kept
 
     # Reading the experiments
 

@@ -13,13 +13,20 @@ def check_packed(packed: PackedStep, method: PlannedMethod) -> None:
     """Refuse a method that cannot continue from a packed step.
 
     Raises:
-        ConfigError: It trains all classes at once, or has another head.
+        ConfigError: It trains all classes at once, draws features of old classes, or
+            has another head.
     """
     if method.method.joint:
         raise ConfigError(
             f"Expected a method that learns step by step, but got '{method.name}', "
             f"which needs the pictures of all classes. The pictures of {packed.path} "
             f"are not available here. Remove it from `methods` of this dataset."
+        )
+    if method.method.replays:
+        raise ConfigError(
+            f"Expected a method that needs no statistics of the old classes, but got "
+            f"'{method.name}', and {packed.path} does not hold them. Choose another "
+            f"method, or train all steps in one place."
         )
     if method.method.head != packed.head:
         raise ConfigError(

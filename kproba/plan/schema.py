@@ -18,7 +18,12 @@ import yaml
 from kproba.data.kinds import KINDS
 from kproba.extensions import ExtensionError, load_extensions
 from kproba.methods.rules import RULES, scoring_rules
-from kproba.methods.terms import TERMS, cross_entropies, further_terms
+from kproba.methods.terms import (
+    TERMS,
+    collect_options,
+    cross_entropies,
+    further_terms,
+)
 from kproba.network.backbones import BACKBONES
 from kproba.network.heads import HEADS
 from kproba.plan.errors import ConfigError, suggestion
@@ -82,6 +87,12 @@ def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
     return filled
 
 
+def _readers(option: str) -> str:
+    """Which loss terms read an option."""
+    names = [name for name, term in TERMS.items() if option in term.options]
+    return f"Read by the loss terms {' and '.join(names)}."
+
+
 def load_schema(path: str | Path) -> Config:
     """The schema in a file, with the names and keys that the tables hold."""
     schema: Config = _numbers(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
@@ -98,6 +109,10 @@ def load_schema(path: str | Path) -> Config:
     method["losses"]["properties"] = {
         name: {"description": TERMS[name].description, "type": "number", "minimum": 0}
         for name in further_terms()
+    }
+    method["options"]["properties"] = {
+        name: {"description": _readers(name), "type": "number", "minimum": 0}
+        for name in collect_options(TERMS)
     }
     addition = definitions["additions"]["items"]["properties"]
     for key in ("labels", "labelmap", "mask_suffix"):  # additions are folders

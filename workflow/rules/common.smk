@@ -372,9 +372,9 @@ def files_of_all(*kinds):
     return lambda wildcards: list_files(all_results, *kinds)
 
 
-def last_banks(wildcards):
-    """Input function: the banks from which a next step would start."""
-    return plan.last_banks()
+def for_next_step(wildcards):
+    """Input function: the banks and statistics from which a next step would start."""
+    return plan.for_next_step()
 
 
 def card_files(wildcards):

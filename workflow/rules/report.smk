@@ -110,7 +110,7 @@ rule write_report:
         # Not on the page, which has charts of its own; whoever makes it gets them too.
         files=report_files,
         class_lists=class_lists,
-        banks=last_banks,
+        for_next_step=for_next_step,
     output:
         page=report(
             of_configuration(artifacts.REPORT),
