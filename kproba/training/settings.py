@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kproba.bank.decision import DECISION, Decision, convert_decision
-from kproba.data.augmentation import Augmentation
+from kproba.data.augmentation import OUTSIDE, Augmentation
 from kproba.data.labels import LabelMap
 from kproba.extensions import load_recorded
 from kproba.methods.method import Method
@@ -43,7 +43,10 @@ AUGMENTATION = records.record(
         "scale": records.list_of(records.number(most=1e3, above=0), least=2, most=2),
         "horizontal_flip": records.number(0, 1),
     },
-    dict.fromkeys(("brightness", "contrast", "saturation"), records.number(0, 1)),
+    {
+        **dict.fromkeys(("brightness", "contrast", "saturation"), records.number(0, 1)),
+        "outside": records.choice(*OUTSIDE),
+    },
 )
 METHOD = records.record(
     {
