@@ -21,7 +21,7 @@ from kproba.data.kinds.pairs import Pair, Problem
 from kproba.data.kinds.settings import ON_ERROR, SHARE, path_setting
 from kproba.extensions import ExtensionError, add_entry
 from kproba.methods.builtin import METHODS
-from kproba.methods.method import Method
+from kproba.methods.method import Method, Recipe
 from kproba.methods.rules import (
     DEFAULT_COMBINATION,
     RULES,
@@ -45,6 +45,7 @@ __all__ = [
     "Method",
     "Pair",
     "Problem",
+    "Recipe",
     "RunMeasure",
     "StepMeasure",
     "Term",
@@ -206,10 +207,11 @@ def add_method(name: str, method: Method) -> None:
     )
     _check_choice(where, "head", method.head, HEADS)
     _check_choice(where, "cross_entropy", method.cross_entropy, cross_entropies())
-    for term in method.losses:
+    of_recipes = [name for recipe in method.recipes for name in recipe.losses]
+    for term in (*method.losses, *of_recipes):
         _check_choice(where, "losses", term, further_terms())
     provided = HEADS[method.head].provides | set(NEEDS)
-    for term in method.terms:
+    for term in (*method.terms, *of_recipes):
         lacking = TERMS[term].needs - provided
         _expect(
             not lacking,

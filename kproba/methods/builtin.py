@@ -1,6 +1,6 @@
 """The methods that come with the package."""
 
-from kproba.methods.method import Method
+from kproba.methods.method import Method, Recipe
 from kproba.network.heads import HEADS
 
 BARM_LOSSES = {"bga_ce": 1.0, "bga_t": 5.0, "gkd": 1.0, "bfd": 4.0}
@@ -22,6 +22,10 @@ METHODS: dict[str, Method] = {
         losses={"pod": 0.01, "pod_logits": 0.0005},
         pseudo_labels={"rule": "entropy"},
         start_from_background=True,
+        # The authors' scripts for ADE20K.
+        recipes=(
+            Recipe(kinds=("ade20k",), losses={"pod": 0.001, "pod_logits": 0.00001}),
+        ),
     ),
     # Cermelli et al., CVPR 2020.
     "mib": Method(
@@ -30,6 +34,10 @@ METHODS: dict[str, Method] = {
         losses={"unbiased_kd": 10.0},
         use_pseudo_labels=False,
         start_from_background=True,
+        # The author's advice: issues 22 and 43 of github.com/fcdl94/MiB.
+        recipes=(
+            Recipe(kinds=("voc",), tasks=("15-1",), losses={"unbiased_kd": 100.0}),
+        ),
     ),
     # Li & Hoiem, ECCV 2016.
     "lwf": Method(

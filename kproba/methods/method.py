@@ -6,10 +6,11 @@ it is incremental. Everything else (splits, loop, evaluation) is the same code f
 method.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from kproba.data.tasks import without_order
 from kproba.methods.terms import TEACHER, TEACHER_LOGITS, collect_needs, in_order
 from kproba.network.heads import HEADS
 
@@ -17,6 +18,38 @@ from kproba.network.heads import HEADS
 # of step 0 has learned all its classes together and knows no later classes, so in step
 # 1 the bank has nothing to correct.
 FIRST_CORRECTED_STEP = 2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the authors of a method change on some datasets and tasks.
+
+    Attributes:
+        kinds: Kinds of dataset, such as "voc"; empty: all.
+        tasks: Tasks such as "15-1", which stands for every order of the classes;
+            empty: all.
+        losses: Weights of further loss terms, in place of those of the method; 0 takes
+            a term away.
+    """
+
+    kinds: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    losses: Mapping[str, float] = field(default_factory=dict)
+
+    def applies(self, kind: str, task: str) -> bool:
+        """Whether a run uses the recipe.
+
+        Args:
+            kind: Kind of its dataset.
+            task: Name of its task, such as "15-1" or "15-1_b".
+        """
+        of_kind = not self.kinds or kind in self.kinds
+        return of_kind and (not self.tasks or without_order(task) in self.tasks)
+
+    def without(self, losses: Container[str]) -> "Recipe":
+        """The recipe without the weights of some terms, which a user has set."""
+        kept = {name: self.losses[name] for name in self.losses if name not in losses}
+        return replace(self, losses=kept)
 
 
 @dataclass(frozen=True)
@@ -42,6 +75,8 @@ class Method:
             affects the training only if the teacher is "fused".
         start_from_background: Whether new classes start from the weights of the
             background instead of random ones. Some heads ignore this.
+        recipes: Changes on some datasets and tasks; of several that apply, the last
+            one counts.
     """
 
     head: str = "branches"
@@ -54,6 +89,20 @@ class Method:
     trains: Literal["all", "heads", "newest"] = "all"
     prediction: str = "network"
     start_from_background: bool = False
+    recipes: tuple[Recipe, ...] = ()
+
+    def for_run(self, kind: str, task: str) -> "Method":
+        """The method as a run uses it, with the recipes that apply.
+
+        Args:
+            kind: Kind of the run's dataset.
+            task: Name of its task.
+        """
+        losses = dict(self.losses)
+        for recipe in self.recipes:
+            if recipe.applies(kind, task):
+                losses |= recipe.losses
+        return replace(self, losses=in_order(losses), recipes=())
 
     @property
     def terms(self) -> dict[str, float]:

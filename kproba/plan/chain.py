@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
@@ -235,7 +235,7 @@ class Chain:
     # Helpers
 
     def _method(self, run: Run) -> PlannedMethod:
-        """The method of a run.
+        """The method of a run, with the weights for its dataset and task.
 
         Raises:
             ConfigError: There is none of its name.
@@ -245,7 +245,9 @@ class Chain:
                 f"Expected a method of {', '.join(self._methods)}, but got "
                 f"'{run.method}'{suggestion(run.method, self._methods)}."
             )
-        return self._methods[run.method]
+        planned = self._methods[run.method]
+        kind = self._datasets.kind(run.dataset).name
+        return replace(planned, method=planned.method.for_run(kind, run.task))
 
     def _is_received(self, run: Run, step: int) -> bool:
         """Whether a step comes from an archive, so that no job here trains it."""

@@ -124,11 +124,15 @@ def _changed_method(name: str, changes: Mapping[str, Any]) -> Method:
         )
     switches = {key: changes[key] for key in SWITCHES if key in changes}
     method = METHODS[based_on]
-    losses = in_order({**method.losses, **changes.get("losses", {})})
-    method = replace(method, losses=losses, **switches)
+    own = changes.get("losses", {})
+    losses = in_order({**method.losses, **own})
+    recipes = tuple(recipe.without(own) for recipe in method.recipes)
+    method = replace(method, losses=losses, recipes=recipes, **switches)
     if "cross_entropy" in switches and "head" not in switches:
         method = replace(method, head=_head_for(method))
     _check_terms(where, method)
+    for recipe in recipes:
+        _check_terms(where, replace(method, losses={**losses, **recipe.losses}))
     if switches.get("teacher") == "fused" and not method.bank_teaches:
         terms = [name for name, term in TERMS.items() if TEACHER_LOGITS in term.needs]
         raise ConfigError(
