@@ -207,7 +207,7 @@ def add_method(name: str, method: Method) -> None:
     )
     _check_choice(where, "head", method.head, HEADS)
     _check_choice(where, "cross_entropy", method.cross_entropy, cross_entropies())
-    of_recipes = [name for recipe in method.recipes for name in recipe.losses]
+    of_recipes = _check_recipes(where, method)
     for term in (*method.losses, *of_recipes):
         _check_choice(where, "losses", term, further_terms())
     provided = HEADS[method.head].provides | set(NEEDS)
@@ -226,6 +226,21 @@ def add_method(name: str, method: Method) -> None:
     predictions = ("network", "fused", *scoring_rules())
     _check_choice(where, "prediction", method.prediction, predictions)
     add_entry("method", METHODS, name, method)
+
+
+def _check_recipes(where: str, method: Method) -> list[str]:
+    """Check the recipes of a method; returns the loss terms in them."""
+    _expect(
+        all(isinstance(recipe, Recipe) for recipe in method.recipes),
+        f"{where}: expected Recipe entries in `recipes`, but got {method.recipes!r}.",
+    )
+    for recipe in method.recipes:
+        _expect(
+            isinstance(recipe.kinds, tuple) and isinstance(recipe.tasks, tuple),
+            f"{where}: expected tuples of names as `kinds` and `tasks` of a recipe, "
+            f"but got {recipe.kinds!r} and {recipe.tasks!r}. Write them as ('voc',).",
+        )
+    return [name for recipe in method.recipes for name in recipe.losses]
 
 
 def add_measure(measure: StepMeasure | RunMeasure | CostMeasure) -> None:

@@ -151,12 +151,13 @@ def test_limits_name_the_classes_without_pictures(step):
     assert row(card, "dog")[1] == "not measured"
 
 
-def test_joint_training_is_called_so(step):
-    """Its network is a step 0 of all classes; it is evaluated as the last step."""
+@pytest.mark.parametrize("names", [{"step": 0}, {"joint": True}])
+def test_joint_training_is_called_so(step, names):
+    """It is evaluated as the last step, and trained as that step or as a step 0."""
     change_json(
-        step / "tensorboard" / "run.json", lambda c: c.update(step=0, previous=None)
+        step / "tensorboard" / "run.json", lambda c: c.update(names, previous=None)
     )
-    assert "one training on the labels of all classes" in describe_card(step)
+    assert "trained on everything at once" in describe_card(step)
 
 
 def test_names_cannot_break_tables(step):

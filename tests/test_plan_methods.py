@@ -165,11 +165,6 @@ def test_rule_of_the_prediction_scores_and_has_the_bank_that_it_reads(
     assert kproba.bank["map"] == mapped
 
 
-def test_joint_has_no_bank_to_predict_with():
-    with pytest.raises(ConfigError, match=r"mine\.prediction: expected 'network'"):
-        make_plan(methods={"mine": {"based_on": "joint", "prediction": "lda"}})
-
-
 def test_a_method_brings_its_rule_and_the_configuration_the_others():
     plan = make_plan(pseudo_labels={"rule": "lda", "threshold": 0.5})
     assert plan.method("kproba").labels["rule"] == "lda"
@@ -300,7 +295,9 @@ def test_weights_by_dataset_must_fit_a_changed_head(monkeypatch):
     changed = replace(METHODS["finetune"], recipes=(added,))
     monkeypatch.setitem(METHODS, "finetune", changed)
     mine = {"mine": {"based_on": "finetune"}}
-    with pytest.raises(ConfigError, match=r"methods\.mine\.losses: expected kd to be 0"):
+    with pytest.raises(
+        ConfigError, match=r"methods\.mine\.losses: expected kd to be 0"
+    ):
         make_plan(methods=mine)
     make_plan(methods={"mine": {"based_on": "finetune", "losses": {"kd": 0}}})
 

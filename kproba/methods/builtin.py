@@ -48,8 +48,12 @@ METHODS: dict[str, Method] = {
     ),
     # For comparison: kproba's network, trained on the new labels without protection.
     "finetune": Method(cross_entropy="bce", use_pseudo_labels=False),
-    # For comparison: one training on the labels of all classes.
+    # For comparison: trained on everything at once, with a sigmoid per class or with
+    # one softmax.
     "joint": Method(joint=True, cross_entropy="bce", use_pseudo_labels=False),
+    "joint_softmax": Method(
+        head="softmax", joint=True, cross_entropy="ce", use_pseudo_labels=False
+    ),
 }
 
 

@@ -60,7 +60,8 @@ class Method:
         head: Output head, an entry of `kproba.network.heads.HEADS`.
         cross_entropy: Name of the cross-entropy term of an increment.
         losses: Weights of the further terms of an increment, by name.
-        joint: Train all classes of the task at once instead of step by step.
+        joint: Train on everything at once (all images with the labels of all classes)
+            instead of step by step.
         use_pseudo_labels: Train an increment on the labels that `export_pseudo_labels`
             wrote (old classes found in the background) instead of the raw labels.
         pseudo_labels: Keys of the configuration's `pseudo_labels` that the method sets.

@@ -34,6 +34,8 @@ class Job:
             value = getattr(self, field.name)
             if isinstance(value, Job):
                 value = value.shape
+            elif field.name == "chain":
+                value = [job.shape for job in value]
             elif field.name == "settings":
                 value = {key: item for key, item in value.items() if key != SEED}
             content[field.name] = value
@@ -90,6 +92,8 @@ class Training(Job):
         previous: The training of step t-1.
         labels: The targets it trains on; None: the raw labels.
         bank: The bank of step t-1, where it corrects the teacher.
+        chain: The images of the steps 0..T, if the training has as many iterations as
+            all of them together.
     """
 
     settings: Settings
@@ -97,6 +101,7 @@ class Training(Job):
     previous: "Training | Received | None" = None
     labels: "Labels | None" = None
     bank: "Bank | ReceivedBank | None" = None
+    chain: tuple[Split, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -177,11 +177,6 @@ def _check_terms(where: str, method: Method) -> None:
             f"they need {', '.join(needs)}. Set them to 0, or change cross_entropy or "
             f"head."
         )
-    if method.joint and method.prediction != "network":
-        raise ConfigError(
-            f"{where}.prediction: expected 'network' for a method based on joint, "
-            f"which has no bank, but got '{method.prediction}'. Remove it."
-        )
 
 
 def _planned(config: Config, name: str, method: Method, *, used: bool) -> PlannedMethod:
