@@ -25,8 +25,8 @@ JOINT = ("joint", 0, 67.5, math.nan)
         (
             [KPROBA, FINETUNE, JOINT],
             "After 3 steps kproba reaches 63.5 mIoU, 94 % of joint (67.5), which "
-            "is trained on everything at once. It forgot 1.0 point; fine-tuning ends at "
-            "14.5.",
+            "is trained on everything at once. It forgot 1.0 point; fine-tuning ends "
+            "at 14.5.",
             "kproba",
         ),
         (
