@@ -160,6 +160,19 @@ def test_joint_training_is_called_so(step, names):
     assert "trained on everything at once" in describe_card(step)
 
 
+def test_images_of_joint_training_are_all_images(step):
+    """They are the list of the one-step task of all classes, whatever their order."""
+    change_json(
+        step / "tensorboard" / "run.json", lambda c: c.update(joint=True, previous=None)
+    )
+    for name, images in (("2-overlap/step0", 5), ("1-1-overlap/step1", 2)):
+        table = Path(f"results/splits/pets/{name}.csv")
+        table.parent.mkdir(parents=True)
+        table.write_text("id,image\n" + "a,b\n" * images)
+    counts = describe_card(step).split("| step | training images |")[1]
+    assert row(counts, "1") == ["5"]
+
+
 def test_names_cannot_break_tables(step):
     def rename(content):
         content["classes"][1]["name"] = "a|b"
