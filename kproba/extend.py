@@ -21,7 +21,7 @@ from kproba.data.kinds.pairs import Pair, Problem
 from kproba.data.kinds.settings import ON_ERROR, SHARE, path_setting
 from kproba.extensions import ExtensionError, add_entry
 from kproba.methods.builtin import METHODS
-from kproba.methods.method import Method
+from kproba.methods.method import Method, Recipe
 from kproba.methods.rules import (
     DEFAULT_COMBINATION,
     RULES,
@@ -45,6 +45,7 @@ __all__ = [
     "Method",
     "Pair",
     "Problem",
+    "Recipe",
     "RunMeasure",
     "StepMeasure",
     "Term",
@@ -206,10 +207,11 @@ def add_method(name: str, method: Method) -> None:
     )
     _check_choice(where, "head", method.head, HEADS)
     _check_choice(where, "cross_entropy", method.cross_entropy, cross_entropies())
-    for term in method.losses:
+    of_recipes = _check_recipes(where, method)
+    for term in (*method.losses, *of_recipes):
         _check_choice(where, "losses", term, further_terms())
     provided = HEADS[method.head].provides | set(NEEDS)
-    for term in method.terms:
+    for term in (*method.terms, *of_recipes):
         lacking = TERMS[term].needs - provided
         _expect(
             not lacking,
@@ -224,6 +226,21 @@ def add_method(name: str, method: Method) -> None:
     predictions = ("network", "fused", *scoring_rules())
     _check_choice(where, "prediction", method.prediction, predictions)
     add_entry("method", METHODS, name, method)
+
+
+def _check_recipes(where: str, method: Method) -> list[str]:
+    """Check the recipes of a method; returns the loss terms in them."""
+    _expect(
+        all(isinstance(recipe, Recipe) for recipe in method.recipes),
+        f"{where}: expected Recipe entries in `recipes`, but got {method.recipes!r}.",
+    )
+    for recipe in method.recipes:
+        _expect(
+            isinstance(recipe.kinds, tuple) and isinstance(recipe.tasks, tuple),
+            f"{where}: expected tuples of names as `kinds` and `tasks` of a recipe, "
+            f"but got {recipe.kinds!r} and {recipe.tasks!r}. Write them as ('voc',).",
+        )
+    return [name for recipe in method.recipes for name in recipe.losses]
 
 
 def add_measure(measure: StepMeasure | RunMeasure | CostMeasure) -> None:

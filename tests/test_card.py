@@ -151,12 +151,26 @@ def test_limits_name_the_classes_without_pictures(step):
     assert row(card, "dog")[1] == "not measured"
 
 
-def test_joint_training_is_called_so(step):
-    """Its network is a step 0 of all classes; it is evaluated as the last step."""
+@pytest.mark.parametrize("names", [{"step": 0}, {"joint": True}])
+def test_joint_training_is_called_so(step, names):
+    """It is evaluated as the last step, and trained as that step or as a step 0."""
     change_json(
-        step / "tensorboard" / "run.json", lambda c: c.update(step=0, previous=None)
+        step / "tensorboard" / "run.json", lambda c: c.update(names, previous=None)
     )
-    assert "one training on the labels of all classes" in describe_card(step)
+    assert "trained on everything at once" in describe_card(step)
+
+
+def test_images_of_joint_training_are_all_images(step):
+    """They are the list of the one-step task of all classes, whatever their order."""
+    change_json(
+        step / "tensorboard" / "run.json", lambda c: c.update(joint=True, previous=None)
+    )
+    for name, images in (("2-overlap/step0", 5), ("1-1-overlap/step1", 2)):
+        table = Path(f"results/splits/pets/{name}.csv")
+        table.parent.mkdir(parents=True)
+        table.write_text("id,image\n" + "a,b\n" * images)
+    counts = describe_card(step).split("| step | training images |")[1]
+    assert row(counts, "1") == ["5"]
 
 
 def test_names_cannot_break_tables(step):

@@ -1,6 +1,7 @@
 """Charts of the page and their colours."""
 
 import re
+from importlib.resources import files
 from xml.etree import ElementTree
 
 import numpy as np
@@ -19,6 +20,7 @@ from kproba.results.charts import (
     value_range,
 )
 from kproba.results.palette import (
+    LEVEL_LINES,
     LEVELS,
     SERIES,
     cell_level,
@@ -28,6 +30,8 @@ from kproba.results.palette import (
     tokens,
 )
 from kproba.results.svg import nice_ticks, spread_labels
+
+PAGE_CSS = (files("kproba.results") / "templates" / "page.css").read_text("utf-8")
 
 STEPS = [0, 1, 2]
 
@@ -146,6 +150,17 @@ def test_methods_of_the_package_have_one_style_everywhere():
     assert styles["joint"].name == "joint"
 
 
+def test_what_is_trained_on_everything_at_once_has_level_lines_of_its_own():
+    styles = method_styles(["mine", "joint_softmax", "joint"], joint=["mine"])
+    assert {style.marker for style in styles.values()} == {""}
+    assert len({style.name for style in styles.values()}) == 3
+    assert len({style.dashes for style in styles.values()}) == 3
+    assert {style.name for style in styles.values()} == set(LEVEL_LINES)
+    # The page draws the same dashes.
+    for name in set(LEVEL_LINES) - {"joint"}:
+        assert f".{name} line.level {{ stroke-dasharray" in PAGE_CSS
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_colours_have_contrast(dark):
     """4.5 to 1 for text, 3 to 1 for marks (WCAG 2.2, 1.4.3 and 1.4.11)."""
@@ -153,7 +168,7 @@ def test_colours_have_contrast(dark):
     for ground in ("paper", "panel"):
         for text in ("ink", "muted", "accent", "good", "bad"):
             assert contrast(colours[text], colours[ground]) >= 4.5
-        for mark in ("focus", "joint", *(f"s{k}" for k in range(len(SERIES)))):
+        for mark in ("focus", *LEVEL_LINES, *(f"s{k}" for k in range(len(SERIES)))):
             assert contrast(colours[mark], colours[ground]) >= 3
     for cell in ("loss", "gain", "heat"):
         for level in range(1, LEVELS + 1):

@@ -52,6 +52,19 @@ def test_hours_of_a_small_case():
     assert cost.disk == pytest.approx(costs.MODEL_MIB / 1024)
 
 
+def test_hours_of_joint_are_those_of_all_its_iterations():
+    """Steps of 80 and 16 images: 100 + 20 iterations, with the batches of step 0."""
+    config = {
+        "base": {"epochs": 10, "batch_size": 8},
+        "increment": {"epochs": 5, "batch_size": 4},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costs, "SECONDS", {"finetune": 3.6})
+        cost = costs.joint_cost("voc", (80, 16), config)
+    assert cost.base == pytest.approx(120 * 3.6 / 3600)
+    assert cost.increments == 0
+
+
 def test_the_bank_costs_disk_and_a_second_network():
     config = {"base": {"epochs": 1}, "increment": {"epochs": 1}}
     with_bank, without = (

@@ -35,13 +35,18 @@ def write_events(folder: Path, value: float) -> None:
 
 
 def write_step(
-    experiment: Path, method: str, step: int, previous: Path | None = None
+    experiment: Path,
+    method: str,
+    step: int,
+    previous: Path | None = None,
+    **more: bool,
 ) -> Path:
     """What the training of a step leaves; returns the folder of its event files."""
     folder = experiment / method / "seed3" / f"step{step}" / "tensorboard"
     task, setting = experiment.name.rsplit("-", 1)
     run = {"dataset": experiment.parent.name, "task": task, "setting": setting}
-    write_run(folder, {**run, "method": method, "seed": 3, "step": step}, previous)
+    run |= {"method": method, "seed": 3, "step": step}
+    write_run(folder, {**run, **more}, previous)
     write_events(folder, step)
     return folder
 
@@ -90,6 +95,20 @@ def test_curves_of_an_experiment_are_all_its_steps_in_order(results):
     assert list(curves) == NAMES == sorted(NAMES)
     base = results / "pets/2-disjoint/base_softmax/seed3/step0/tensorboard"
     assert curves[NAMES[1]] == base
+
+
+def test_joint_training_in_the_place_of_the_last_step_is_the_last(tmp_path):
+    """It has the iterations of all steps, so it is no step 0 of another task."""
+    pets = tmp_path / "results" / "pets" / "2-1-disjoint"
+    events = write_step(pets, "kproba", 0)
+    write_step(pets, "kproba", 1, events)
+    write_step(pets, "joint", 1, joint=True)
+    expected = [" kproba step 0", "kproba step 1", "\u00a0joint step 1"]
+    assert list(find_curves(pets)) == expected
+    run = read_run(pets / "joint" / "seed3" / "step1" / "tensorboard")
+    assert run is not None and run.joint
+    run = read_run(pets / "kproba" / "seed3" / "step1" / "tensorboard")
+    assert run is not None and not run.joint
 
 
 @pytest.mark.parametrize(

@@ -86,15 +86,55 @@ def test_crop_has_its_size_and_type_whatever_the_image(size):
         assert (target.shape, target.dtype) == ((16, 16), torch.uint8)
 
 
+# Grey level and label of the pixels outside the image.
+OUTSIDES = {"ignore": (128, 255), "background": (0, 0)}
+
+
 @pytest.mark.parametrize("flip", [0.0, 1.0])
-def test_padding_is_ignored_in_the_target_and_grey_in_the_image(flip):
-    image, target = _coordinates(10, 12)
-    settings = _augmentation(16, horizontal_flip=flip)
-    padded, labels = augment(image, target, settings, keyed_generator(0))
-    inside = labels != 255
-    assert int(inside.sum()) == 10 * 12
-    assert (padded[:, ~inside] == 128).all()
-    assert torch.equal(padded[1][inside], labels[inside])
+@pytest.mark.parametrize("outside", OUTSIDES)
+def test_pixels_outside_the_image_have_one_colour_and_one_label(outside, flip):
+    height, width, side = 10, 12, 16
+    image, target = (tensor + 1 for tensor in _coordinates(height, width))
+    settings = _augmentation(side, horizontal_flip=flip, outside=outside)
+    grey, label = OUTSIDES[outside]
+    for key in range(20):
+        padded, labels = augment(image, target, settings, keyed_generator(key))
+        inside = labels != label
+        assert int(inside.sum()) == height * width
+        assert (padded[:, ~inside] == grey).all()
+        # The image is whole, in one piece, and its target moved with it.
+        rows, columns = (inside.any(axis).nonzero()[0] for axis in (1, 0))
+        window = padded[:, rows[0] : rows[0] + height, columns[0] : columns[0] + width]
+        assert torch.equal(window.flip(-1) if flip else window, image)
+        assert torch.equal(padded[1][inside], labels[inside])
+
+
+def test_pixels_outside_the_image_are_ignored_unless_configured():
+    assert _augmentation(16).outside == "ignore"
+    # settings.json of version 0.2.0 has no such key.
+    old = {"crop_size": 16, "scale": [1.0, 1.0], "horizontal_flip": 0.0}
+    assert Augmentation.from_dict(old).outside == "ignore"
+
+
+@pytest.mark.parametrize("size", [(5, 6), (6, 3), (2, 20), (20, 5)])
+def test_a_smaller_image_is_everywhere_in_the_crop_equally_often(size):
+    """Chi-squared test of the places along each side; 0.999 quantile for 7 places."""
+    side, draws = 8, 1400
+    image, target = torch.zeros(3, *size, dtype=torch.uint8), torch.zeros(size)
+    settings = _augmentation(side)
+    starts = []
+    for key in range(draws):
+        labels = augment(image, target.byte(), settings, keyed_generator(key))[1]
+        inside = labels != 255
+        starts.append([int(inside.any(axis).nonzero()[0]) for axis in (1, 0)])
+    for extent, found in zip(size, np.array(starts).T, strict=True):
+        places = max(0, side - extent) + 1
+        counts = np.bincount(found, minlength=places)
+        assert len(counts) == places
+        expected = draws / places
+        assert ((counts - expected) ** 2 / expected).sum() < 22.46
+    if max(size) < side:  # rows and columns are drawn independently
+        assert abs(np.corrcoef(np.array(starts).T)[0, 1]) < 0.1
 
 
 def test_crop_of_a_larger_image_is_a_window_of_it():

@@ -160,6 +160,16 @@ def test_file_may_have_dataclasses_and_import_torch(write: Callable[..., str]) -
         ("add_method('a', Method(cross_entropy='fce'))", "`cross_entropy` of .*'fce'"),
         ("add_method('a', Method(losses={'new': 1}))", "`losses` of .*'new'"),
         ("add_method('a', Method(losses={'kd': 1}))", "kd needs softmax"),
+        (
+            "add_method('a', Method(recipes=(Recipe(losses={'kd': 1}),)))",
+            "kd needs softmax",
+        ),
+        (
+            "add_method('a', Method(recipes=(Recipe(losses={'no': 1}),)))",
+            "`losses` of .*'no'",
+        ),
+        ("add_method('a', Method(recipes=(3,)))", "expected Recipe"),
+        ("add_method('a', Method(recipes=(Recipe(kinds='voc'),)))", "tuples"),
         ("add_method('a', Method(head='no'))", "`head` of .*'no'"),
         ("add_method('a', Method(pseudo_labels={'rule': 'no'}))", "rule` of .*'no'"),
         ("add_method('a', Method(prediction='no'))", "`prediction` of .*'no'"),

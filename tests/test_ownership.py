@@ -25,7 +25,7 @@ def owners(plan, kind, step):
     return {
         name: owner(name)
         for name in METHODS | plan.config["methods"]
-        if name != "joint"
+        if not plan.method(name).method.joint
     }
 
 
@@ -226,8 +226,15 @@ OF_NO_JOB = {"weights", "validation", "indices"}
 def test_a_rule_reads_the_artifacts_of_the_jobs_that_its_job_holds(
     network, setting, task
 ):
-    own = {"mine": {"based_on": "kproba", "bank": {"network": network}}}
-    methods = ["mine", "mib", "joint"]
+    own = {
+        name: {
+            "based_on": based_on,
+            "prediction": "fused",
+            "bank": {"network": network},
+        }
+        for name, based_on in (("mine", "kproba"), ("joint_bank", "joint"))
+    }
+    methods = ["mine", "mib", "joint", "joint_bank"]
     plan = make_plan(
         methods=own, **experiment(task=task, methods=methods, setting=setting)
     )
@@ -237,7 +244,10 @@ def test_a_rule_reads_the_artifacts_of_the_jobs_that_its_job_holds(
             for job in plan.chain.jobs(run, step):
                 if isinstance(job, Split):
                     continue
-                inputs = getattr(plan, INPUTS[type(job)])(run, step)
+                inputs = dict(getattr(plan, INPUTS[type(job)])(run, step))
+                chain = inputs.pop("chain", [])
+                splits = getattr(job, "chain", ())
+                assert chain == [plan.path(j, run, artifacts.SPLIT) for j in splits]
                 read = {
                     path
                     for key, path in inputs.items()
@@ -275,12 +285,6 @@ def test_a_step_that_the_task_does_not_have_is_refused(kind, step):
     plan = make_plan()
     with pytest.raises(ConfigError, match=f"task '6-2' .*0 to 2, but got step {step}"):
         getattr(plan.chain, kind)(make_run(), step)
-
-
-def test_the_bank_of_joint_is_refused():
-    plan = make_plan()
-    with pytest.raises(ConfigError, match="joint"):
-        plan.chain.bank(make_run("joint"), 2)
 
 
 def test_a_job_of_another_plan_has_no_owner_here():

@@ -1,9 +1,12 @@
 """What a method is in a plan: its losses, labels, bank and prediction."""
 
+from dataclasses import replace
+
 import pytest
 from plan_configs import experiment, make_plan, make_run, method
 
 from kproba.methods.builtin import METHODS
+from kproba.methods.method import Method, Recipe
 from kproba.methods.rules import RULES
 from kproba.plan.chain import Run
 from kproba.plan.errors import ConfigError
@@ -163,11 +166,6 @@ def test_rule_of_the_prediction_scores_and_has_the_bank_that_it_reads(
     assert kproba.bank["map"] == mapped
 
 
-def test_joint_has_no_bank_to_predict_with():
-    with pytest.raises(ConfigError, match=r"mine\.prediction: expected 'network'"):
-        make_plan(methods={"mine": {"based_on": "joint", "prediction": "lda"}})
-
-
 def test_a_method_brings_its_rule_and_the_configuration_the_others():
     plan = make_plan(pseudo_labels={"rule": "lda", "threshold": 0.5})
     assert plan.method("kproba").labels["rule"] == "lda"
@@ -241,3 +239,76 @@ def test_joint_has_no_pseudo_labels():
     mine = {"based_on": "joint", "use_pseudo_labels": True}
     plan = make_plan(methods={"mine": mine})
     assert not plan.method("mine").uses_labels("overlap")
+
+
+# --- weights by dataset and task ---------------------------------------------------
+
+PUBLISHED = {
+    "voc": {"kind": "voc", "path": "datasets/voc"},
+    "ade": {"kind": "ade20k", "path": "datasets/ade"},
+    "tiny": {"kind": "digits"},
+}
+
+
+def weights(name: str, dataset: str, task: str, **changes) -> dict[str, float]:
+    """The weights in settings.json of step 1."""
+    run = {"dataset": dataset, "task": task, "methods": [name]}
+    plan = make_plan(datasets=PUBLISHED, experiments=[run], **changes)
+    settings = plan.settings(Run(dataset, task, "overlap", name, 0), 1)
+    assert "recipes" not in settings["method"]
+    return settings["method"]["losses"]
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "task", "expected"),
+    [
+        ("plop", "voc", "15-1", {"pod": 0.01, "pod_logits": 0.0005}),
+        ("plop", "tiny", "6-2", {"pod": 0.01, "pod_logits": 0.0005}),
+        ("plop", "ade", "100-50", {"pod": 0.001, "pod_logits": 0.00001}),
+        ("plop", "ade", "100-10_r3", {"pod": 0.001, "pod_logits": 0.00001}),
+        ("mib", "voc", "15-1", {"unbiased_kd": 100}),
+        ("mib", "voc", "15-1_b", {"unbiased_kd": 100}),
+        ("mib", "voc", "15-1_r7", {"unbiased_kd": 100}),
+        ("mib", "voc", "15-5", {"unbiased_kd": 10}),
+        ("mib", "voc", "5-1", {"unbiased_kd": 10}),
+        ("mib", "ade", "100-10", {"unbiased_kd": 10}),
+    ],
+)
+def test_weights_are_those_of_the_authors_for_dataset_and_task(
+    name, dataset, task, expected
+):
+    assert weights(name, dataset, task) == expected
+
+
+def test_a_weight_that_a_method_names_wins_over_the_authors():
+    mine = {"based_on": "plop", "losses": {"pod": 0.02}}
+    own = weights("mine", "ade", "100-50", methods={"mine": mine})
+    assert own == {"pod": 0.02, "pod_logits": 0.00001}
+    mine = {"based_on": "mib", "losses": {"unbiased_kd": 0}}
+    assert weights("mine", "voc", "15-1", methods={"mine": mine}) == {}
+    mine = {"based_on": "mib", "losses": {"unbiased_kd": 10}}
+    assert weights("mine", "voc", "15-1", methods={"mine": mine}) == {"unbiased_kd": 10}
+
+
+def test_weights_by_dataset_must_fit_a_changed_head(monkeypatch):
+    """A recipe that adds a term is checked like the terms of the method."""
+    added = Recipe(kinds=("voc",), losses={"kd": 1.0})
+    changed = replace(METHODS["finetune"], recipes=(added,))
+    monkeypatch.setitem(METHODS, "finetune", changed)
+    mine = {"mine": {"based_on": "finetune"}}
+    with pytest.raises(
+        ConfigError, match=r"methods\.mine\.losses: expected kd to be 0"
+    ):
+        make_plan(methods=mine)
+    make_plan(methods={"mine": {"based_on": "finetune", "losses": {"kd": 0}}})
+
+
+def test_the_last_of_several_recipes_counts():
+    recipes = (
+        Recipe(losses={"gkd": 2.0, "bfd": 0.0}),
+        Recipe(tasks=("15-1", "15-5"), losses={"gkd": 3.0}),
+    )
+    mine = Method(losses={"gkd": 1.0, "bfd": 4.0}, recipes=recipes)
+    assert mine.for_run("voc", "15-5_c").losses == {"gkd": 3.0}
+    assert mine.for_run("voc", "10-1").losses == {"gkd": 2.0}
+    assert mine.losses == {"gkd": 1.0, "bfd": 4.0}  # not changed

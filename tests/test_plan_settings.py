@@ -112,7 +112,7 @@ def test_methods_with_one_head_share_step_0():
     plan = make_plan()
     bases = {name: method.base for name, method in METHODS.items()}
     softmax = {name for name, base in bases.items() if base == "base_softmax"}
-    assert softmax == {"plop", "mib", "lwf"}
+    assert softmax == {"plop", "mib", "lwf", "joint_softmax"}
     for base, head in (("base", "branches"), ("base_softmax", "softmax")):
         settings = plan.settings(Run("tiny", "6", "overlap", base, 0), 0)
         assert settings["architecture"]["head"] == head

@@ -20,7 +20,7 @@ from small_experiment import (
 )
 
 from kproba.methods.quality import quality_table
-from kproba.results import facts
+from kproba.results import facts, page_tables
 from kproba.runtime.files import read_json, write_json
 
 FINAL = "Results after the last step, in percent"
@@ -54,7 +54,10 @@ def test_page_begins_with_title_and_verdict(page, tmp_path):
     )
     assert f"KProBA: pets, task 1-1, {date}" in page.texts
     words = " ".join(page.texts)
-    lead = "After 3 steps kproba reaches 28.8 mIoU, 43 % of joint training (67.5)."
+    lead = (
+        "After 3 steps kproba reaches 28.8 mIoU, 43 % of joint (67.5), which is "
+        "trained on everything at once."
+    )
     assert lead in words
     assert "It forgot 8.3 points; fine-tuning ends at 25.0." in words
     assert "3 classes in 3 steps: 1 first, then 1 and 1; setting overlap" in words
@@ -141,6 +144,23 @@ def test_first_table_marks_the_best_and_keeps_joint_apart(page):
     assert best == [[1, 2, 3, 6, 7], [4], []]  # of forgetting the lowest
     assert page.texts.count("best") == 6
     assert page.cells[FINAL][1][1]["data-v"] == "28.75"
+
+
+def test_methods_are_a_share_of_the_best_joint_training():
+    """Of `joint` or `joint_softmax`, as in the verdict."""
+    values = {"kproba": 40.0, "joint": 50.0, "joint_softmax": 80.0}
+    names = [measure.name for measure in page_tables.result_measures()]
+    last = pd.DataFrame(
+        [
+            {"method": method, "seed": seed, **dict.fromkeys(names, value)}
+            for method, value in values.items()
+            for seed in (0, 1)
+        ]
+    )
+    table = page_tables.final_table(last, {"joint", "joint_softmax"})
+    assert table.columns[2].title == "% of joint_softmax"
+    shares = {row[0].text: row[2].text for row in table.rows}
+    assert shares == {"kproba": "50", "joint": "–", "joint_softmax": "–"}
 
 
 def test_one_method_has_no_best_and_no_share_of_joint(results, index, tmp_path):
@@ -358,7 +378,7 @@ def test_experiments_have_a_section_each(results, index, tmp_path):
     headings = page.ids("h2")
     assert headings == ["pets-1-1-overlap", "pets-1-1-disjoint", "glossary"]
     words = " ".join(page.texts)
-    verdict = "Joint training on all classes reaches 67.5 mIoU."
+    verdict = "trained on everything at once, reaches 67.5 mIoU."
     assert words.count(verdict) == 2  # in the overview and in the section
     # The caption is the same in both sections, so their lines follow each other.
     assert [line[0] for line in page.tables[FINAL]] == [

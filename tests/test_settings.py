@@ -35,6 +35,17 @@ def test_settings_are_read_as_they_are_written() -> None:
     assert settings.step == content["run"]["step"] == 1
 
 
+def test_settings_without_the_later_keys_are_read() -> None:
+    """settings.json of version 0.2.0."""
+    content = step_settings(1)
+    del content["augmentation"]["outside"]
+    settings = StepSettings.from_dict(content)
+    assert settings.augmentation.outside == "ignore"
+    content["augmentation"]["outside"] = "mirror"
+    with pytest.raises(ValueError, match=r"ignore.*background.*mirror"):
+        StepSettings.from_dict(content)
+
+
 OLD_FORM = {
     # Version 0.1, and what came between.
     "flat names": lambda new: {

@@ -145,7 +145,7 @@ def test_ablation_shares_what_is_equal(folder, monkeypatch):
     jobs = planned_jobs([sequential], folder)
     trained = [job for job in jobs if str(job.rule) == "train_step"]
     assert sum(job.wildcards.step == "1" for job in trained) == 8
-    assert sum(job.wildcards.step == "2" for job in trained) == 9
+    assert sum(job.wildcards.step == "2" for job in trained) == 10  # with joint
 
 
 # --- from the inputs that the plan gives the rules -----------------------------------
@@ -248,7 +248,9 @@ def random_config(seed: int) -> dict[str, Any] | None:
     methods: dict[str, Any] = {}
     for number in range(choose.randint(2, 5)):
         method: dict[str, Any] = {
-            "based_on": choose.choice(["kproba", "barm", "mib", "plop", "finetune"])
+            "based_on": choose.choice(
+                ["kproba", "barm", "mib", "plop", "finetune", "joint", "joint_softmax"]
+            )
         }
         for key, value in choose.sample(CHANGES, choose.randint(0, 3)):
             method[key] = value
@@ -273,6 +275,7 @@ def random_config(seed: int) -> dict[str, Any] | None:
             }
         ],
         "pseudo_labels": {"rule": choose.choice(LABEL_RULES)},
+        "joint": {"training": choose.choice(["chain", "base"])},
     }
     try:
         checked = check(config, SCHEMA)
@@ -300,8 +303,6 @@ def test_random_configurations_share_exactly_what_is_equal():
                 for path in filter(None, files):
                     # What the run itself would make there, had it no one to share with.
                     kind = recursion.places[path][0]
-                    if kind == "model" and plan.method(run.method).method.joint:
-                        continue
                     own = _made_by(recursion, kind, run, step)
                     made[own].add(path)
                     asked[path].add(own)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from kproba.data.tasks import canonical_task, parse_task, resolve_groups
+from kproba.data.tasks import canonical_task, parse_task, resolve_groups, without_order
 
 # --- tasks -------------------------------------------------------------------------
 
@@ -47,6 +47,17 @@ def test_task_divides_all_classes_in_order(task, class_count, sizes):
 def test_task_of_another_form_is_refused(task):
     with pytest.raises(ValueError, match=r"Expected a task such as '15-1'.*offline"):
         parse_task(task, 20)
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        *[("15-1", "15-1"), ("15-1_b", "15-1"), ("15-1_r7", "15-1")],
+        *[("15-1_7", "15-1_7"), ("offline", "offline"), ("mine_b", "mine_b")],
+    ],
+)
+def test_order_of_the_classes_is_no_other_task(task, expected):
+    assert without_order(task) == expected
 
 
 def test_letter_names_a_published_class_order():

@@ -77,7 +77,7 @@ def test_step_0_is_trained_once_for_all_methods(run: Path) -> None:
     models = {str(path.relative_to(run)) for path in run.glob("**/model.safetensors")}
     assert models == {
         f"{BASE}/model.safetensors",
-        "results/tiny/10-overlap/base/seed0/step0/model.safetensors",
+        f"{CHAIN}/joint/seed0/step2/model.safetensors",
         *(
             f"{CHAIN}/{method}/seed0/step{step}/model.safetensors"
             for method in ("kproba", "finetune")

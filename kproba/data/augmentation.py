@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,6 +12,10 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from kproba.data.labels import IGNORE
+
+# What the crop shows outside the image, by `Augmentation.outside`: grey level of the
+# image and label of the target.
+OUTSIDE = {"ignore": (128, IGNORE), "background": (0, 0)}
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,9 @@ class Augmentation:
         scale: Smallest and largest factor on the size of the image.
         horizontal_flip: Probability of a flip; 0 where left and right have a meaning.
         brightness, contrast, saturation: Largest relative change, 0 for none.
+        outside: What the pixels of a crop outside the image are: "ignore": mid grey,
+            and not trained on; "background": black, and trained as background, as in
+            the code of SSUL and BARM.
     """
 
     crop_size: int
@@ -31,6 +38,7 @@ class Augmentation:
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+    outside: Literal["ignore", "background"] = "ignore"
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Augmentation":
@@ -52,6 +60,9 @@ def augment(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale, crop, flip and recolour one image with its target.
 
+    The crop is anywhere in the image with equal probability. If the image is smaller
+    than the crop along a side, the image is anywhere in the crop.
+
     Args:
         image: (3, H, W) uint8.
         target: (H, W) uint8, 255 ignored.
@@ -59,8 +70,8 @@ def augment(
         rng: Source of all randomness.
 
     Returns:
-        Image (3, S, S) and target (S, S), uint8, S = crop_size. Where
-        the crop exceeds the image, the target is 255 and the image is mid grey.
+        Image (3, S, S) and target (S, S), uint8, S = crop_size. `settings.outside` says
+        what they are outside the image.
     """
     side = settings.crop_size
     factor = rng.uniform(*settings.scale)
@@ -72,15 +83,20 @@ def augment(
     target = F.resize(
         target[None], [height, width], interpolation=v2.InterpolationMode.NEAREST_EXACT
     )
-    top = int(offsets[0] * (max(height, side) - side + 1))
-    left = int(offsets[1] * (max(width, side) - side + 1))
+    # Along each side either the crop is placed in the image, or the image in the crop.
+    # So one random number decides both.
+    down = int(offsets[0] * (abs(height - side) + 1))
+    right = int(offsets[1] * (abs(width - side) + 1))
+    top, left = (down if height > side else 0), (right if width > side else 0)
     image, target = (
         tensor[..., top : top + side, left : left + side] for tensor in (image, target)
     )
     # Pad after the cut. Otherwise an image of 100,000 x 1 pixels would be padded first.
-    pad = [0, 0, max(0, side - width), max(0, side - height)]
-    image = F.pad(image, pad, fill=[128.0])
-    target = F.pad(target, pad, fill=[float(IGNORE)])
+    above, before = (down if height < side else 0), (right if width < side else 0)
+    below, after = max(0, side - height) - above, max(0, side - width) - before
+    grey, label = OUTSIDE[settings.outside]
+    image = F.pad(image, [before, above, after, below], fill=[float(grey)])
+    target = F.pad(target, [before, above, after, below], fill=[float(label)])
     if flip:
         image, target = (F.horizontal_flip(tensor) for tensor in (image, target))
     for change, amount, adjust in (

@@ -84,6 +84,17 @@ class Sample(NamedTuple):
     anchor: Anchor = "start"
 
 
+def count_iterations(images: int, epochs: float, batch_size: int) -> int:
+    """Iterations of a training by epochs, 1 at least; the last batch is filled up.
+
+    Args:
+        images: Number of images of the split.
+        epochs: How often each image is used.
+        batch_size: Images per iteration over all processes.
+    """
+    return max(1, -(-int(images * epochs) // batch_size))
+
+
 class TrainingStream(Sampler[list[Item]]):
     """Micro-batches of one process, from iteration `start` to the end.
 
@@ -127,8 +138,7 @@ class TrainingStream(Sampler[list[Item]]):
                 f"one of the three."
             )
         self.images, self.batch_size, self.seed = images, batch_size, seed
-        by_epochs = max(1, -(-int(images * epochs) // batch_size))
-        self.iterations = iterations or by_epochs
+        self.iterations = iterations or count_iterations(images, epochs, batch_size)
         self.micro_batch = batch_size // (world_size * accumulation)
         self.rank, self.accumulation, self.start = rank, accumulation, start
 

@@ -8,6 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 Groups = tuple[tuple[int, ...], ...]
 
 
+# A task `A-B`, and the name of its order of the classes.
+TASK = re.compile(r"(\d+)-(\d+)(?:_([a-z]+|r\d+))?")
+
+
+def without_order(task: str) -> str:
+    """The task in the dataset's order: "15-1" for "15-1_b" and "15-1_r7".
+
+    Other names stay as they are.
+    """
+    match = TASK.fullmatch(task)
+    return task if match is None else f"{match[1]}-{match[2]}"
+
+
 def parse_task(
     task: str, class_count: int, orders: Mapping[str, Sequence[int]] | None = None
 ) -> Groups:
@@ -28,7 +41,7 @@ def parse_task(
     """
     if task == "offline":
         return (tuple(range(1, class_count + 1)),)
-    match = re.fullmatch(r"(\d+)-(\d+)(?:_([a-z]+|r\d+))?", task)
+    match = TASK.fullmatch(task)
     if match is None:
         raise ValueError(
             f"Expected a task such as '15-1' (15 classes, then 1 per step), 'offline' "

@@ -41,6 +41,13 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=[],
         help="one or more index.csv, or no value",
     )
+    parser.add_argument(
+        "--chain",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="image lists of all steps whose iterations are added up, or no value",
+    )
     add_folders(parser)
     add_names(parser)
     return parser.parse_args(argv)
@@ -53,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = {name: getattr(options, name) for name in names}
     files = Files(
         **paths,
+        chain=tuple(options.chain),
         validation=tuple(options.validation),
         folders=options.folders,
         names=tuple(options.names),

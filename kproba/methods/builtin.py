@@ -1,6 +1,6 @@
 """The methods that come with the package."""
 
-from kproba.methods.method import Method
+from kproba.methods.method import Method, Recipe
 from kproba.network.heads import HEADS
 
 BARM_LOSSES = {"bga_ce": 1.0, "bga_t": 5.0, "gkd": 1.0, "bfd": 4.0}
@@ -22,6 +22,10 @@ METHODS: dict[str, Method] = {
         losses={"pod": 0.01, "pod_logits": 0.0005},
         pseudo_labels={"rule": "entropy"},
         start_from_background=True,
+        # The authors' scripts for ADE20K.
+        recipes=(
+            Recipe(kinds=("ade20k",), losses={"pod": 0.001, "pod_logits": 0.00001}),
+        ),
     ),
     # Cermelli et al., CVPR 2020.
     "mib": Method(
@@ -30,6 +34,10 @@ METHODS: dict[str, Method] = {
         losses={"unbiased_kd": 10.0},
         use_pseudo_labels=False,
         start_from_background=True,
+        # The author's advice: issues 22 and 43 of github.com/fcdl94/MiB.
+        recipes=(
+            Recipe(kinds=("voc",), tasks=("15-1",), losses={"unbiased_kd": 100.0}),
+        ),
     ),
     # Baek et al., NeurIPS 2022.
     "dkd": Method(
@@ -43,6 +51,7 @@ METHODS: dict[str, Method] = {
         },
         use_pseudo_labels=False,
         dropout=False,
+        recipes=(Recipe(kinds=("ade20k",), options={"positive_weight": 35.0}),),
     ),
     # Chen et al., NeurIPS 2023.
     "star": Method(
@@ -52,6 +61,7 @@ METHODS: dict[str, Method] = {
         options={"positive_weight": 4.0},
         use_pseudo_labels=False,
         dropout=False,
+        recipes=(Recipe(kinds=("ade20k",), options={"positive_weight": 30.0}),),
     ),
     # Li & Hoiem, ECCV 2016, with the weight of the field.
     "lwf": Method(
@@ -62,8 +72,12 @@ METHODS: dict[str, Method] = {
     ),
     # For comparison: kproba's network, trained on the new labels without protection.
     "finetune": Method(cross_entropy="bce", use_pseudo_labels=False),
-    # For comparison: one training on the labels of all classes.
+    # For comparison: trained on everything at once, with a sigmoid per class or with
+    # one softmax.
     "joint": Method(joint=True, cross_entropy="bce", use_pseudo_labels=False),
+    "joint_softmax": Method(
+        head="softmax", joint=True, cross_entropy="ce", use_pseudo_labels=False
+    ),
 }
 
 
@@ -75,6 +89,10 @@ def base_methods() -> dict[str, Method]:
             cross_entropy=head.step_0_loss,
             losses=head.step_0_terms,
             options=head.step_0_options,
+            recipes=tuple(
+                Recipe(kinds=(kind,), options=options)
+                for kind, options in head.step_0_options_of.items()
+            ),
             joint=True,
             use_pseudo_labels=False,
         )

@@ -6,10 +6,11 @@ it is incremental. Everything else (splits, loop, evaluation) is the same code f
 method.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from kproba.data.tasks import without_order
 from kproba.methods.terms import (
     STATISTICS,
     TEACHER,
@@ -28,6 +29,43 @@ FIRST_CORRECTED_STEP = 2
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What the authors of a method change on some datasets and tasks.
+
+    Attributes:
+        kinds: Kinds of dataset, such as "voc"; empty: all.
+        tasks: Tasks such as "15-1", which stands for every order of the classes;
+            empty: all.
+        losses: Weights of further loss terms, in place of those of the method; 0 takes
+            a term away.
+        options: Numbers that the terms read, in place of those of the method.
+    """
+
+    kinds: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    losses: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, float] = field(default_factory=dict)
+
+    def applies(self, kind: str, task: str) -> bool:
+        """Whether a run uses the recipe.
+
+        Args:
+            kind: Kind of its dataset.
+            task: Name of its task, such as "15-1" or "15-1_b".
+        """
+        of_kind = not self.kinds or kind in self.kinds
+        return of_kind and (not self.tasks or without_order(task) in self.tasks)
+
+    def without(self, names: Container[str]) -> "Recipe":
+        """The recipe without the terms and options that a user has set."""
+        losses, options = (
+            {name: values[name] for name in values if name not in names}
+            for values in (self.losses, self.options)
+        )
+        return replace(self, losses=losses, options=options)
+
+
+@dataclass(frozen=True)
 class Method:
     """One class-incremental method.
 
@@ -37,7 +75,8 @@ class Method:
         losses: Weights of the further terms of an increment, by name.
         options: Numbers that the terms read as `case.options`, by name; the terms that
             need one name it in `Term.options`, with its default.
-        joint: Train all classes of the task at once instead of step by step.
+        joint: Train on everything at once (all images with the labels of all classes)
+            instead of step by step.
         use_pseudo_labels: Train an increment on the labels that `export_pseudo_labels`
             wrote (old classes found in the background) instead of the raw labels.
         pseudo_labels: Keys of the configuration's `pseudo_labels` that the method sets.
@@ -53,6 +92,8 @@ class Method:
         start_from_background: Whether new classes start from the weights of the
             background instead of random ones. Some heads ignore this.
         dropout: Whether the dropout of the ASPP is active in an increment.
+        recipes: Changes on some datasets and tasks; of several that apply, the last
+            one counts.
     """
 
     head: str = "branches"
@@ -67,6 +108,21 @@ class Method:
     prediction: str = "network"
     start_from_background: bool = False
     dropout: bool = True
+    recipes: tuple[Recipe, ...] = ()
+
+    def for_run(self, kind: str, task: str) -> "Method":
+        """The method as a run uses it, with the recipes that apply.
+
+        Args:
+            kind: Kind of the run's dataset.
+            task: Name of its task.
+        """
+        losses, options = dict(self.losses), dict(self.options)
+        for recipe in self.recipes:
+            if recipe.applies(kind, task):
+                losses |= recipe.losses
+                options |= recipe.options
+        return replace(self, losses=in_order(losses), options=options, recipes=())
 
     @property
     def terms(self) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,13 @@ def _describe_weights(weights: str) -> str:
 def _replay_rule(setting: str) -> str:
     """Whether the images of a step show old classes again (`Replay.plan`)."""
     return "overlap" if setting == "overlap" else "disjoint"
+
+
+def _length(section: Config) -> Config:
+    """How long a step is trained, as `ChainStep` of the training reads it."""
+    by_epochs = section["iterations"] is None
+    key = "epochs" if by_epochs else "iterations"
+    return {"batch_size": section["batch_size"], key: section[key]}
 
 
 @dataclass(frozen=True, order=True)
@@ -109,7 +116,8 @@ class Chain:
         yield self.test(run, step)
         # A packed step may have no bank.
         can_build = method.reads_bank or not self._datasets.packed(run.dataset)
-        if not method.method.joint and can_build:
+        own_bank = method.test_reads_bank or not method.method.joint
+        if own_bank and can_build:
             yield self.bank(run, step)
         if step > 0 and method.uses_labels(run.setting):
             yield self.labels(run, step)
@@ -128,7 +136,7 @@ class Chain:
 
     @_cached
     def training(self, run: Run, step: int) -> Training | Received:
-        """The training of a step; for `joint`, the single training of all classes.
+        """The training of a step; for `joint`, the single training on everything.
 
         For a packed step, it is the network in the archive.
         """
@@ -137,8 +145,8 @@ class Chain:
             check_packed(packed, planned)
             if step <= packed.step:
                 return received_network(packed, step)
-        if planned.method.joint and run.method != planned.method.base:
-            return self.training(self._joint_run(run), 0)
+        if self._is_joint(run):
+            return self._joint_training(run, planned)
         if step == 0:
             return self._base_training(run, planned.method)
         if run.method == planned.method.base:
@@ -153,7 +161,7 @@ class Chain:
                 run,
                 step,
                 method=planned.method,
-                optimisation=planned.increment,
+                optimisation=self._increment(run, step, planned),
                 decision=planned.decision if corrected else None,
             ),
             split=self.split(run, step),
@@ -190,27 +198,14 @@ class Chain:
         packed = self._datasets.packed(run.dataset)
         if packed and step <= packed.step:
             return received_bank(packed, step, planned)
-        if planned.method.joint and run.method != planned.method.base:
-            raise ConfigError(
-                f"Expected a method with a prototype bank, but got '{run.method}', "
-                f"which trains all classes at once and has no bank."
-            )
+        if self._is_joint(run):
+            return self._joint_bank(run, planned)
         step_training = self.training(run, step)
         uses_base = planned.bank_network == "base"
         uses_previous = planned.bank_network == "before"
-        settings = dict(planned.bank)
-        if step > 0:
-            settings["momentum"] = planned.bank_momentum
         labels = step > 0 and planned.uses_labels(run.setting)
         return Bank(
-            settings={
-                "settings": settings,
-                "groups": self._group_lists(run, step),
-                "sequential": run.setting == "sequential" and step > 0,
-                "seed": run.seed,
-                # Features of a new network need a new temperature.
-                "keep_temperature": uses_base and step > 0,
-            },
+            settings=self._bank_settings(run, step, planned),
             model=self.training(run, 0) if uses_base else step_training,
             split=self.split(run, step),
             labels=self.labels(run, step) if labels else None,
@@ -264,7 +259,7 @@ class Chain:
     # Helpers
 
     def _method(self, run: Run) -> PlannedMethod:
-        """The method of a run.
+        """The method of a run, with the weights for its dataset and task.
 
         Raises:
             ConfigError: There is none of its name.
@@ -274,7 +269,9 @@ class Chain:
                 f"Expected a method of {', '.join(self._methods)}, but got "
                 f"'{run.method}'{suggestion(run.method, self._methods)}."
             )
-        return self._methods[run.method]
+        planned = self._methods[run.method]
+        kind = self._datasets.kind(run.dataset).name
+        return replace(planned, method=planned.method.for_run(kind, run.task))
 
     def _is_received(self, run: Run, step: int) -> bool:
         """Whether a step comes from an archive, so that no job here trains it."""
@@ -304,18 +301,83 @@ class Chain:
             self._listed[key] = [list(group) for group in self._groups(run, step)]
         return self._listed[key]
 
+    def _is_joint(self, run: Run) -> bool:
+        """Whether a run is one training on everything, and no training of step 0."""
+        method = self._method(run).method
+        return method.joint and run.method != method.base
+
     def _joint_run(self, run: Run) -> Run:
         """The one-step run that trains all classes of a task at once."""
         task = self._datasets.joint_task(run.dataset, run.task)
         base = self._method(run).method.base
         return Run(run.dataset, task, "overlap", base, run.seed)
 
+    def _joint_training(self, run: Run, planned: PlannedMethod) -> Training | Received:
+        """The training on all images with all labels.
+
+        It has as many iterations as the steps of the run together. With `training:
+        base`, or if there is one step, it is the step 0 of all classes.
+        """
+        one_step, steps = self._joint_run(run), range(len(self._groups(run, None)))
+        if self._config["joint"]["training"] == "base" or len(steps) == 1:
+            return self.training(one_step, 0)
+        base = self._config["base"]
+        sections = [base, *(self._increment(run, t, planned) for t in steps[1:])]
+        chain = [_length(section) for section in sections]
+        settings = self._training_settings(
+            one_step,
+            0,
+            method=self._method(one_step).method,
+            optimisation={**base, "iterations": None, "chain": chain},
+            decision=None,
+        )
+        splits = tuple(self.split(run, step) for step in steps)
+        return Training(settings, self.split(one_step, 0), chain=splits)
+
+    def _joint_bank(self, run: Run, planned: PlannedMethod) -> Bank:
+        """The bank of all classes, from all images with all labels, in one step."""
+        if not planned.test_reads_bank:
+            raise ConfigError(
+                f"Expected a method with a prototype bank, but got '{run.method}', "
+                f"which predicts with the network alone. Define a method based on it "
+                f"with `prediction: fused`."
+            )
+        one_step = self._joint_run(run)
+        training = self._joint_training(run, planned)
+        assert isinstance(training, Training)  # packed steps have no joint training
+        return Bank(
+            settings=self._bank_settings(one_step, 0, planned),
+            model=training,
+            split=self.split(one_step, 0),
+            untrained=planned.bank_network == "before",
+        )
+
+    def _bank_settings(self, run: Run, step: int, planned: PlannedMethod) -> Config:
+        settings = dict(planned.bank)
+        if step > 0:
+            settings["momentum"] = planned.bank_momentum
+        return {
+            "settings": settings,
+            "groups": self._group_lists(run, step),
+            "sequential": run.setting == "sequential" and step > 0,
+            "seed": run.seed,
+            # Features of a new network need a new temperature.
+            "keep_temperature": planned.bank_network == "base" and step > 0,
+        }
+
+    def _increment(self, run: Run, step: int, planned: PlannedMethod) -> Config:
+        """Settings of `Optimisation` for a later step."""
+        epochs = self._datasets.epochs(run.dataset, self._groups(run, step))
+        if epochs is None:
+            return planned.increment
+        return {**planned.increment, "epochs": epochs, "iterations": None}
+
     def _base_training(self, run: Run, method: Method) -> Training:
         """The training of step 0, which depends only on the head of the method."""
         settings = self._training_settings(
             run,
             0,
-            method=self._methods[method.base].method,
+            method=self._method(replace(run, method=method.base)).method,
             optimisation=self._config["base"],
             decision=None,
         )
@@ -332,9 +394,6 @@ class Chain:
     ) -> Config:
         """Content of settings.json, without the names of the run."""
         config = self._config
-        epochs = self._datasets.epochs(run.dataset, self._groups(run, step))
-        if epochs and step > 0:
-            optimisation = {**optimisation, "epochs": epochs, "iterations": None}
         if optimisation["iterations"] is None:
             optimisation = {k: v for k, v in optimisation.items() if k != "iterations"}
         model = dict(config["model"])

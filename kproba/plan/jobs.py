@@ -34,6 +34,8 @@ class Job:
             value = getattr(self, field.name)
             if isinstance(value, Job):
                 value = value.shape
+            elif field.name == "chain":
+                value = [job.shape for job in value]
             elif field.name == "settings":
                 value = {key: item for key, item in value.items() if key != SEED}
             content[field.name] = value
@@ -91,6 +93,8 @@ class Training(Job):
         labels: The targets it trains on; None: the raw labels.
         bank: The bank of step t-1, where it corrects the teacher.
         statistics: Those of step t-1, if a loss term draws features from them.
+        chain: The images of the steps 0..T, if the training has as many iterations as
+            all of them together.
     """
 
     settings: Settings
@@ -99,6 +103,7 @@ class Training(Job):
     labels: "Labels | None" = None
     bank: "Bank | ReceivedBank | None" = None
     statistics: "Statistics | None" = None
+    chain: tuple[Split, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)

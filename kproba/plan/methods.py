@@ -125,12 +125,18 @@ def _changed_method(name: str, changes: Mapping[str, Any]) -> Method:
         )
     switches = {key: changes[key] for key in SWITCHES if key in changes}
     method = METHODS[based_on]
-    losses = in_order({**method.losses, **changes.get("losses", {})})
+    own = changes.get("losses", {})
+    losses = in_order({**method.losses, **own})
+    named = {*own, *changes.get("options", {})}
+    recipes = tuple(recipe.without(named) for recipe in method.recipes)
     options = {**method.options, **changes.get("options", {})}
-    method = replace(method, losses=losses, options=options, **switches)
+    method = replace(method, losses=losses, options=options, recipes=recipes)
+    method = replace(method, **switches)
     if "cross_entropy" in switches and "head" not in switches:
         method = replace(method, head=_head_for(method))
     _check_terms(where, method)
+    for recipe in recipes:
+        _check_terms(where, replace(method, losses={**losses, **recipe.losses}))
     if switches.get("teacher") == "fused" and not method.bank_teaches:
         terms = [name for name, term in TERMS.items() if TEACHER_LOGITS in term.needs]
         raise ConfigError(
@@ -174,11 +180,6 @@ def _check_terms(where: str, method: Method) -> None:
             f"'{method.head}' of the cross-entropy '{method.cross_entropy}', because "
             f"they need {', '.join(needs)}. Set them to 0, or change cross_entropy or "
             f"head."
-        )
-    if method.joint and method.prediction != "network":
-        raise ConfigError(
-            f"{where}.prediction: expected 'network' for a method based on joint, "
-            f"which has no bank, but got '{method.prediction}'. Remove it."
         )
 
 

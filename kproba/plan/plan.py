@@ -141,6 +141,11 @@ class Plan:
         training = self.chain.training(run, step)
         return {"run": {**vars(run), "step": step}, **training.settings}
 
+    def trained_names(self, run: Run, step: int) -> list[str]:
+        """Names of the classes of a training, in the order of its outputs."""
+        groups = self.chain.training(run, step).settings["groups"]
+        return self.datasets.names(run.dataset, groups)
+
     def test_settings(self, run: Run, step: int) -> Config:
         """Settings of the rule `evaluate`, with the names of run and classes."""
         groups = self.datasets.groups(run.dataset, run.task, step)
@@ -200,9 +205,11 @@ class Plan:
         """Inputs of the training rules besides settings.json."""
         job = self.chain.training(run, step)
         groups = self.datasets.groups(run.dataset, run.task, step)
-        weights = self.weights_file() if step == 0 else None
+        weights = self.weights_file() if job.previous is None else None
+        chain = [self.owner(split, run).path(artifacts.SPLIT) for split in job.chain]
         return {
             "split": self.path(job.split, run, artifacts.SPLIT),
+            "chain": chain,
             "previous": self.path(job.previous, run, artifacts.MODEL),
             "pseudo_labels": self.path(job.labels, run, artifacts.LABELS),
             **self._bank_inputs(job.bank, job.previous, run),

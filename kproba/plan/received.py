@@ -13,8 +13,8 @@ def check_packed(packed: PackedStep, method: PlannedMethod) -> None:
     """Refuse a method that cannot continue from a packed step.
 
     Raises:
-        ConfigError: It trains all classes at once, draws features of old classes, or
-            has another head.
+        ConfigError: It is trained on everything at once, draws features of old classes,
+            or has another head.
     """
     if method.method.joint:
         raise ConfigError(

@@ -30,7 +30,7 @@ class StepResult:
         split: Table of their images; None if there are none.
         settings: settings.json of the training; None if it is not known.
         images: Table of the images of the training; None if it is not known.
-        joint: Whether the method is one training on the labels of all classes.
+        joint: Whether the method is trained on everything at once.
     """
 
     dataset: str

@@ -22,6 +22,7 @@ from kproba.bank.description import (
     find_description,
     read_description,
 )
+from kproba.data.tasks import canonical_task
 from kproba.network.record import ModelRecord, read_model_record
 from kproba.predict.steps import opened_step
 from kproba.results.record import read_evaluation_record, read_usage_record
@@ -79,7 +80,8 @@ def _collect(step: str | Path, shown: str) -> dict[str, Any]:
     about = {**description.about, "dataset": _cell(description.about["dataset"])}
     events = description.network.parent / EVENTS
     trainings = _trainings(events)
-    joint = bool(trainings) and about["step"] > 0 and trainings[0].step == 0
+    last = trainings[0] if trainings else None
+    joint = last is not None and (last.joint or last.step < about["step"])
     content = model.content.get("settings", {})
     kept = {key: content[key] for key in SHOWN_SETTINGS if content.get(key)}
     means = _means(result)
@@ -101,7 +103,7 @@ def _collect(step: str | Path, shown: str) -> dict[str, Any]:
         "result": result,
         "has_pixels": bool(result) and all("pixels" in c for c in result["classes"]),
         "means": [(MEANS[name], f"{value:.1f}") for name, value in means.items()],
-        "images": _image_counts(trainings, description.network),
+        "images": _image_counts(trainings, description.network, model),
         "settings": yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
         if kept
         else "",
@@ -219,14 +221,20 @@ def _trainings(events: Path) -> list[TrainedStep]:
     return found
 
 
-def _image_counts(trainings: list[TrainedStep], network: Path) -> list[tuple[int, int]]:
+def _image_counts(
+    trainings: list[TrainedStep], network: Path, model: ModelRecord
+) -> list[tuple[int, int]]:
     """Number of training images by step, as far as the lists of images are there."""
     parents = network.resolve().parents
     if len(parents) <= DEPTH or parents[DEPTH].name != RESULTS:
         return []
     counts = []
     for run in reversed(trainings):
-        path = parents[DEPTH].parent / fill(SPLIT, vars(run))
+        names = vars(run)
+        if run.joint:  # all images with all labels: those of the one-step task
+            task = canonical_task(sorted(model.labels[1:]))
+            names = {**names, "task": task, "setting": "overlap", "step": 0}
+        path = parents[DEPTH].parent / fill(SPLIT, names)
         if path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
                 counts.append((run.step, sum(1 for _ in csv.DictReader(file))))

@@ -141,7 +141,9 @@ def _draw_curve(
     curve = values.agg(["mean", "std"]).dropna(how="all")
     if single:
         for level in curve["mean"]:  # one, or none if it is not defined
-            axis.axhline(level, color=style.colour, linestyle="--", label=method)
+            axis.axhline(
+                level, color=style.colour, linestyle=style.dashes, label=method
+            )
         return
     axis.errorbar(
         curve.index,

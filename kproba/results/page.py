@@ -147,7 +147,9 @@ def _render(**values: Any) -> str:
     night = f"{{:root{{{palette.as_css(dark)}}}}}"
     colours += f"@media screen and (prefers-color-scheme: dark){night}"
     values["colours"] = Markup(colours)
-    values["series"] = [name for name in light if name[1:].isdigit() or name == "joint"]
+    values["series"] = [
+        name for name in light if name[1:].isdigit() or name in palette.LEVEL_LINES
+    ]
     values["levels"] = range(1, palette.LEVELS + 1)
     # What stands in the style and the script of the page is no text to be escaped.
     values["source"] = lambda name: Markup(
@@ -187,7 +189,7 @@ def _section(
     """What the template shows of an experiment."""
     summary, last = numbers.summary, numbers.last
     methods = list(dict.fromkeys(result.method for result in results))
-    joint = {name for name in methods if styles[name].name == "joint"}
+    joint = {result.method for result in results if result.joint}
     verdict = _judge(results, last, joint)
     foreground = numbers.quality[numbers.quality["index"] > 0]
     pictured = keep_first_seed(results)

@@ -14,14 +14,16 @@ import numpy as np
 LIGHT = {
     **{"ink": "#1c1f23", "paper": "#ffffff", "muted": "#5a626b", "line": "#d9dde2"},
     **{"panel": "#f5f6f8", "accent": "#0b5fa5", "focus": "#0b5fa5"},
-    **{"good": "#1a7f4b", "bad": "#b3261e", "joint": "#6b7280"},
+    **{"good": "#1a7f4b", "bad": "#b3261e"},
+    **{"joint": "#6b7280", "joint1": "#3f4a5a", "joint2": "#80705c"},
     # The strongest colours of cells: a lost class, a gained class, a confusion.
     **{"loss": "#f2956f", "gain": "#7fb8ea", "heat": "#f0b35c"},
 }
 DARK = {
     **{"ink": "#e6e8eb", "paper": "#14171b", "muted": "#a0a8b2", "line": "#333a43"},
     **{"panel": "#1d2127", "accent": "#6cb4f5", "focus": "#6cb4f5"},
-    **{"good": "#5cc78d", "bad": "#ff8a80", "joint": "#98a1ad"},
+    **{"good": "#5cc78d", "bad": "#ff8a80"},
+    **{"joint": "#98a1ad", "joint1": "#cdd5df", "joint2": "#bba78d"},
     **{"loss": "#94402a", "gain": "#1f5f96", "heat": "#80561a"},
 }
 
@@ -43,6 +45,10 @@ BUILT_IN = {
     **{"kproba": 0, "finetune": 1, "barm": 2, "mib": 3, "plop": 4},
     **{"ssul": 5, "lwf": 6, "dkd": 7, "star": 8, "ridge": 9},
 }
+# Level lines of the methods that are trained on everything at once, by the name of
+# their colour: how matplotlib calls the dashes. page.css has the same ones.
+LEVEL_LINES = {"joint": "--", "joint1": ":", "joint2": "-."}
+AT_ONCE = {"joint": "joint", "joint_softmax": "joint1"}  # those of the package
 LEVELS = 10  # shades of a coloured cell
 
 
@@ -51,7 +57,8 @@ class Style:
     """How a method is drawn.
 
     Attributes:
-        name: Name of the CSS variable of its colour: "s0" to "s9", or "joint".
+        name: Name of the CSS variable of its colour: "s0" to "s9", or one of
+            `LEVEL_LINES`.
         colour: The colour on white, as "#rrggbb".
         marker: Marker, as matplotlib calls it; "" for a level line.
     """
@@ -59,6 +66,11 @@ class Style:
     name: str
     colour: str
     marker: str
+
+    @property
+    def dashes(self) -> str:
+        """Dashes of its level line, as matplotlib calls them."""
+        return LEVEL_LINES.get(self.name, "--")
 
 
 def method_styles(
@@ -69,16 +81,18 @@ def method_styles(
     Args:
         methods: Names. A method of the package always has the same style; the other
             methods get the remaining ones in order.
-        joint: The methods among them that are one training on all classes.
+        joint: The methods among them that are trained on everything at once. Beside
+            those of the package they share one style.
     """
-    methods, joint = list(dict.fromkeys(methods)), {"joint", *joint}
+    methods, joint = list(dict.fromkeys(methods)), {*AT_ONCE, *joint}
     free = [n for n in range(len(SERIES)) if n not in BUILT_IN.values()]
     used = {BUILT_IN[name] for name in methods if name in BUILT_IN}
     free += [n for n in BUILT_IN.values() if n not in used]
     styles, others = {}, 0
     for method in methods:
         if method in joint:
-            styles[method] = Style("joint", LIGHT["joint"], "")
+            name = AT_ONCE.get(method, "joint2")
+            styles[method] = Style(name, LIGHT[name], "")
             continue
         if method in BUILT_IN:
             place = BUILT_IN[method]

@@ -46,7 +46,7 @@ def compare_published(
         experiment: Whose numbers.
         results: All its steps.
         last: The last step of summary.csv.
-        joint: Methods that are one training on the labels of all classes.
+        joint: Methods that are trained on everything at once.
     """
     path = files("kproba") / "lists" / "published.csv"
     table = pd.read_csv(str(path), dtype=str, keep_default_na=False)

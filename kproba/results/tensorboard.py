@@ -68,8 +68,9 @@ class _Listing:
         place = 1 if step.step else 0
         if place:
             trained = _read_run(events)
-            # `joint` trains all classes as a step 0 and is evaluated as the last step.
-            place = 2 if trained is not None and trained.step == 0 else 1
+            # A training of all classes is evaluated as the last step.
+            at_once = trained is not None and (trained.joint or trained.step == 0)
+            place = 2 if at_once else 1
         run = _Run(*user.experiment, place, step.method, step.seed, step.step)
         self.folders[run] = events
 

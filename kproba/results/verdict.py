@@ -13,7 +13,8 @@ from kproba.results.cells import fixed, percent_of
 FORGETTING = "forgetting"
 FINETUNE = "finetune"
 FIXED = "\u00a0"  # a space at which no line ends
-SPOKEN = {FINETUNE: "fine-tuning", "joint": "joint training"}
+SPOKEN = {FINETUNE: "fine-tuning"}
+AT_ONCE = "trained on everything at once"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Verdict:
     Attributes:
         lead: One or two sentences, as HTML.
         notes: Sentences that the reader needs to judge it, as plain text.
-        best: The best method other than joint training; None without one.
+        best: The best method that learns step by step; None without one.
     """
 
     lead: Markup
@@ -98,7 +99,7 @@ def give_verdict(
 
     Args:
         last: The last step of summary.csv.
-        joint: Methods that are one training on the labels of all classes.
+        joint: Methods that are trained on everything at once.
         absent: Classes that no validation image shows.
         left_out: Whether these are left out of the means.
     """
@@ -110,9 +111,7 @@ def give_verdict(
     if ranked:
         lead = _first_sentence(ranked, level, steps) + _second_sentence(ranked, steps)
     elif level:
-        lead = (
-            _capital(level.name) + f" on all classes reaches {level.number}{FIXED}mIoU."
-        )
+        lead = level.name + f", {AT_ONCE}, reaches {level.number}{FIXED}mIoU."
     else:
         lead = Markup("There is no result after the last step yet.")
     notes = [*_note_seeds(scores), *_note_absent(absent, left_out)]
@@ -128,18 +127,20 @@ def _first_sentence(ranked: Sequence[Score], level: Score | None, steps: int) ->
     return text + "."
 
 
-def _compare(best: Score, level: Score) -> str:
-    """The best method against joint training, which it may exceed."""
+def _compare(best: Score, level: Score) -> Markup:
+    """The best method against the best joint training, which it may exceed."""
     difference = best.mean - level.mean
     points = fixed(abs(difference))
     if points == "0.0":
-        return f", as much as joint training ({fixed(level.mean)})"
-    if difference > 0:
-        return f", {points} points more than joint training ({fixed(level.mean)})"
-    if level.mean <= 0:
-        return ""
-    share = percent_of(100 * best.mean / level.mean)
-    return f", {share}{FIXED}% of joint training ({fixed(level.mean)})"
+        how = "as much as"
+    elif difference > 0:
+        how = f"{points} {'point' if points == '1.0' else 'points'} more than"
+    elif level.mean <= 0:
+        return Markup("")
+    else:
+        how = f"{percent_of(100 * best.mean / level.mean)}{FIXED}% of"
+    rest = f" ({fixed(level.mean)}), which is {AT_ONCE}"
+    return Markup(f", {how} ") + level.name + rest
 
 
 def _second_sentence(ranked: Sequence[Score], steps: int) -> Markup:

@@ -24,6 +24,7 @@ RUN = records.record(
         **dict.fromkeys(("seed", "step"), _NUMBER),
         "previous": records.maybe(records.text(4096)),
     },
+    {"joint": records.flag},
     others=True,
 )
 SOMETHING = records.mapping_of(records.anything)
@@ -36,6 +37,7 @@ class TrainedStep:
     Attributes:
         dataset, task, setting, method, seed, step: Names of the run and step.
         previous: Folder of the event files of step t-1; None at step 0, or if unknown.
+        joint: Whether it is one training of all classes of the steps 0..t.
     """
 
     dataset: str
@@ -45,12 +47,15 @@ class TrainedStep:
     seed: int
     step: int
     previous: Path | None = None
+    joint: bool = False
 
     @classmethod
     def from_names(
         cls, names: Mapping[str, object], previous: Path | None = None
     ) -> "TrainedStep":
-        """From a mapping with at least the six names; further keys are ignored.
+        """From a mapping with at least the six names, and perhaps `joint`.
+
+        Further keys are ignored.
 
         Raises:
             KeyError: A name is missing.
@@ -63,6 +68,7 @@ class TrainedStep:
             seed=int(str(names["seed"])),
             step=int(str(names["step"])),
             previous=previous,
+            joint=bool(names.get("joint", False)),
         )
 
     @property
@@ -78,7 +84,8 @@ def write_run(
 
     Args:
         folder: `<step folder>/tensorboard`.
-        run: dataset, task, setting, method, seed and step; further keys are left out.
+        run: dataset, task, setting, method, seed and step, and `joint` if it is a
+            training of all classes; further keys are left out.
         previous: The folder `tensorboard` of step t-1; None at step 0. It is written
             relative to `folder`, so that all results may move together.
 
@@ -89,6 +96,8 @@ def write_run(
     content = asdict(TrainedStep.from_names(run))
     link = None if previous is None else os.path.relpath(previous, folder)
     content["previous"] = link
+    if not content["joint"]:
+        del content["joint"]
     write_json(folder / RUN_FILE, content)
 
 

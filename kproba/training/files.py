@@ -23,6 +23,8 @@ class Files:
         bank: Bank of step t-1, if it corrects the teacher.
         feature_network: Model whose features the bank uses, if not `previous`.
         statistics: Statistics of the old classes' features, if a term needs them.
+        chain: CSVs of the images of the steps 0..T, if the training has as many
+            iterations as this chain; else empty.
         validation: Indices of the dataset and of its additions, for validation checks
             during the training; empty for no checks.
         folders: Folders of the pictures, by dataset or addition.
@@ -40,6 +42,7 @@ class Files:
     bank: Path | None = None
     feature_network: Path | None = None
     statistics: Path | None = None
+    chain: tuple[Path, ...] = ()
     validation: tuple[Path, ...] = ()
     folders: Mapping[str, Folders] = field(default_factory=dict)
     names: tuple[str, ...] = ()
@@ -51,10 +54,10 @@ class Files:
 
     def inputs(self) -> list[Path]:
         """The files whose content determines the result: all but these two kinds."""
-        others = (*OUTPUTS, "validation", "folders", "names")
+        others = (*OUTPUTS, "chain", "validation", "folders", "names")
         names = [field.name for field in fields(self) if field.name not in others]
         files: list[Path] = []
         for path in (getattr(self, name) for name in names):
             if path is not None:
                 files += sorted(path.glob("*.png")) if path.is_dir() else [path]
-        return files
+        return [*files, *self.chain]

@@ -61,7 +61,7 @@ def log_header(
         settings.run.setting,
         settings.run.method,
         settings.run.seed,
-        settings.step,
+        settings.run.step,
         ", ".join(map(str, settings.groups[-1])),
     )
     log.info(
@@ -77,9 +77,9 @@ def log_header(
         "%d images, %g epochs, %d iterations of %d = %d process(es) x %d "
         "micro-batch(es) x %d images",
         stream.images,
-        stream.iterations * optimisation.batch_size / stream.images
-        if optimisation.iterations
-        else optimisation.epochs,
+        optimisation.epochs
+        if optimisation.by_epochs
+        else stream.iterations * optimisation.batch_size / stream.images,
         stream.iterations,
         optimisation.batch_size,
         process.world_size,
@@ -116,7 +116,7 @@ def log_progress(
 ) -> None:
     """Log one line: position, every term, learning rate, images/s, time left."""
     place = f"iteration {progress.iteration}/{iterations}"
-    if optimisation.iterations is None:
+    if optimisation.by_epochs:
         done = optimisation.epochs * progress.iteration / iterations
         place = f"epoch {done:.1f}/{optimisation.epochs:g}, {place}"
     left = (iterations - progress.iteration) * optimisation.batch_size / speed

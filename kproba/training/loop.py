@@ -15,7 +15,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from kproba.data.loaders import Batch, TrainingImages, TrainingStream, training_loader
+from kproba.data.loaders import (
+    Batch,
+    TrainingImages,
+    TrainingStream,
+    count_iterations,
+    training_loader,
+)
 from kproba.data.splits import read_index
 from kproba.network.files import save_model
 from kproba.network.network import SegmentationNetwork
@@ -187,7 +193,7 @@ def training_batches(
     stream = TrainingStream(
         len(split),
         epochs=settings.optimisation.epochs,
-        iterations=settings.optimisation.iterations,
+        iterations=iterations_of_chain(settings, files),
         batch_size=settings.optimisation.batch_size,
         seed=settings.seed,
         rank=process.rank,
@@ -196,6 +202,31 @@ def training_batches(
         start=progress.iteration,
     )
     return stream, iter(training_loader(images, stream, workers=compute.workers))
+
+
+def iterations_of_chain(settings: StepSettings, files: Files) -> int | None:
+    """Iterations of the training, if its epochs do not decide on them.
+
+    Returns:
+        The iterations of all steps of a chain together, where each step by epochs needs
+        the number of rows of its image list; or those in the settings; or None.
+
+    Raises:
+        ValueError: There is not one image list for each step of the chain.
+    """
+    chain = settings.optimisation.chain
+    if len(chain) != len(files.chain):
+        raise ValueError(
+            f"Expected an image list for each of the {len(chain)} steps of the chain "
+            f"in settings.json, but got {len(files.chain)}. Name them with --chain."
+        )
+    total = 0
+    for step, split in zip(chain, files.chain, strict=True):
+        if step.epochs is not None:
+            images = len(read_index(split))
+            total += count_iterations(images, step.epochs, step.batch_size)
+        total += step.iterations or 0
+    return total or settings.optimisation.iterations
 
 
 def write_outputs(
@@ -210,7 +241,7 @@ def write_outputs(
         pd.DataFrame(progress.rows).to_csv(temporary, index=False)
     save_model(student, files.model, about=describe_model(settings))
     summary = {
-        "step": settings.step,
+        "step": settings.run.step,
         "method": settings.run.method,
         "iterations": progress.iteration,
         "images": images,

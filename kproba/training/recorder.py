@@ -114,7 +114,8 @@ def start_curves(files: Files, settings: StepSettings, progress: Progress) -> Cu
         files.tensorboard, progress.iteration, progress.rows, progress.validations
     )
     try:
-        write_run(files.tensorboard, vars(settings.run), previous)
+        joint = settings.step != settings.run.step
+        write_run(files.tensorboard, {**vars(settings.run), "joint": joint}, previous)
     except OSError as error:  # missing curves must not stop a training
         log.warning("could not write run.json for TensorBoard: %s", error)
     return curves

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kproba.bank.decision import DECISION, Decision, convert_decision
-from kproba.data.augmentation import Augmentation
+from kproba.data.augmentation import OUTSIDE, Augmentation
 from kproba.data.labels import LabelMap
 from kproba.extensions import load_recorded
 from kproba.methods.method import Method
@@ -20,10 +20,17 @@ from kproba.runtime import records
 REWRITE = "Let Snakemake write the file again."
 
 _RATE = records.number(0)
+_EPOCHS = records.number(most=1e6, above=0)
+_BATCH = records.integer(1, 2**20)
+# A step of a chain has one of the two.
+CHAIN_STEP = records.either(
+    records.record({"batch_size": _BATCH, "epochs": _EPOCHS}),
+    records.record({"batch_size": _BATCH, "iterations": records.integer(1, 10**9)}),
+)
 OPTIMISATION = records.record(
     {
-        "epochs": records.number(most=1e6, above=0),
-        "batch_size": records.integer(1, 2**20),
+        "epochs": _EPOCHS,
+        "batch_size": _BATCH,
         "optimizer": records.choice("sgd", "adamw"),
         "learning_rate": records.record(
             dict.fromkeys(("backbone", "aspp", "branch", "old_branches"), _RATE)
@@ -35,7 +42,10 @@ OPTIMISATION = records.record(
         "gradient_clip": records.maybe(records.number(above=0)),
         "precision": records.choice("auto", "float32", "bfloat16", "float16"),
     },
-    {"iterations": records.maybe(records.integer(1, 10**9))},
+    {
+        "iterations": records.maybe(records.integer(1, 10**9)),
+        "chain": records.list_of(CHAIN_STEP, least=1, most=10_000),
+    },
 )
 AUGMENTATION = records.record(
     {
@@ -43,7 +53,10 @@ AUGMENTATION = records.record(
         "scale": records.list_of(records.number(most=1e3, above=0), least=2, most=2),
         "horizontal_flip": records.number(0, 1),
     },
-    dict.fromkeys(("brightness", "contrast", "saturation"), records.number(0, 1)),
+    {
+        **dict.fromkeys(("brightness", "contrast", "saturation"), records.number(0, 1)),
+        "outside": records.choice(*OUTSIDE),
+    },
 )
 METHOD = records.record(
     {
@@ -108,6 +121,25 @@ class LearningRates:
 
 
 @dataclass(frozen=True)
+class ChainStep:
+    """How long one step of a chain is trained; one of epochs and iterations is set.
+
+    Attributes:
+        batch_size: Images per iteration over all processes.
+        epochs: Passes over the step's images.
+        iterations: Iterations of the step.
+    """
+
+    batch_size: int
+    epochs: float | None = None
+    iterations: int | None = None
+
+    def to_dict(self) -> dict[str, float]:
+        """The values that are set, as in settings.json."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Optimisation:
     """The optimisation of a step; see docs/configuration.md.
 
@@ -123,6 +155,8 @@ class Optimisation:
         precision: "auto": bfloat16 on a GPU that supports it, else float16 with loss
             scaling; float32 on the CPU. Or one of "float32", "bfloat16", "float16".
         iterations: Iterations of the step, in place of `epochs`; None: by epochs.
+        chain: The steps 0..T of a chain. The training has as many iterations as all of
+            them together, in place of `epochs`; empty for other trainings.
     """
 
     epochs: float
@@ -136,12 +170,19 @@ class Optimisation:
     gradient_clip: float | None
     precision: Literal["auto", "float32", "bfloat16", "float16"]
     iterations: int | None = None
+    chain: tuple[ChainStep, ...] = ()
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Optimisation":
         """From a section of the configuration."""
         rates = LearningRates(**content["learning_rate"])
-        return cls(**{**content, "learning_rate": rates})
+        chain = tuple(ChainStep(**step) for step in content.get("chain", ()))
+        return cls(**{**content, "learning_rate": rates, "chain": chain})
+
+    @property
+    def by_epochs(self) -> bool:
+        """Whether `epochs` decides on the length of the training."""
+        return self.iterations is None and not self.chain
 
 
 @dataclass(frozen=True)
@@ -231,14 +272,22 @@ class StepSettings:
             del content["extensions"]
         if self.replay is None:
             del content["replay"]
-        if self.optimisation.iterations is None:  # as settings.json has it
+        # As settings.json has it.
+        if self.optimisation.iterations is None:
             del content["optimisation"]["iterations"]
+        chain = [step.to_dict() for step in self.optimisation.chain]
+        content["optimisation"] |= {"chain": chain}
+        if not chain:
+            del content["optimisation"]["chain"]
         return content
 
     @property
     def step(self) -> int:
-        """T."""
-        return self.run.step
+        """T, the number of steps before this one.
+
+        It is 0 for a training of all classes at once, whatever the step in its path is.
+        """
+        return len(self.groups) - 1
 
     @property
     def label_map(self) -> LabelMap:

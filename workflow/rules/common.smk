@@ -310,6 +310,10 @@ def shown_names(wildcards):
     return plan.datasets.names(wildcards.dataset, groups)
 
 
+def trained_names(wildcards):
+    return plan.trained_names(parse_run(wildcards), int(wildcards.step))
+
+
 def test_inputs(wildcards):
     return plan.test_inputs(parse_run(wildcards), int(wildcards.step))
 

@@ -62,7 +62,7 @@ rule train_step:
     resources:
         **training_resources,
         folders=as_json(image_folders),
-        names=as_json(shown_names),
+        names=as_json(trained_names),
         own_weights=own_weights,
     message:
         "Training step {wildcards.step} of {wildcards.dataset} {wildcards.task} "
@@ -72,7 +72,7 @@ rule train_step:
         " --nodes {resources.nodes} --compute {resources.compute:q}"
         " kproba.jobs.train {input.settings:q} --folders {resources.folders:q}"
         " --names {resources.names:q}"
-        " --split {input.split:q}"
+        " --split {input.split:q} --chain {input.chain:q}"
         " --previous {input.previous:q} --pseudo-labels {input.pseudo_labels:q}"
         " --bank {input.bank:q} --feature-network {input.feature_network:q}"
         " --statistics {input.statistics:q}"

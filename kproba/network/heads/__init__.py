@@ -39,6 +39,7 @@ class HeadEntry:
             neither a teacher nor masks, which step 0 does not have.
         step_0_options: Numbers that the terms of step 0 read, by name
             (`kproba.methods.method.Method.options`).
+        step_0_options_of: By kind of dataset, such numbers in place of these.
     """
 
     name: str
@@ -49,6 +50,7 @@ class HeadEntry:
     implementation: Reference
     step_0_terms: Mapping[str, float] = field(default_factory=dict)
     step_0_options: Mapping[str, float] = field(default_factory=dict)
+    step_0_options_of: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 _HEADS = "kproba.network.heads"
@@ -78,6 +80,7 @@ HEADS: dict[str, HeadEntry] = {
             base="base_sigmoid",
             step_0_loss="new_bce",
             step_0_options={"positive_weight": 4.0},
+            step_0_options_of={"ade20k": {"positive_weight": 30.0}},
             provides=frozenset({"sigmoid"}),
             implementation=f"{_HEADS}.sigmoid:SigmoidHead",
         ),
@@ -89,6 +92,7 @@ HEADS: dict[str, HeadEntry] = {
             step_0_loss="new_bce",
             step_0_terms={"auxiliary": 1.0},
             step_0_options={"positive_weight": 2.0},
+            step_0_options_of={"ade20k": {"positive_weight": 35.0}},
             provides=frozenset({"sigmoid", "auxiliary"}),
             implementation=f"{_HEADS}.sigmoid:AuxiliaryHead",
         ),
