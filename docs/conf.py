@@ -77,7 +77,8 @@ NAVIGATION: dict[str, dict[str, list[str]]] = {
     },
     "methods/index": {
         "": [
-            *("kproba", "barm", "ssul", "plop", "mib", "lwf", "finetune", "joint"),
+            *("kproba", "barm", "star", "dkd", "ssul", "plop", "mib", "lwf"),
+            *("finetune", "joint", "choices"),
             *("losses", "pseudo_labels", "bank"),
         ]
     },
