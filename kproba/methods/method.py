@@ -44,7 +44,7 @@ class Method:
             `FIRST_CORRECTED_STEP` on network and bank together, "fused", where the
             label is background (`kproba.bank.teacher`).
         trains: "all"; "heads": everything but the backbone; or "newest": the newest
-            branch alone.
+            branch alone, or what the head names instead (`Head.newest`).
         prediction: How classes are predicted: "network": by the network alone; "lda",
             "klda" or "kappa": by network and bank with this evidence; "fused": with the
             evidence of the pseudo-label rule, or "lda" if that rule uses no bank. It
