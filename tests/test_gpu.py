@@ -264,7 +264,10 @@ def test_a_step_of_other_kernels_learns_the_same(
     assert len(losses(one)) >= 3
     if option == "cuda_graphs":
         log = (two / "train.log").read_text()
-        assert f"recorded {1 if name == 'ssul_light' else 2} backbones as CUDA graphs" in log
+        assert (
+            f"recorded {1 if name == 'ssul_light' else 2} backbones as CUDA graphs"
+            in log
+        )
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])

@@ -290,7 +290,9 @@ def test_ssul_light_teaches_background_and_new_classes_alone():
     targets, logits = uneven_targets(), branch_logits(100)
     masks, counts = masks_and_counts(targets)
     ours, plain = leaves(logits), leaves(logits, torch.float64)
-    losses = losses_of(METHODS["ssul_light"], outputs_of([], ours), targets, counts, masks)
+    losses = losses_of(
+        METHODS["ssul_light"], outputs_of([], ours), targets, counts, masks
+    )
     assert list(losses) == ["bce"]
     per_channel = plain_bce_per_channel(plain_protected_logits(plain), targets)
     expected = per_channel[list(LEARNING)].sum()

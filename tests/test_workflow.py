@@ -160,7 +160,16 @@ def test_prototypes_of_the_network_before_training(run: Path) -> None:
 
 
 def test_other_methods_have_their_own_step_0_and_the_same_rules(run: Path) -> None:
-    methods = ["kproba", "barm", "ssul_light", "plop", "mib", "lwf", "finetune", "joint"]
+    methods = [
+        "kproba",
+        "barm",
+        "ssul_light",
+        "plop",
+        "mib",
+        "lwf",
+        "finetune",
+        "joint",
+    ]
     experiment = {"dataset": "tiny", "task": "6-2", "methods": methods}
     write_config(run, {"experiments": [experiment]})
     planned = jobs(run)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from kproba.bank.fusion import LEAST_SHARE, Combination
 from kproba.bank.views import View
-from kproba.network.layers import upsample
 from kproba.network.heads import Head
+from kproba.network.layers import upsample
 from kproba.network.network import SegmentationNetwork
 
 LEAST = 1e-37  # of a sum of scores or probabilities

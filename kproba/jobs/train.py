@@ -31,13 +31,14 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("settings", type=Path, help="settings.json of the step")
     add_files(parser, "split", *OUTPUTS, optional=OPTIONAL)
-    parser.add_argument(
-        "--validation",
-        type=Path,
-        nargs="*",
-        default=[],
-        help="one or more index.csv, or no value",
-    )
+    for name, table in (("validation", "index.csv"), ("saliency", "saliency.csv")):
+        parser.add_argument(
+            f"--{name}",
+            type=Path,
+            nargs="*",
+            default=[],
+            help=f"one or more {table}, or no value",
+        )
     add_folders(parser)
     add_names(parser)
     return parser.parse_args(argv)
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = Files(
         **paths,
         validation=tuple(options.validation),
+        saliency=tuple(options.saliency),
         folders=options.folders,
         names=tuple(options.names),
     )

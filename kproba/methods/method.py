@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kproba.methods.terms import (
+    SALIENCY,
     TEACHER,
     TEACHER_LOGITS,
     TERMS,
@@ -93,6 +94,13 @@ class Method:
     def distils(self) -> bool:
         """Whether an increment runs the previous network."""
         return TEACHER in self.needs
+
+    @property
+    def reads_saliency(self) -> bool:
+        """Whether step 0 or an increment reads saliency maps."""
+        head = HEADS[self.head]
+        base = collect_needs([head.step_0_loss, *head.step_0_terms])
+        return SALIENCY in self.needs | base
 
     @property
     def bank_teaches(self) -> bool:

@@ -22,6 +22,8 @@ class Files:
         weights: Weights of the backbone at step 0, if they come from a file.
         bank: Bank of step t-1, if it corrects the teacher.
         feature_network: Model whose features the bank uses, if not `previous`.
+        saliency: saliency.csv of the dataset and of its additions, if the method reads
+            saliency maps; else empty.
         validation: Indices of the dataset and of its additions, for validation checks
             during the training; empty for no checks.
         folders: Folders of the pictures, by dataset or addition.
@@ -38,6 +40,7 @@ class Files:
     weights: Path | None = None
     bank: Path | None = None
     feature_network: Path | None = None
+    saliency: tuple[Path, ...] = ()
     validation: tuple[Path, ...] = ()
     folders: Mapping[str, Folders] = field(default_factory=dict)
     names: tuple[str, ...] = ()
@@ -52,7 +55,8 @@ class Files:
         others = (*OUTPUTS, "validation", "folders", "names")
         names = [field.name for field in fields(self) if field.name not in others]
         files: list[Path] = []
-        for path in (getattr(self, name) for name in names):
-            if path is not None:
-                files += sorted(path.glob("*.png")) if path.is_dir() else [path]
+        for value in (getattr(self, name) for name in names):
+            for path in value if isinstance(value, tuple) else (value,):
+                if path is not None:
+                    files += sorted(path.glob("*.png")) if path.is_dir() else [path]
         return files
