@@ -71,7 +71,8 @@ def list_saliency(
         index: index.csv of the dataset or addition.
         table: Output CSV, saliency.csv.
         files: Output JSON with the `state`, and size, time and digest of every map.
-        dataset: Its name in the configuration.
+        dataset: Its name in the configuration; "": the index has absolute paths, and
+            so has the table.
         folder: Folder of the dataset.
         folders: Folders of the maps.
         state: Digest of the maps, for `files`.
@@ -95,11 +96,13 @@ def list_saliency(
     problems += [result for result in results if isinstance(result, Problem)]
     if problems:
         raise ValueError(_describe(dataset, sorted(problems)))
+    root = Path(folder)
+    names = [relative_name(path, root) if dataset else str(path) for path in maps]
     written = pd.DataFrame(
         {
             "id": rows["id"].tolist(),
             "dataset": dataset,
-            "saliency": [relative_name(path, Path(folder)) for path in maps],
+            "saliency": names,
             "saliency_sha256": [record.sha256[:DIGITS] for record in results],
             "saliency_turned": [record.turned for record in results],
         },
