@@ -17,7 +17,7 @@ def unknown_bce(
     targets: torch.Tensor,
     count: float,
 ) -> torch.Tensor:
-    """BCE over the background, the classes and unknown objects (SSUL, equation 4).
+    """BCE over the background, the classes and unknown objects (SSUL).
 
     Σ_c BCE(z_c, [c = ŷ]) over all channels, mean over pixels that are not 255. Every
     pixel has one positive channel: unknown objects where ŷ is `UNKNOWN`.

@@ -131,7 +131,7 @@ class UnknownHead(Head):
         seed: int,
         start_from_background: bool,
     ) -> None:
-        """Every new class is a copy of the unknown class (SSUL, section 3.3).
+        """Every new class is a copy of the unknown class (SSUL).
 
         The block is copied with its running statistics. Neither `seed` nor
         `start_from_background` has an effect.
