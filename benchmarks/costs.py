@@ -26,7 +26,7 @@ SECONDS = {  # per iteration of an increment of ADE20K 100-5
     "lwf": 0.109,
     "mib": 0.115,
     "plop": 0.107,
-    "ssul": 0.017,
+    "ssul_light": 0.017,
     "barm": 0.051,
     "kproba": 0.061,  # from step 2 on, where the bank is a teacher
 }
@@ -54,7 +54,7 @@ TASKS = {
 }
 NAMES = {"voc": "VOC", "ade20k": "ADE20K"}
 EVALUATED = {"voc": 1449, "ade20k": 2000}
-ORDER = ("kproba", "barm", "ssul", "plop", "mib", "lwf", "finetune")
+ORDER = ("kproba", "barm", "ssul_light", "plop", "mib", "lwf", "finetune")
 
 
 @dataclass(frozen=True)

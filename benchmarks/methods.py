@@ -42,7 +42,7 @@ from kproba.training.networks import build_first_network
 from kproba.training.settings import StepSettings
 
 ROOT = Path(__file__).parents[1]
-METHODS = ("finetune", "lwf", "mib", "plop", "ssul", "barm", "kproba")
+METHODS = ("finetune", "lwf", "mib", "plop", "ssul_light", "barm", "kproba")
 ROUNDS = 5
 ITERATIONS = 12
 SCENES, TESTED = 60, 20

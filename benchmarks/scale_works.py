@@ -15,7 +15,7 @@ from benchmarks import scale_inputs as inputs
 
 Work = Callable[[], object]
 FEW = ("kproba", "finetune")
-MANY = ("kproba", "ssul", "plop", "mib", "lwf", "finetune")
+MANY = ("kproba", "ssul_light", "plop", "mib", "lwf", "finetune")
 VOC = [list(range(1, 16)), *([label] for label in range(16, 21))]  # task 15-1
 ADE = [list(range(1, 101)), *(list(range(n, n + 5)) for n in range(101, 151, 5))]
 

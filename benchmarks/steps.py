@@ -39,7 +39,7 @@ from kproba.training.settings import StepSettings
 from kproba.training.targets import global_counts, prepare
 
 OLD, NEW = 100, 5
-METHODS = ("finetune", "lwf", "mib", "plop", "ssul", "barm", "kproba")
+METHODS = ("finetune", "lwf", "mib", "plop", "ssul_light", "barm", "kproba")
 PARTS = ("backbone", "aspp", "branch", "old_branches")
 
 

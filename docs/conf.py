@@ -77,8 +77,8 @@ NAVIGATION: dict[str, dict[str, list[str]]] = {
     },
     "methods/index": {
         "": [
-            *("kproba", "barm", "star", "dkd", "ssul", "plop", "mib", "lwf"),
-            *("finetune", "joint", "choices"),
+            *("kproba", "barm", "star", "dkd", "ridge", "ssul", "ssul_light"),
+            *("plop", "mib", "lwf", "finetune", "joint", "memory", "choices"),
             *("losses", "pseudo_labels", "bank"),
         ]
     },

@@ -17,6 +17,8 @@ INDEX = f"{DATA}/index.csv"
 INTEGRITY = f"{DATA}/integrity.json"
 FILES = f"{DATA}/files.json"
 MADE_MASKS = f"{DATA}/masks"
+SALIENCY = f"{DATA}/saliency.csv"
+SALIENCY_FILES = f"{DATA}/saliency_files.json"
 WEIGHTS = f"{RESULTS}/weights/{{backbone}}.safetensors"
 
 # Files of a step that was packed elsewhere: its network, or that of step 0

@@ -28,7 +28,14 @@ from kproba.methods.rules import (
     LabelRule,
     scoring_rules,
 )
-from kproba.methods.terms import NEEDS, TERMS, Term, cross_entropies, further_terms
+from kproba.methods.terms import (
+    NEEDS,
+    SALIENCY,
+    TERMS,
+    Term,
+    cross_entropies,
+    further_terms,
+)
 from kproba.network.backbones import BACKBONES, BackboneEntry
 from kproba.network.heads import HEADS, HeadEntry
 from kproba.results.measures import MEASURES, CostMeasure, RunMeasure, StepMeasure
@@ -108,7 +115,7 @@ def add_head(head: HeadEntry) -> None:
     for term in head.step_0_terms:
         _check_choice(where, "step_0_terms", term, further_terms())
     for term in (head.step_0_loss, *head.step_0_terms):
-        lacking = TERMS[term].needs - head.provides
+        lacking = TERMS[term].needs - head.provides - {SALIENCY}
         _expect(
             not lacking,
             f"{where}: expected terms of step 0 that need only what the head provides "

@@ -12,7 +12,7 @@ from kproba.methods.labels import LabelCase, Labeller, LabelSettings, decide
 from kproba.methods.rules import RULES
 from kproba.network.heads import HEADS
 from kproba.network.logits import compose_logits
-from kproba.network.network import Outputs
+from kproba.network.network import Outputs, SegmentationNetwork
 from kproba.runtime.references import resolve
 
 OF_DECISION = {field.name for field in fields(Decision)}
@@ -81,11 +81,14 @@ FEATURES = torch.tensor([[0.0, 10.0], [4.0, 6.0]])
 class Teacher:
     """A network with given outputs."""
 
+    compose = SegmentationNetwork.compose
+    pixel_logits = SegmentationNetwork.pixel_logits
+
     def __init__(self, outputs_of, *, head="branches", channels=3):
         self.outputs_of, self.channels = outputs_of, channels
-        implementation = resolve(HEADS[head].implementation)()
-        self.log_probabilities = implementation.log_probabilities
-        self.probabilities = implementation.probabilities
+        self.head = resolve(HEADS[head].implementation)()
+        self.log_probabilities = self.head.log_probabilities
+        self.probabilities = self.head.probabilities
 
     def __call__(self, images):
         """Outputs that answer to images, whatever they are."""

@@ -54,7 +54,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-METHODS = ["kproba", "ssul", "plop", "mib", "lwf", "finetune"]
+METHODS = ["kproba", "ssul_light", "plop", "mib", "lwf", "finetune"]
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ def test_step_0_trains_with_batch_norm(data: Path, tmp_path: Path) -> None:
         ("compile", "kproba"),
         # All stages for a term, a bank that teaches, a backbone that does not train.
         *(("cuda_graphs", name) for name in ("kproba", "kproba and bank")),
-        *(("cuda_graphs", name) for name in ("plop", "lwf", "ssul")),
+        *(("cuda_graphs", name) for name in ("plop", "lwf", "ssul_light")),
     ],
 )
 def test_a_step_of_other_kernels_learns_the_same(
@@ -264,7 +264,10 @@ def test_a_step_of_other_kernels_learns_the_same(
     assert len(losses(one)) >= 3
     if option == "cuda_graphs":
         log = (two / "train.log").read_text()
-        assert f"recorded {1 if name == 'ssul' else 2} backbones as CUDA graphs" in log
+        assert (
+            f"recorded {1 if name == 'ssul_light' else 2} backbones as CUDA graphs"
+            in log
+        )
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])

@@ -92,13 +92,13 @@ def test_what_several_methods_would_make_alike_is_made_once():
         assert owner("labels", "klda_alone", step + 1) == "klda"
         assert owner("bank", "klda_alone", step) == "klda"
     assert owner("test", "klda_alone", 1) == "klda_alone"
-    # barm is trained as kproba in step 1, and ssul learns from the same labels then.
+    # barm is trained as kproba in step 1; ssul_light learns from the same labels then.
     assert owner("training", "barm", 1) == owner("labels", "barm", 2) == "kproba"
     assert owner("training", "barm", 2) == owner("labels", "barm", 3) == "barm"
-    assert owner("training", "ssul", 1) == "ssul"
-    assert owner("labels", "ssul", 1) == "kproba"
+    assert owner("training", "ssul_light", 1) == "ssul_light"
+    assert owner("labels", "ssul_light", 1) == "kproba"
     plan = make_plan(pseudo_labels={"rule": "lda"}, experiments=[task])
-    assert owner("training", "barm", 1) == owner("labels", "ssul", 1) == "barm"
+    assert owner("training", "barm", 1) == owner("labels", "ssul_light", 1) == "barm"
 
 
 def test_owners_do_not_depend_on_which_methods_an_experiment_names():

@@ -296,11 +296,13 @@ def test_logits_for_pod_have_the_channels_of_the_teacher():
     assert logits_for_pod(z, 4).flatten().tolist() == [0 + 4 + 5, 1, 2, 3]
 
 
-def test_ssul_teaches_background_and_new_classes_alone():
+def test_ssul_light_teaches_background_and_new_classes_alone():
     targets, logits = uneven_targets(), branch_logits(100)
     masks, counts = masks_and_counts(targets)
     ours, plain = leaves(logits), leaves(logits, torch.float64)
-    losses = losses_of(METHODS["ssul"], outputs_of([], ours), targets, counts, masks)
+    losses = losses_of(
+        METHODS["ssul_light"], outputs_of([], ours), targets, counts, masks
+    )
     assert list(losses) == ["bce"]
     per_channel = plain_bce_per_channel(plain_protected_logits(plain), targets)
     expected = per_channel[list(LEARNING)].sum()

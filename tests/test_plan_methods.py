@@ -220,7 +220,7 @@ def test_numbers_that_a_rule_does_not_read_change_nothing():
             pseudo_labels=lda | (section if key in labels else {}),
             decision={} if key in labels else section,
         )
-        for name in ("kproba", "barm", "ssul", "plop"):
+        for name in ("kproba", "barm", "ssul_light", "plop"):
             rule = RULES["lda"]
             read = {*rule.reads, *rule.decision} - {"foreground_bias"}
             read = read if name == "kproba" else set()

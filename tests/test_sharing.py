@@ -261,7 +261,7 @@ def random_config(seed: int) -> dict[str, Any] | None:
         "turned": [[6, 5, 4, 3, 2, 1]],
     }
     names = ["6-2", "grow", "same", "5-5", "offline", "6-2_r1", "turned"]
-    builtin = ["kproba", "barm", "mib", "joint", "ssul", "finetune"]
+    builtin = ["kproba", "barm", "mib", "joint", "ssul_light", "finetune"]
     config = {
         "datasets": {"tiny": {"kind": "digits"}},
         "tasks": tasks,

@@ -22,6 +22,7 @@ from kproba.methods.method import Method
 from kproba.methods.rules import DEFAULT_COMBINATION, RULES, scoring_rules
 from kproba.methods.terms import (
     NEEDS,
+    SALIENCY,
     TERMS,
     Term,
     collect_needs,
@@ -81,8 +82,9 @@ def test_heads_name_terms_and_methods_that_exist():
     for head in HEADS.values():
         assert head.step_0_loss in cross_entropies()
         assert set(head.step_0_terms) <= set(further_terms())
-        # At step 0 there are neither masks nor a teacher.
-        assert collect_needs([head.step_0_loss, *head.step_0_terms]) <= head.provides
+        # At step 0 there are neither masks nor a teacher, but saliency maps.
+        needs = collect_needs([head.step_0_loss, *head.step_0_terms])
+        assert needs <= head.provides | {SALIENCY}
     assert RULES[DEFAULT_COMBINATION].scores
     assert set(SWITCHES) <= set(Method.__dataclass_fields__)
 
@@ -97,7 +99,7 @@ def test_a_method_that_is_written_for_a_training_is_read_again():
 def increment(head):
     """The parts of a case of the third step of three, with leaves in the student."""
     logits, blocks = branch_logits(10), 3
-    if head == "softmax":
+    if head != "branches":
         blocks = 1
         for z in logits[1:]:
             z[:, 0] = 0  # nothing adapts the background
@@ -107,6 +109,9 @@ def increment(head):
     features = [random(BATCH, 5, *CELLS, seed=20 + k) for k in range(blocks)]
     stages = [random(BATCH, 3, *CELLS, seed=30)]
     outputs = outputs_of(leaves(features), student)._replace(stages=leaves(stages))
+    if head == "unknown":
+        extras = {"unknown": random(BATCH, 1, *CELLS, seed=60)}
+        outputs = outputs._replace(extras=extras)
     teacher = outputs_of(features[:-1] or features, branch_logits(40)[:-1])
     teacher = teacher._replace(stages=[random(BATCH, 3, *CELLS, seed=50)])
     return student, Case(outputs, targets, counts, masks, teacher, torch.ones(BATCH))
@@ -115,7 +120,8 @@ def increment(head):
 @pytest.mark.parametrize("name", [name for name in TERMS if TERMS[name].reaches_old])
 def test_what_reaches_old_classes_gives_all_their_logits_a_gradient(name):
     """Several processes rely on it: they wait for the gradient of every parameter."""
-    head = "softmax" if "softmax" in TERMS[name].needs else "branches"
+    needs = TERMS[name].needs
+    head = next((head for head in HEADS if head in needs), "branches")
     student, case = increment(head)
     [value] = step_losses(case, {name: 1.0}).values()
     gradients = torch.autograd.grad(value, student, allow_unused=True)

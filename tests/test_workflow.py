@@ -160,13 +160,22 @@ def test_prototypes_of_the_network_before_training(run: Path) -> None:
 
 
 def test_other_methods_have_their_own_step_0_and_the_same_rules(run: Path) -> None:
-    methods = ["kproba", "barm", "ssul", "plop", "mib", "lwf", "finetune", "joint"]
+    methods = [
+        "kproba",
+        "barm",
+        "ssul_light",
+        "plop",
+        "mib",
+        "lwf",
+        "finetune",
+        "joint",
+    ]
     experiment = {"dataset": "tiny", "task": "6-2", "methods": methods}
     write_config(run, {"experiments": [experiment]})
     planned = jobs(run)
     assert planned["train_base"] == 1  # with a softmax, for plop, mib and lwf
     assert planned["train_step"] == 2 * 5
-    # Those of step 1 follow from step 0: barm's serve ssul too.
+    # Those of step 1 follow from step 0: barm's serve ssul_light too.
     assert planned["export_pseudo_labels"] == 2 * 3 - 1
     assert "build_prototypes" not in planned
     chain = f"{CHAIN}/plop/seed0"

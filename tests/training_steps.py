@@ -11,7 +11,10 @@ from typing import Any
 from safetensors.torch import load_file
 
 from kproba.data.index import index_dataset
+from kproba.data.kinds import KINDS
 from kproba.data.kinds.digits import DigitScenes, write_digits
+from kproba.data.saliency import SaliencyFolders
+from kproba.data.saliency_table import list_saliency
 from kproba.data.splits import read_index, select_images
 from kproba.data.tasks import parse_task
 from kproba.plan.chain import Run
@@ -56,8 +59,11 @@ def step_settings(
     return plan.settings(Run("tiny", "6-2", "overlap", method, 0), step)
 
 
-def write_data(folder: Path) -> Path:
-    """Scenes of 48 pixels, their index, and the splits of steps 0 and 1 of 6-2."""
+def write_data(folder: Path, *, saliency: bool = False) -> Path:
+    """Scenes of 48 pixels, their index, and the splits of steps 0 and 1 of 6-2.
+
+    With `saliency`, also saliency maps and saliency.csv.
+    """
     scenes = DigitScenes(
         train=20,
         val=10,
@@ -66,6 +72,7 @@ def write_data(folder: Path) -> Path:
         height=(0.4, 0.6),
         rotation=10,
         seed=0,
+        saliency=saliency,
     )
     write_digits(folder / "scenes", scenes)
     index_dataset(
@@ -79,6 +86,18 @@ def write_data(folder: Path) -> Path:
         groups = parse_task("6-2", 10)[: step + 1]
         chosen = select_images(read_index(folder / "index.csv"), groups, "overlap")
         chosen.to_csv(folder / f"step{step}.csv", index=False)
+    if saliency:
+        scenes_folder = folder / "scenes"
+        list_saliency(
+            folder / "index.csv",
+            folder / "saliency.csv",
+            folder / "saliency_files.json",
+            dataset="",
+            folder=scenes_folder,
+            folders=SaliencyFolders(
+                tuple(KINDS["digits"].find_saliency(scenes_folder))
+            ),
+        )
     return folder
 
 

@@ -18,7 +18,6 @@ from kproba.network.backbones import backbone_entry
 from kproba.network.files import load_model
 from kproba.network.folding import load_folded
 from kproba.network.layers import upsample
-from kproba.network.logits import compose_logits
 from kproba.network.network import Outputs, SegmentationNetwork
 from kproba.network.record import read_model_record
 from kproba.network.sharing import equal_stages, forward_beside
@@ -179,8 +178,7 @@ def pixel_log_probabilities(
         outputs: Outputs of the network for images (B, 3, H, W).
         size: (H, W).
     """
-    logits = compose_logits(outputs.logits).float()
-    return network.log_probabilities(upsample(logits, size))
+    return network.log_probabilities(network.pixel_logits(outputs, size))
 
 
 def fuse(

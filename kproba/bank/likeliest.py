@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from kproba.bank.fusion import LEAST_SHARE, Combination
 from kproba.bank.views import View
+from kproba.network.heads import Head
 from kproba.network.layers import upsample
-from kproba.network.logits import compose_logits
 from kproba.network.network import SegmentationNetwork
 
 LEAST = 1e-37  # of a sum of scores or probabilities
@@ -74,7 +74,9 @@ class Rows:
             top += count
 
 
-def largest_logits(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+def largest_logits(
+    logits: torch.Tensor, size: Sequence[int], head: Head | None = None
+) -> torch.Tensor:
     """The channel with the largest logit of every pixel, (B, H, W) int64.
 
     A pixel is a mean of the four cells around it. So a class wins nowhere between four
@@ -83,8 +85,9 @@ def largest_logits(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     classes, an image shows few.
 
     Args:
-        logits: (B, C, h, w) float32.
+        logits: (B, C, h, w) float32, as `SegmentationNetwork.compose` gives them.
         size: (H, W).
+        head: The head of the network; only one with hidden channels is needed.
     """
     cells = F.pad(logits, (0, 1, 0, 1), mode="replicate")
     largest = F.max_pool2d(cells, 2, stride=1)
@@ -92,11 +95,18 @@ def largest_logits(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     bound = smallest.amax(dim=1, keepdim=True)
     bound -= ROUNDING * bound.abs().clamp(min=1)
     wins = (largest < bound).logical_not()  # keeps NaN, so a class wins
-    possible = wins.any(dim=3).any(dim=2).any(dim=0).nonzero()[:, 0]
+    wins = wins.any(dim=3).any(dim=2).any(dim=0)
+    hidden = 0 if head is None else head.hidden
+    if hidden:  # they can only raise the background
+        wins[0] = wins[-hidden:] = True
+    possible = wins.nonzero()[:, 0]
     rows_of = Rows(logits[:, possible], size)
     labels = logits.new_empty(len(logits), *size, dtype=torch.int64)
     for rows in rows_of.strips():
-        labels[:, rows] = possible[rows_of[rows].argmax(dim=3)]
+        values = rows_of[rows]
+        if head is not None and hidden:
+            values = head.merge(values.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        labels[:, rows] = possible[values.argmax(dim=3)]
     return labels
 
 
@@ -162,10 +172,11 @@ def _parts(
     # A common factor of all classes changes nothing. Without it, all scores could be 0
     # in float32 for pixels that the bank considers background.
     evidence -= evidence.amax(dim=1, keepdim=True)
-    logits = Rows(compose_logits(view.outputs.logits).float(), view.size)
+    logits = Rows(network.compose(view.outputs), view.size)
     log_q = Rows(evidence, view.size)
     for rows in logits.strips():
-        p = network.probabilities(logits[rows].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        z = network.head.merge(logits[rows].permute(0, 3, 1, 2))
+        p = network.probabilities(z).permute(0, 2, 3, 1)
         foreground = p[..., 1:].sum(dim=3)
         share = foreground / (foreground + p[..., 0]).clamp(min=LEAST)
         classes = p[..., 1:] if weight == 1 else p[..., 1:].pow(weight)

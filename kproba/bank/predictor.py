@@ -19,7 +19,6 @@ from kproba.bank.fusion import Combination, pixel_log_probabilities
 from kproba.bank.likeliest import largest_logits, likeliest_classes
 from kproba.bank.views import Place, View, views
 from kproba.network.folding import load_folded
-from kproba.network.logits import compose_logits
 from kproba.network.network import SegmentationNetwork
 
 
@@ -39,8 +38,9 @@ class NetworkPredictor:
     ) -> Iterator[tuple[Place, torch.Tensor]]:
         """The likeliest channel of every pixel; see `FusedPredictor.predict_labels`."""
         for view in views(self.network, images, sizes):
-            logits = compose_logits(view.outputs.logits).float()
-            yield view.place, largest_logits(logits, view.size)
+            logits = self.network.compose(view.outputs)
+            labels = largest_logits(logits, view.size, self.network.head)
+            yield view.place, labels
 
     def predict_scores(
         self, images: torch.Tensor, sizes: Sequence[tuple[int, int]] | None = None

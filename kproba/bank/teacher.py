@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 
 from kproba.bank.fusion import Combination
-from kproba.network.logits import compose_logits
 from kproba.network.network import Outputs, SegmentationNetwork
 
 LEAST = 1e-5  # smallest p and 1 - p
@@ -57,7 +56,8 @@ class BankTeacher:
             `outputs` with corrected logits in float32.
         """
         logits = [z.float() for z in outputs.logits]
-        composed = compose_logits(logits)
+        composed = self.network.compose(outputs._replace(logits=logits))
+        composed = self.network.head.merge(composed)
         log_p = self.network.log_probabilities(composed)
         log_s = self.combination.log_scores(
             log_p, self.combination.log_evidence(features)

@@ -7,9 +7,25 @@ import numpy as np
 from kproba.data.tasks import Groups
 
 IGNORE = 255  # in masks and targets: ignored in training and evaluation
-
-
 UNSURE = 254  # in targets: background or an old class; the pseudo labels are unsure
+UNKNOWN = 253  # in targets of methods that read saliency maps: salient background
+
+
+def check_room_for_unknown(channels: int) -> None:
+    """Refuse so many classes that one of them has the label `UNKNOWN`.
+
+    Args:
+        channels: |S_t|, background included.
+
+    Raises:
+        ValueError: There are more than 253.
+    """
+    if channels > UNKNOWN:
+        raise ValueError(
+            f"Expected at most {UNKNOWN - 1} classes for a method with a class for "
+            f"unknown objects, which is {UNKNOWN} in the targets, but got "
+            f"{channels - 1}. Choose another method, such as ssul_light."
+        )
 
 
 @dataclass(frozen=True)

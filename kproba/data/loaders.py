@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kproba.data.augmentation import Augmentation, augment, keyed_generator
 from kproba.data.canvases import Anchor, Size, places
+from kproba.data.labels import UNKNOWN
 from kproba.data.sources import list_sources, replace_mask
 
 log = logging.getLogger("kproba")
@@ -167,6 +168,9 @@ class TrainingStream(Sampler[list[Item]]):
 class TrainingImages(Dataset[Sample]):
     """Augmented images and targets of a split.
 
+    If the split names saliency maps (`kproba.data.saliency_table.with_saliency`), the
+    salient pixels with the target 0 get the target `UNKNOWN`.
+
     Args:
         split: Table that `kproba.data.splits.read_index` returned.
         augmentation: Settings of the augmentation.
@@ -218,7 +222,10 @@ class TrainingImages(Dataset[Sample]):
     def decode(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Image (3, H, W) and target (H, W), uint8, of a row of the split."""
         source = self.sources[number]
-        target = torch.from_numpy(self.label_table[source.read_labels()])
+        labels = self.label_table[source.read_labels()]
+        if source.saliency:
+            labels[(labels == 0) & source.read_saliency()] = UNKNOWN
+        target = torch.from_numpy(labels)
         return source.read_image(), target
 
     def keep_decoded(self, budget: float, *, threads: int) -> None:

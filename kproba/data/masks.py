@@ -110,6 +110,22 @@ def read_mask(content: bytes, form: MaskForm) -> Mask:
     raise WrongModeError(f"has mode {image.mode}; save class numbers, not colours")
 
 
+def decode_map(content: bytes) -> np.ndarray:
+    """The salient pixels, (H, W) bool, of the content of a saliency map.
+
+    Raises:
+        UnreadableError: It is not an image, or damaged.
+        WrongModeError: It has colours, more than 8 bits, or a format with loss.
+    """
+    try:
+        return read_mask(content, MaskForm()).values > 0
+    except WrongModeError as error:
+        raise WrongModeError(
+            "is no grey picture of at most 8 bits in a format without loss; save it as "
+            "a grey PNG with 0 where no object is"
+        ) from error
+
+
 def turn_labels(values: np.ndarray, how: int) -> np.ndarray:
     """Turn an array (H, W) uint8 by an EXIF orientation, 1 to 8."""
     return np.array(turn(Image.fromarray(values), how))

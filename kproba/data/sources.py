@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from kproba.data.images import decode_image
 from kproba.data.label_images import decode_label_image
+from kproba.data.masks import decode_map, turn_labels
 from kproba.data.pictures import UnreadableError, read_file
 
 DIGITS = 16  # of a SHA-256 in hexadecimal
@@ -38,6 +39,9 @@ class Source(NamedTuple):
         image_sha256, mask_sha256: First digits of the SHA-256 of the files; "": no
             comparison.
         label_offset: Added to the values of the mask.
+        saliency: File of the saliency map; "": none is used.
+        saliency_sha256: First digits of the SHA-256 of that file.
+        saliency_turned: EXIF orientation by which the map is turned; 1 for none.
     """
 
     id: str
@@ -48,6 +52,9 @@ class Source(NamedTuple):
     image_sha256: str = ""
     mask_sha256: str = ""
     label_offset: int = 0
+    saliency: str = ""
+    saliency_sha256: str = ""
+    saliency_turned: int = 1
 
     @classmethod
     def from_row(cls, row: Mapping[Any, Any]) -> "Source":
@@ -55,6 +62,7 @@ class Source(NamedTuple):
         values = {name: row[name] for name in cls._fields if name in row}
         for name in ("width", "height", "label_offset"):
             values[name] = int(values.get(name, 0))
+        values["saliency_turned"] = int(values.get("saliency_turned", 1))
         return cls(**values)
 
     def read_image(self) -> torch.Tensor:
@@ -84,14 +92,35 @@ class Source(NamedTuple):
             labels = decode_label_image(content, self.mask, self.label_offset)
         except (UnreadableError, ValueError) as error:
             raise _changed("mask", self.mask, f"it cannot be read: {error}") from error
-        if self.width and labels.shape != (self.height, self.width):
-            resized = F.resize(
-                torch.from_numpy(labels)[None],
-                [self.height, self.width],
-                interpolation=InterpolationMode.NEAREST_EXACT,
-            )
-            return resized[0].numpy()
-        return labels
+        return self._scaled(labels)
+
+    def read_saliency(self) -> np.ndarray:
+        """The salient pixels, (H, W) bool, of the picture's saliency map.
+
+        Raises:
+            ChangedPictureError: The map is missing, or not the one that was listed.
+        """
+        what = "saliency map"
+        content = _read(self.saliency, self.saliency_sha256, what)
+        try:
+            salient = decode_map(content).astype(np.uint8)
+        except (UnreadableError, ValueError) as error:
+            text = f"it cannot be read: {error}"
+            raise _changed(what, self.saliency, text) from error
+        if self.saliency_turned != 1:
+            salient = turn_labels(salient, self.saliency_turned)
+        return self._scaled(salient) > 0
+
+    def _scaled(self, values: np.ndarray) -> np.ndarray:
+        """An array (H, W) uint8 at the size of the picture: the nearest values."""
+        if not self.width or values.shape == (self.height, self.width):
+            return values
+        resized = F.resize(
+            torch.from_numpy(values)[None],
+            [self.height, self.width],
+            interpolation=InterpolationMode.NEAREST_EXACT,
+        )
+        return resized[0].numpy()
 
 
 def replace_mask(source: Source, folder: str | Path) -> Source:

@@ -34,20 +34,14 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("settings", type=Path, help="settings.json of the step")
     add_files(parser, "split", *OUTPUTS, optional=OPTIONAL)
-    parser.add_argument(
-        "--validation",
-        type=Path,
-        nargs="*",
-        default=[],
-        help="one or more index.csv, or no value",
-    )
-    parser.add_argument(
-        "--chain",
-        type=Path,
-        nargs="*",
-        default=[],
-        help="image lists of all steps whose iterations are added up, or no value",
-    )
+    for name, what in (
+        ("validation", "one or more index.csv"),
+        ("saliency", "one or more saliency.csv"),
+        ("chain", "image lists of all steps whose iterations are added up"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=Path, nargs="*", default=[], help=f"{what}, or no value"
+        )
     add_folders(parser)
     add_names(parser)
     return parser.parse_args(argv)
@@ -62,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         **paths,
         chain=tuple(options.chain),
         validation=tuple(options.validation),
+        saliency=tuple(options.saliency),
         folders=options.folders,
         names=tuple(options.names),
     )

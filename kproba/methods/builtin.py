@@ -12,9 +12,17 @@ METHODS: dict[str, Method] = {
     "kproba": Method(losses=BARM_LOSSES, teacher="fused", prediction="fused"),
     # Zhang & Gao, ECCV 2024.
     "barm": Method(losses=BARM_LOSSES, pseudo_labels=CONFIDENT),
-    # Cha et al., NeurIPS 2021, without memory and without saliency: all old parts are
+    # Cha et al., NeurIPS 2021. New classes start from the unknown class, whose pixels
+    # saliency maps show; backbone, ASPP and old classes are frozen.
+    "ssul": Method(
+        head="unknown",
+        cross_entropy="unknown_bce",
+        pseudo_labels=CONFIDENT,
+        trains="newest",
+    ),
+    # The same idea without saliency maps, with the network of BARM: all old parts are
     # frozen, and only the new branch is trained.
-    "ssul": Method(pseudo_labels=CONFIDENT, trains="newest"),
+    "ssul_light": Method(pseudo_labels=CONFIDENT, trains="newest"),
     # Douillard et al., CVPR 2021.
     "plop": Method(
         head="softmax",

@@ -167,12 +167,13 @@ def _teacher_parts(
     """Log p of images, whole or in parts, and the slices of each in (B, H, W)."""
     evidence = PixelEvidence(teacher)
     if not needs_tiles(images.shape):
-        for place, log_p, _ in evidence.compute(images, sizes):
-            yield log_p, place
+        for place, found in evidence.compute(images, sizes):
+            yield found.log_p, place
         return
     for number, image in enumerate(images):
-        for rows, columns, log_p in evidence.in_tiles(image).parts():
-            yield log_p[None], (slice(number, number + 1), rows, columns)
+        for rows, columns, part in evidence.in_tiles(image).parts():
+            place = (slice(number, number + 1), rows, columns)
+            yield evidence.split(part).log_p, place
 
 
 def by_entropy(case: LabelCase) -> torch.Tensor:

@@ -1,17 +1,35 @@
 """The scores that the rules of the pseudo labels use, as one predictor.
 
 `kproba.bank.large` averages scores over tiles. The rules use the scores of network and
-bank, so both are concatenated to one map with twice as many channels.
+bank, so both are concatenated to one map with twice as many channels. If the head has
+hidden channels, their scores follow.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
-from kproba.bank.fusion import Combination, pixel_log_probabilities
+from kproba.bank.fusion import Combination
 from kproba.bank.large import PartlyScored
 from kproba.bank.views import Place, View, views
+from kproba.network.layers import upsample
 from kproba.network.network import SegmentationNetwork
+
+
+class Evidence(NamedTuple):
+    """The scores of some pixels.
+
+    Attributes:
+        log_p: Log p over S_{t-1}, (b, C, h, w) float32.
+        log_evidence: The bank's log evidence, of the same shape; None without a bank.
+        log_apart: Log p of the background and of each hidden channel of the head, each
+            alone (`Head.apart`), (b, 1 + hidden, h, w); None if nothing is hidden.
+    """
+
+    log_p: torch.Tensor
+    log_evidence: torch.Tensor | None = None
+    log_apart: torch.Tensor | None = None
 
 
 class PixelEvidence:
@@ -31,31 +49,42 @@ class PixelEvidence:
 
     def compute(
         self, images: torch.Tensor, sizes: Sequence[tuple[int, int]] | None = None
-    ) -> Iterator[tuple[Place, torch.Tensor, torch.Tensor | None]]:
-        """Log p and log evidence (None without a bank), each (b, C, h, w) float32.
+    ) -> Iterator[tuple[Place, Evidence]]:
+        """The evidence for images.
 
         Args:
             images: (B, 3, H, W) uint8.
             sizes: Height and width of each image, where they are on a canvas.
 
         Yields:
-            The slices of some images in (B, H, W), and both of them.
+            The slices of some images in (B, H, W), and their evidence.
         """
         for view in views(self.network, images, sizes, self.combination):
-            yield view.place, *self.of_view(view)
+            yield view.place, self.of_view(view)
 
-    def of_view(self, view: View) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Log p and log evidence for the outputs of some images."""
-        log_p = pixel_log_probabilities(self.network, view.outputs, view.size)
-        if self.combination is None:
-            return log_p, None
-        evidence = self.combination.log_evidence_of_pixels(view.features, view.size)
-        return log_p, evidence
+    def of_view(self, view: View) -> Evidence:
+        """The evidence for the outputs of some images."""
+        network, combination = self.network, self.combination
+        logits = upsample(network.compose(view.outputs), view.size)
+        log_apart = network.head.apart(logits)
+        log_p = network.log_probabilities(network.head.merge(logits))
+        evidence = None
+        if combination is not None:
+            evidence = combination.log_evidence_of_pixels(view.features, view.size)
+        return Evidence(log_p, evidence, log_apart)
 
     def log_scores(self, images: torch.Tensor) -> torch.Tensor:
-        """The results of `compute` as one map, (B, C, H, W) or (B, 2 C, H, W)."""
-        ((_, log_p, evidence),) = self.compute(images)
-        return log_p if evidence is None else torch.cat([log_p, evidence], dim=1)
+        """The result of `compute` as one map, (B, `channels`, H, W)."""
+        ((_, evidence),) = self.compute(images)
+        maps = [scores for scores in evidence if scores is not None]
+        return maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the map: C, C of the bank, and 1 + hidden, as far as they are."""
+        maps = 1 if self.combination is None else 2
+        hidden = self.network.head.hidden
+        return maps * self.network.channels + (1 + hidden if hidden else 0)
 
     def fit(
         self, log_s: torch.Tensor, sample: torch.Tensor | None = None
@@ -65,13 +94,13 @@ class PixelEvidence:
 
     def in_tiles(self, image: torch.Tensor) -> PartlyScored:
         """The map of an image (3, H, W) uint8 that needs tiles, part by part."""
-        maps = 1 if self.combination is None else 2
-        channels = maps * self.network.channels
-        return PartlyScored(self, image, channels, device=str(image.device))
+        return PartlyScored(self, image, self.channels, device=str(image.device))
 
-    def split(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Log p and log evidence, (1, C, h, w), of a map (C or 2 C, h, w)."""
-        if self.combination is None:
-            return scores[None], None
-        log_p, evidence = scores[None].chunk(2, dim=1)
-        return log_p, evidence
+    def split(self, scores: torch.Tensor) -> Evidence:
+        """The evidence (1, .., h, w) of a map (`channels`, h, w)."""
+        classes, known = self.network.channels, scores[None]
+        log_p, rest = known[:, :classes], known[:, classes:]
+        evidence = None
+        if self.combination is not None:
+            evidence, rest = rest[:, :classes], rest[:, classes:]
+        return Evidence(log_p, evidence, rest if self.network.head.hidden else None)

@@ -10,7 +10,7 @@ Every rule may answer 0, and those that score do where max s is below
 | `lda`        | argmax s, the score of network and LDA bank together (`fuse`)         |
 | `klda`       | the same with KLDA: a bank of random Fourier features                 |
 | `kappa`      | the same with κ = softmax(-d_c/τ), d distances to prototypes          |
-| `confidence` | argmax p where max p ≥ threshold, else 0 (BARM)                       |
+| `confidence` | argmax p where max p ≥ threshold, else 0 (BARM, SSUL)                 |
 | `argmax`     | argmax p                                                             |
 | `agree`      | argmax p where the bank agrees or max p ≥ threshold, else 0           |
 | `entropy`    | argmax p where its entropy is low for the class, else unsure          |
@@ -29,10 +29,8 @@ from kproba.bank.fusion import Combination
 from kproba.bank.likeliest import likeliest_classes
 from kproba.bank.views import View, views
 from kproba.data.tiles import needs_tiles
-from kproba.methods.evidence import PixelEvidence
+from kproba.methods.evidence import Evidence, PixelEvidence
 from kproba.methods.rules import RULES
-from kproba.network.layers import upsample
-from kproba.network.logits import compose_logits
 from kproba.network.network import SegmentationNetwork
 from kproba.runtime.references import resolve
 
@@ -70,6 +68,9 @@ class LabelCase:
         log_evidence: The bank's log q or log κ, (B, C, H, W); None without a bank.
         combination: The bank and how it decides with the network; None without one.
         thresholds: Result of the rule's `prepare`; None if it has none.
+        log_apart: Log p of the background and of each hidden channel of the head, each
+            alone, (B, 1 + hidden, H, W); None if nothing is hidden. In `log_p` they are
+            one class.
         hidden: Pixels that need a label, (B, H, W) bool; None: all.
         sample: Pixels that represent the whole image, if this is a part of a large one
             and the decision has an image prior; else None.
@@ -80,6 +81,7 @@ class LabelCase:
     log_evidence: torch.Tensor | None = None
     combination: Combination | None = None
     thresholds: torch.Tensor | None = None
+    log_apart: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
     sample: "LabelCase | None" = None
 
@@ -115,8 +117,16 @@ def _log_scores(case: LabelCase) -> torch.Tensor:
 
 
 def by_confidence(case: LabelCase) -> torch.Tensor:
-    """`confidence`: argmax p, 0 where p is below the threshold."""
-    best, label = case.log_p.max(dim=1)
+    """`confidence`: argmax p, 0 where p is below the threshold.
+
+    A class must be likelier than the background and than each hidden channel of the
+    head, but not than their sum (SSUL).
+    """
+    log_p = case.log_p
+    if case.log_apart is not None:
+        likelier = case.log_apart.amax(dim=1, keepdim=True)
+        log_p = torch.cat([likelier, log_p[:, 1:]], dim=1)
+    best, label = log_p.max(dim=1)
     return label * (best.exp() >= case.settings.threshold)
 
 
@@ -165,10 +175,13 @@ def quick_scores(
 
 def quick_confidence(
     labeller: "Labeller", view: View, hidden: torch.Tensor | None
-) -> torch.Tensor:
-    """`by_confidence` in a fast form."""
-    logits = upsample(compose_logits(view.outputs.logits).float(), view.size)
-    best, label = labeller.network.probabilities(logits).max(dim=1)
+) -> torch.Tensor | None:
+    """`by_confidence` in a fast form; None if the head has hidden channels."""
+    network = labeller.network
+    if network.head.hidden:
+        return None
+    logits = network.pixel_logits(view.outputs, view.size)
+    best, label = network.probabilities(logits).max(dim=1)
     return label * (best >= labeller.settings.threshold)
 
 
@@ -228,7 +241,7 @@ class Labeller:
             found: torch.Tensor | None = resolve(rule.quick)(self, view, hidden)
             if found is not None:
                 return found
-        return decide(self._case(*evidence.of_view(view), hidden))
+        return decide(self._case(evidence.of_view(view), hidden))
 
     def _label_in_tiles(
         self, evidence: PixelEvidence, image: torch.Tensor, hidden: torch.Tensor | None
@@ -241,25 +254,25 @@ class Labeller:
             chosen = None if hidden is None else hidden[down][:, across]
             # If the sample has no hidden pixels, use all of them for the class shares.
             chosen = chosen[None] if chosen is not None and chosen.any() else None
-            sample = self._case(*evidence.split(scores.sample()), chosen)
+            sample = self._case(evidence.split(scores.sample()), chosen)
         labels = torch.zeros(image.shape[1:], dtype=torch.uint8, device=image.device)
         for rows, columns, part in scores.parts():
             mask = None if hidden is None else hidden[None, rows, columns]
-            case = self._case(*evidence.split(part), mask, sample)
+            case = self._case(evidence.split(part), mask, sample)
             labels[rows, columns] = decide(case)[0]
         return labels
 
     def _case(
         self,
-        log_p: torch.Tensor,
-        log_evidence: torch.Tensor | None,
+        evidence: Evidence,
         hidden: torch.Tensor | None,
         sample: LabelCase | None = None,
     ) -> LabelCase:
         return LabelCase(
-            log_p=log_p,
+            log_p=evidence.log_p,
             settings=self.settings,
-            log_evidence=log_evidence,
+            log_evidence=evidence.log_evidence,
+            log_apart=evidence.log_apart,
             combination=self.combination,
             thresholds=self.thresholds,
             hidden=hidden,

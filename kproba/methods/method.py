@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from kproba.data.tasks import without_order
 from kproba.methods.terms import (
+    SALIENCY,
     STATISTICS,
     TEACHER,
     TEACHER_LOGITS,
@@ -84,7 +85,7 @@ class Method:
             `FIRST_CORRECTED_STEP` on network and bank together, "fused", where the
             label is background (`kproba.bank.teacher`).
         trains: "all"; "heads": everything but the backbone; or "newest": the newest
-            branch alone.
+            branch alone, or what the head names instead (`Head.newest`).
         prediction: How classes are predicted: "network": by the network alone; "lda",
             "klda" or "kappa": by network and bank with this evidence; "fused": with the
             evidence of the pseudo-label rule, or "lda" if that rule uses no bank. It
@@ -155,6 +156,13 @@ class Method:
     def replays(self) -> bool:
         """Whether a term draws features of old classes from their statistics."""
         return STATISTICS in self.needs
+
+    @property
+    def reads_saliency(self) -> bool:
+        """Whether step 0 or an increment reads saliency maps."""
+        head = HEADS[self.head]
+        base = collect_needs([head.step_0_loss, *head.step_0_terms])
+        return SALIENCY in self.needs | base
 
     @property
     def bank_teaches(self) -> bool:

@@ -15,10 +15,9 @@ TEACHER = "teacher"  # the outputs of step t-1's network
 STAGES = "stages"  # the features of every stage of the backbone
 TEACHER_LOGITS = "teacher logits"  # those that the bank may correct
 CERTAINTY = "certainty"  # how much of an image the pseudo labels are sure of
-STATISTICS = (
-    "statistics"  # of the features of the old classes (`kproba.methods.replay`)
-)
-NEEDS = (TEACHER, STAGES, TEACHER_LOGITS, CERTAINTY, STATISTICS)
+STATISTICS = "statistics"  # of old classes (`kproba.methods.replay`)
+SALIENCY = "saliency"  # targets with `kproba.data.labels.UNKNOWN`, by saliency maps
+NEEDS = (TEACHER, STAGES, TEACHER_LOGITS, CERTAINTY, STATISTICS, SALIENCY)
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,16 @@ _ENTRIES = (
         classifies=True,
         reaches_old=True,
         column="ce",
+    ),
+    Term(
+        "unknown_bce",
+        "BCE with a sigmoid per class and one for unknown objects, which saliency maps "
+        "show (SSUL).",
+        f"{_LOSSES}.ssul:unknown_bce_term",
+        needs=frozenset({"unknown", SALIENCY}),
+        classifies=True,
+        reaches_old=True,
+        column="bce",
     ),
     Term(
         "bga_ce",

@@ -20,7 +20,6 @@ from kproba.network.backbones.backbone import Backbone
 from kproba.network.convolutions import use_pointwise
 from kproba.network.heads import Head, head_entry
 from kproba.network.layers import KeyedDropout, PooledBatchNorm, upsample
-from kproba.network.logits import compose_logits
 from kproba.runtime.references import resolve
 
 
@@ -159,14 +158,25 @@ class SegmentationNetwork(nn.Module):
         """P of composed logits, (B, |S_t|, H, W), which may be overwritten."""
         return self.head.probabilities(logits)
 
+    def compose(self, outputs: Outputs) -> torch.Tensor:
+        """Composed logits of an inference, with the head's hidden channels.
+
+        Returns:
+            (B, |S_t| + hidden, h, w) float32.
+        """
+        return self.head.compose(outputs.logits, outputs.extras).float()
+
+    def pixel_logits(self, outputs: Outputs, size: Sequence[int]) -> torch.Tensor:
+        """Logits over S_t at the size (H, W) of an image, (B, |S_t|, H, W) float32."""
+        return self.head.merge(upsample(self.compose(outputs), size))
+
     def feature_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the outputs for images of this size."""
         return self.backbone.feature_size(height, width)
 
     def predict_logits(self, images: torch.Tensor) -> torch.Tensor:
         """Logits over S_t, (B, |S_t|, H, W) float32, of images (B, 3, H, W) uint8."""
-        logits = compose_logits(self(images).logits)
-        return upsample(logits.float(), images.shape[-2:])
+        return self.pixel_logits(self(images), images.shape[-2:])
 
     @torch.inference_mode()
     def predict(self, images: torch.Tensor) -> torch.Tensor:
@@ -187,11 +197,18 @@ class SegmentationNetwork(nn.Module):
             self.freeze_batch_norm()
 
     def train_only(self, part: Literal["heads", "newest"]) -> None:
-        """Freeze the backbone or, for "newest", everything but the newest step."""
-        *old, _ = self.branches
-        others = [] if part == "heads" else [self.aspp, *old]
-        for module in (self.backbone, *others):
-            module.requires_grad_(False)
+        """Freeze the backbone or, for "newest", all but what the head names.
+
+        This is the newest step, unless `Head.newest` names more.
+        """
+        if part == "heads":
+            self.backbone.requires_grad_(False)
+            return
+        modules = self.head.newest(self)
+        kept = {id(weight) for module in modules for weight in module.parameters()}
+        for weight in self.parameters():
+            if id(weight) not in kept:
+                weight.requires_grad_(False)
 
     def freeze_batch_norm(self) -> None:
         """Freeze statistics, scale and shift of every batch norm."""

@@ -10,9 +10,8 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from kproba.data.kinds import DatasetKind
 from kproba.runtime import records
 from kproba.runtime.files import write_json
 
@@ -33,11 +32,21 @@ _FILES_BEGIN, _FILES_END = b'\n  "files": {', b"\n  }"
 KNOWN = 20  # digests of sizes and times for the same contents
 
 
-def state_of_files(kind: DatasetKind, folder: str | Path, recorded: str | Path) -> str:
+class Listing(Protocol):
+    """What knows the files of a dataset: its kind, or the folders of its maps."""
+
+    def list_files(self, folder: str | Path) -> dict[str, Path]:
+        """The files by their path in the folder."""
+
+    def digest_files(self, folder: str | Path) -> str:
+        """Digest of their names, sizes and times."""
+
+
+def state_of_files(kind: Listing, folder: str | Path, recorded: str | Path) -> str:
     """A text that changes when files of a dataset are added, removed or edited.
 
     Args:
-        kind: Kind of the dataset.
+        kind: Kind of the dataset, or another listing of files.
         folder: Its folder.
         recorded: files.json beside its index; it may be missing. It gets the digest of
             the new sizes and times where the contents are the same.
@@ -72,10 +81,19 @@ def training_classes(index: str | Path) -> list[str] | None:
 
     None if it cannot be read; the jobs that read it report the error.
     """
+    return _training_column(index, "classes")
+
+
+def training_images(index: str | Path) -> list[str] | None:
+    """The column `image` of the training images, as `training_classes`."""
+    return _training_column(index, "image")
+
+
+def _training_column(index: str | Path, name: str) -> list[str] | None:
     try:
         with Path(index).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        return [row["classes"] for row in rows if row["subset"] == "train"]
+        return [row[name] for row in rows if row["subset"] == "train"]
     except (OSError, ValueError, KeyError, csv.Error):
         return None
 

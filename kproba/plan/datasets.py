@@ -14,11 +14,10 @@ from kproba.extensions import find_origins
 from kproba.plan.dataset_state import (
     recorded_state,
     state_of_files,
-    training_classes,
 )
 from kproba.plan.errors import ConfigError, suggestion
 from kproba.plan.packed_steps import groups_of_packed, read_packed_step
-from kproba.plan.parts import part_names, with_additions
+from kproba.plan.parts import archives_of, part_names, with_additions
 from kproba.predict.packed import PackedStep
 
 Config = dict[str, Any]
@@ -94,6 +93,11 @@ class Datasets:
             )
         path = packed.path
         return str(path / "predictor.json" if path.is_dir() else path)
+
+    def settings(self, part: str) -> Config:
+        """The settings of a dataset or addition; they must not be changed."""
+        settings: Config = self._parts[part]
+        return settings
 
     # Classes
 
@@ -288,8 +292,10 @@ class Datasets:
             except (OSError, ValueError) as error:
                 raise ConfigError(f"datasets.{part}: {error}") from error
 
-    def training_classes(self, part: str) -> list[str] | None:
-        """The column `classes` of the training images, by the index of a part.
+    def listed_by_index(
+        self, part: str, read: Callable[[str], list[str] | None]
+    ) -> list[str] | None:
+        """What `read` finds in the index of a part.
 
         None if there is no index, or if it will be written again.
         """
@@ -297,23 +303,18 @@ class Datasets:
         state = recorded_state(self._locate(artifacts.fill(artifacts.FILES, values)))
         if state is None or state != self.state_of_files(part):
             return None
-        return training_classes(self._locate(artifacts.fill(artifacts.INDEX, values)))
+        return read(self._locate(artifacts.fill(artifacts.INDEX, values)))
 
     def archives(self, part: str) -> list[Archive]:
         """The archives that `download: true` downloads; empty for unpublished kinds."""
-        settings = self._parts[part]
-        archives = []
-        for name, archive in self.kind(part).archives.items():
-            mirrors = settings["mirrors"][name] or archive.mirrors
-            checksum = settings["checksums"][name] or archive.checksum
-            archives.append(Archive(archive.name, tuple(mirrors), checksum))
-        return archives
+        return archives_of(self.kind(part), self._parts[part])
 
     def drawing_settings(self, part: str) -> Config:
         """Settings of a dataset that a rule draws."""
         others = ("kind", "additions")
-        settings = self._parts[part]
-        return {key: value for key, value in settings.items() if key not in others}
+        settings = self._parts[part].items()
+        # A switch that is off draws nothing.
+        return {k: v for k, v in settings if k not in others and v is not False}
 
     def index_settings(self, part: str) -> Config:
         """Everything that determines the index of a dataset, except for its files."""

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from kproba.data.download import Archive
+from kproba.data.kinds import DatasetKind
 from kproba.data.kinds.pairs import VAL_SHARE
 
 Config = dict[str, Any]
@@ -37,3 +39,13 @@ def with_additions(datasets: Config) -> Config:
                 },
             }
     return parts
+
+
+def archives_of(kind: DatasetKind, settings: Config) -> list[Archive]:
+    """The archives of a dataset, with the mirrors and checksums of its settings."""
+    archives = []
+    for name, archive in kind.archives.items():
+        mirrors = settings["mirrors"][name] or archive.mirrors
+        checksum = settings["checksums"][name] or archive.checksum
+        archives.append(Archive(archive.name, tuple(mirrors), checksum))
+    return archives

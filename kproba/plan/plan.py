@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from kproba import artifacts
+from kproba.data.labels import check_room_for_unknown
 from kproba.data.task_check import TaskSteps, describe_empty, empty_steps
 from kproba.methods.builtin import base_methods
+from kproba.methods.method import Method
+from kproba.methods.terms import SALIENCY
 from kproba.network.backbones import BACKBONES
 from kproba.plan.chain import PUBLISHED, Chain, Run
 from kproba.plan.checks import check_batches, check_model
+from kproba.plan.dataset_state import training_classes
 from kproba.plan.datasets import Datasets, Locate
 from kproba.plan.errors import ConfigError, suggestion
 from kproba.plan.jobs import Bank, Job, Received, ReceivedBank, Test, Training
 from kproba.plan.methods import PlannedMethod, plan_methods
 from kproba.plan.owners import Owners, Place
 from kproba.plan.results import StepResult
+from kproba.plan.saliency import PlannedSaliency
 from kproba.runtime.compute import Compute
 
 Config = dict[str, Any]
@@ -51,6 +56,7 @@ class Plan:
         self.config = config
         self.locate = locate
         self.datasets = Datasets(config, locate)
+        self.saliency = PlannedSaliency(self.datasets, locate)
         self.methods = plan_methods(config)
         self._bases = base_methods().keys()
         self.chain = Chain(config, self.datasets, self.methods)
@@ -64,6 +70,7 @@ class Plan:
         increments = {name: self.method(name).increment for name in names}
         check_batches(config["base"], increments, self.compute)
         check_model(config)
+        self._check_classes()
 
     # Contents
 
@@ -186,20 +193,30 @@ class Plan:
         return list(tasks.values())
 
     def check_images(self) -> None:
-        """Refuse steps without training images, for all datasets with an index.
+        """Refuse steps without training images, and images without saliency maps.
 
         Raises:
             ConfigError: The index of a dataset, if it is there and up to date, has no
-                training image for a step.
+                training image for a step. Or a method reads saliency maps, and some are
+                missing.
         """
         for part in self.datasets.planned_parts():
-            cells = self.datasets.training_classes(part)
+            cells = self.datasets.listed_by_index(part, training_classes)
             if cells is None:
                 continue
             tasks = map(TaskSteps.from_dict, self._tasks_of_part(part))
             empty = empty_steps(cells, tasks, self.datasets.part_names(part))
             if empty:
                 raise ConfigError(f"datasets.{part}: {describe_empty(empty)}")
+        reading = [run for run in self.runs if self._reads_saliency(run)]
+        for part in self.datasets.planned_parts():
+            dataset = self.datasets.dataset_of(part)
+            named = dataset in {run.dataset for run in reading}
+            if named and not self.datasets.kind(part).validation_only:
+                self.saliency.check(part)
+
+    def _reads_saliency(self, run: Run) -> bool:
+        return self.method(run.method).method.reads_saliency
 
     def training_inputs(self, run: Run, step: int) -> dict[str, Files]:
         """Inputs of the training rules besides settings.json."""
@@ -207,9 +224,13 @@ class Plan:
         groups = self.datasets.groups(run.dataset, run.task, step)
         weights = self.weights_file() if job.previous is None else None
         chain = [self.owner(split, run).path(artifacts.SPLIT) for split in job.chain]
+        maps: list[str] = []
+        if SALIENCY in Method.from_dict(job.settings["method"]).needs:
+            maps = self.saliency.tables(run.dataset, groups)
         return {
             "split": self.path(job.split, run, artifacts.SPLIT),
             "chain": chain,
+            "saliency": maps,
             "previous": self.path(job.previous, run, artifacts.MODEL),
             "pseudo_labels": self.path(job.labels, run, artifacts.LABELS),
             **self._bank_inputs(job.bank, job.previous, run),
@@ -361,6 +382,20 @@ class Plan:
         return kept
 
     # Reading the experiments
+
+    def _check_classes(self) -> None:
+        """Refuse too many classes for a method with a class for unknown objects.
+
+        Raises:
+            ConfigError: The message names the task.
+        """
+        for run in self.runs:
+            if self._reads_saliency(run):
+                groups = self.datasets.groups(run.dataset, run.task)
+                try:
+                    check_room_for_unknown(1 + sum(map(len, groups)))
+                except ValueError as error:
+                    raise ConfigError(f"Task '{run.task}': {error}") from error
 
     def _add(self, where: str, experiment: Config) -> list[Run]:
         """Add the runs of an experiment, and register its tasks."""

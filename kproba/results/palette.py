@@ -39,11 +39,12 @@ SERIES = [
     ("#b3243f", "#ff8096"),  # crimson
     ("#62761a", "#b5c95a"),  # olive
     ("#7d5646", "#cfa38f"),  # brown
+    ("#475a75", "#a3b6d3"),  # slate
 ]
 MARKERS = ["o", "s", "^", "D", "v"]  # names of matplotlib
 BUILT_IN = {
     **{"kproba": 0, "finetune": 1, "barm": 2, "mib": 3, "plop": 4},
-    **{"ssul": 5, "lwf": 6, "dkd": 7, "star": 8, "ridge": 9},
+    **{"ssul_light": 5, "lwf": 6, "ssul": 7, "dkd": 8, "star": 9, "ridge": 10},
 }
 # Level lines of the methods that are trained on everything at once, by the name of
 # their colour: how matplotlib calls the dashes. page.css has the same ones.

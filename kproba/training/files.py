@@ -25,6 +25,8 @@ class Files:
         statistics: Statistics of the old classes' features, if a term needs them.
         chain: CSVs of the images of the steps 0..T, if the training has as many
             iterations as this chain; else empty.
+        saliency: saliency.csv of the dataset and of its additions, if the method reads
+            saliency maps; else empty.
         validation: Indices of the dataset and of its additions, for validation checks
             during the training; empty for no checks.
         folders: Folders of the pictures, by dataset or addition.
@@ -43,6 +45,7 @@ class Files:
     feature_network: Path | None = None
     statistics: Path | None = None
     chain: tuple[Path, ...] = ()
+    saliency: tuple[Path, ...] = ()
     validation: tuple[Path, ...] = ()
     folders: Mapping[str, Folders] = field(default_factory=dict)
     names: tuple[str, ...] = ()
@@ -57,7 +60,8 @@ class Files:
         others = (*OUTPUTS, "chain", "validation", "folders", "names")
         names = [field.name for field in fields(self) if field.name not in others]
         files: list[Path] = []
-        for path in (getattr(self, name) for name in names):
-            if path is not None:
-                files += sorted(path.glob("*.png")) if path.is_dir() else [path]
+        for value in (getattr(self, name) for name in names):
+            for path in value if isinstance(value, tuple) else (value,):
+                if path is not None:
+                    files += sorted(path.glob("*.png")) if path.is_dir() else [path]
         return [*files, *self.chain]

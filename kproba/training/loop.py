@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from kproba.data.labels import check_room_for_unknown
 from kproba.data.loaders import (
     Batch,
     TrainingImages,
@@ -22,7 +23,9 @@ from kproba.data.loaders import (
     count_iterations,
     training_loader,
 )
+from kproba.data.saliency_table import with_saliency
 from kproba.data.splits import read_index
+from kproba.methods.terms import SALIENCY
 from kproba.network.files import save_model
 from kproba.network.network import SegmentationNetwork
 from kproba.results.evaluation import step_of_class
@@ -83,7 +86,7 @@ def train(
         FloatingPointError: A loss is not finite; the message names the images.
     """
     stop = stop or StopFlag()
-    split = read_index(files.split, files.folders)
+    split = read_split(settings, files)
     networks = build_networks(settings, files, process)
     replay = plan_replay(networks.teacher, settings, files, split, compute, process)
     networks = replace(networks, replay=replay)
@@ -167,6 +170,26 @@ def _start(
         accumulation=compute.accumulation,
     )
     return learner, checkpoint, progress
+
+
+def read_split(settings: StepSettings, files: Files) -> pd.DataFrame:
+    """The images of the step, with their saliency maps if the method reads them.
+
+    Raises:
+        ValueError: The method reads saliency maps, but there are none, or too many
+            classes.
+    """
+    split = read_index(files.split, files.folders)
+    if SALIENCY not in settings.method.needs:
+        return split
+    check_room_for_unknown(settings.label_map.channels)
+    if not files.saliency:
+        raise ValueError(
+            "Expected the tables of the saliency maps for a method with a class for "
+            "unknown objects, but got none. Name saliency.csv of every dataset with "
+            "--saliency, or use the method ssul_light, which needs none."
+        )
+    return with_saliency(split, files.saliency, files.folders)
 
 
 def training_batches(

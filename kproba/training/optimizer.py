@@ -31,6 +31,8 @@ def build_optimizer(
             rate = group.factor * getattr(settings.learning_rate, group.rate)
             decay = settings.weight_decay if group.decay else 0.0
             named = {"name": name, "initial_lr": rate, "weight_decay": decay}
+            if group.factor != 1:  # states of earlier versions lack it
+                named["factor"] = group.factor
             groups.append({"params": parameters, "lr": rate, **named})
     for name, parameter in student.named_parameters():
         if parameter.requires_grad and counts[id(parameter)] != 1:
@@ -59,7 +61,8 @@ def set_learning_rates(
     factor = (1 - iteration / iterations) ** settings.power
     rates = {}
     for group in optimizer.param_groups:
-        group["lr"] = max(settings.floor, group["initial_lr"] * factor)
+        floor = settings.floor * group.get("factor", 1.0)
+        group["lr"] = max(floor, group["initial_lr"] * factor)
         rates[f"lr_{group['name']}"] = group["lr"]
     return rates
 

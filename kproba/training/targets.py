@@ -5,10 +5,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from kproba.data.labels import IGNORE, UNSURE
+from kproba.data.labels import IGNORE, UNKNOWN, UNSURE
 from kproba.data.loaders import Batch
 from kproba.methods.losses.case import Counts, Masks, cell_masks
-from kproba.methods.terms import CERTAINTY
+from kproba.methods.terms import CERTAINTY, SALIENCY
 from kproba.network.network import SegmentationNetwork
 from kproba.runtime.distributed import Process
 from kproba.training.checkpoint import StopFlag
@@ -36,14 +36,17 @@ def prepare(
     if settings.step == 0:
         return Prepared(batch)
     first_new, targets = settings.label_map.first_new, batch.targets
-    certainty = None
+    known, certainty = targets, None
+    if SALIENCY in settings.method.needs:  # unknown objects have the raw label 0
+        known = targets.masked_fill(targets == UNKNOWN, 0)
     if CERTAINTY in settings.method.needs:
-        certainty = share_of_sure(targets, first_new)
+        certainty = share_of_sure(known, first_new)
     if count_label(UNSURE, targets):
         targets = targets.masked_fill(targets == UNSURE, IGNORE)
+        known = known.masked_fill(known == UNSURE, IGNORE)
         batch = batch._replace(targets=targets)
     size = student.feature_size(*targets.shape[-2:])
-    masks = cell_masks(targets, first_new, size, sequential=settings.sequential)
+    masks = cell_masks(known, first_new, size, sequential=settings.sequential)
     return Prepared(batch, masks, certainty)
 
 

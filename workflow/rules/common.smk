@@ -180,6 +180,15 @@ def state_of_dataset(wildcards):
     return plan.datasets.state_of_files(wildcards.dataset)
 
 
+def saliency_settings(wildcards):
+    """Return the folders of the saliency maps of a dataset or addition."""
+    return plan.saliency.settings(wildcards.dataset)
+
+
+def state_of_saliency(wildcards):
+    return plan.saliency.state(wildcards.dataset)
+
+
 def digits_settings(wildcards):
     return plan.datasets.drawing_settings(wildcards.dataset)
 

@@ -82,6 +82,31 @@ rule prepare_dataset:
         script_file("prepare_dataset.py")
 
 
+# A table of its own: new maps must not change the index, on which all trainings depend.
+rule list_saliency:
+    """Check the saliency maps of all training images and list them in saliency.csv."""
+    input:
+        folder=made_dataset,
+        index=artifacts.INDEX,
+    output:
+        table=artifacts.SALIENCY,
+        files=artifacts.SALIENCY_FILES,
+    log:
+        artifacts.log_path(artifacts.SALIENCY, "saliency"),
+    priority: 20  # missing maps stop the run before other jobs start
+    conda:
+        ENVIRONMENT
+    threads: 8
+    resources:
+        settings=as_json(saliency_settings),
+    params:
+        files=state_of_saliency,
+    message:
+        "Checking the saliency maps of {wildcards.dataset}"
+    script:
+        script_file("list_saliency.py")
+
+
 rule receive_model:
     """Copy a network from a packed step."""
     output:

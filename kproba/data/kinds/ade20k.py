@@ -11,6 +11,7 @@ from kproba.data.kinds.pairs import Pair, Problem, pair_subsets
 from kproba.data.kinds.settings import (
     LONG_SIDE,
     ON_ERROR,
+    SALIENCY_FOLDER,
     archive_settings,
     path_setting,
 )
@@ -62,6 +63,16 @@ def find_folders(folder: Path) -> list[Path]:
     return [] if root is None else _folders_below(root)
 
 
+def find_saliency(folder: Path) -> list[tuple[Path, Path]]:
+    """images/training/ with saliency/training/, or saliency/ without subfolders.
+
+    The dataset is published without maps.
+    """
+    root = _find_root(folder) or folder
+    images, maps = root / "images", root / "saliency"
+    return [(images, maps), (images / "training", maps)]
+
+
 def class_names(folder: Path | None, listed: Sequence[str] | None) -> list[str]:
     """The 150 classes in the order of the challenge, the most frequent ones first."""
     return read_class_names(LISTS / "ade20k_classes.txt")[1:]
@@ -74,6 +85,7 @@ ADE20K = DatasetKind(
     find_pairs=find_pairs,
     find_folders=find_folders,
     class_names=class_names,
+    find_saliency=find_saliency,
     archives=ARCHIVES,
     published_images={"train": 20210, "val": 2000},
     settings={
@@ -82,6 +94,7 @@ ADE20K = DatasetKind(
             "validation/, or the folder above it.",
             "datasets/ADEChallengeData2016",
         ),
+        "saliency_folder": SALIENCY_FOLDER,
         **archive_settings(ARCHIVES),
         "on_error": ON_ERROR,
         "long_side": LONG_SIDE,

@@ -71,6 +71,8 @@ class DigitScenes:
         height: Smallest and largest height of a digit as a share of `size`.
         rotation: Largest rotation to either side in degrees.
         seed: Each scene depends only on the settings, the subset and its number.
+        saliency: Whether to write saliency maps too. A pixel is salient where any digit
+            is, as a perfect detector of objects would say.
     """
 
     train: int
@@ -80,6 +82,7 @@ class DigitScenes:
     height: tuple[float, float]
     rotation: float
     seed: int
+    saliency: bool = False
 
 
 def write_digits(folder: str | Path, scenes: DigitScenes, *, workers: int = 1) -> None:
@@ -93,8 +96,9 @@ def write_digits(folder: str | Path, scenes: DigitScenes, *, workers: int = 1) -
     with atomic_directory(folder) as temporary:
         names = "\n".join(("background", *CLASS_NAMES))
         (temporary / "classes.txt").write_text(names + "\n")
+        kinds = ("images", "masks", *(("saliency",) if scenes.saliency else ()))
         for subset in SUBSETS:
-            for kind in ("images", "masks"):
+            for kind in kinds:
                 (temporary / kind / subset).mkdir(parents=True)
         parts = [
             (subset, range(first, getattr(scenes, subset), workers))
@@ -120,6 +124,9 @@ def _write_scenes(
         name = f"{subset}_{number:05d}.png"
         Image.fromarray(image).save(folder / "images" / subset / name)
         write_label_image(folder / "masks" / subset / name, mask)
+        if scenes.saliency:
+            salient = np.where(mask > 0, 255, 0).astype(np.uint8)
+            Image.fromarray(salient).save(folder / "saliency" / subset / name)
 
 
 def draw_scene(
@@ -266,6 +273,7 @@ DIGITS = DatasetKind(
     find_pairs=FOLDER.find_pairs,
     find_folders=FOLDER.find_folders,
     class_names=_class_names,
+    find_saliency=FOLDER.find_saliency,
     drawn=True,
     settings={
         "train": {
@@ -319,6 +327,14 @@ DIGITS = DatasetKind(
             "type": "integer",
             "minimum": 0,
             "default": 0,
+        },
+        "saliency": {
+            "description": (
+                "Whether to draw saliency maps too, for the method ssul. A pixel is "
+                "salient where any digit is."
+            ),
+            "type": "boolean",
+            "default": False,
         },
     },
 )

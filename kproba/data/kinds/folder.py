@@ -38,6 +38,7 @@ from kproba.data.kinds.settings import (
     LONG_SIDE,
     MASK_SUFFIX,
     ON_ERROR,
+    SALIENCY_FOLDER,
     SHARE,
     path_setting,
 )
@@ -161,6 +162,12 @@ def find_unread(folder: Path) -> list[Problem]:
     return warnings
 
 
+def find_saliency(folder: Path) -> list[tuple[Path, Path]]:
+    """images/ with saliency/, which may have train/ in it or not."""
+    images, maps = folder / "images", folder / "saliency"
+    return [(images, maps), (images / "train", maps)]
+
+
 def class_names(
     folder: Path | None,
     listed: Sequence[str] | None,
@@ -273,6 +280,7 @@ FOLDER = DatasetKind(
     mask_form=mask_form,
     find_more=_find_more,
     find_unread=find_unread,
+    find_saliency=find_saliency,
     configure=configure,
     required=("path",),
     settings={
@@ -294,6 +302,7 @@ FOLDER = DatasetKind(
         "labels": LABELS,
         "labelmap": LABELMAP_SCHEMA,
         "mask_suffix": MASK_SUFFIX,
+        "saliency_folder": SALIENCY_FOLDER,
         "val_share": SHARE,
         "on_error": ON_ERROR,
         "long_side": LONG_SIDE,

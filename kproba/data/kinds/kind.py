@@ -71,6 +71,8 @@ class DatasetKind:
         find_more: Gets the folder. Returns files outside of `find_folders` that the
             index depends on.
         find_unread: Gets the folder. Returns warnings about pictures that are not read.
+        find_saliency: Gets the folder. Returns folders of pictures, each with the
+            folder of their saliency maps; empty if the kind has no maps.
         configure: Gets this kind and the settings of a dataset in the configuration.
             Returns the kind with these settings applied. None: the settings have no
             effect.
@@ -95,6 +97,7 @@ class DatasetKind:
     mask_values: Callable[[], Mapping[int, int]] = _no_values
     find_more: Callable[[Path], list[Path]] = _nothing
     find_unread: Callable[[Path], list[Problem]] = _nothing
+    find_saliency: Callable[[Path], list[tuple[Path, Path]]] = _nothing
     configure: Optional["Callable[[DatasetKind, Mapping[str, Any]], DatasetKind]"] = (
         None
     )
@@ -137,16 +140,23 @@ class DatasetKind:
         written again then. Other files and the path of the folder have no effect. No
         file is opened, and no OSError is raised.
         """
-        digest = hashlib.sha256()
-        files = self.list_files(folder)
-        for name, path in sorted(files.items()):
-            try:
-                status = os.stat(path)  # noqa: PTH116  # for thousands of files
-                state = f"{status.st_size} {status.st_mtime_ns}"
-            except (OSError, ValueError) as error:
-                state = f"unreadable {type(error).__name__}"
-            digest.update(os.fsencode(f"{name} {state}\n"))
-        return digest.hexdigest() if files else ""
+        return digest_of_files(self.list_files(folder))
+
+
+def digest_of_files(files: Mapping[str, Path]) -> str:
+    """Digest of the names, sizes and times of files; "" if there are none.
+
+    No file is opened, and no OSError is raised.
+    """
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        try:
+            status = os.stat(path)  # noqa: PTH116  # for thousands of files
+            state = f"{status.st_size} {status.st_mtime_ns}"
+        except (OSError, ValueError) as error:
+            state = f"unreadable {type(error).__name__}"
+        digest.update(os.fsencode(f"{name} {state}\n"))
+    return digest.hexdigest() if files else ""
 
 
 def relative_name(path: Path, folder: Path) -> str:

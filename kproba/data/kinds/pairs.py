@@ -113,8 +113,8 @@ def pair_by_name(
             such as "_mask". Masks without it are left out.
     """
     problems: list[Problem] = []
-    image_files = _files_by_name(images, IMAGE_SUFFIXES, problems)
-    mask_files = _files_by_name(masks, MASK_SUFFIXES, problems, mask_suffix)
+    image_files = files_by_name(images, IMAGE_SUFFIXES, problems)
+    mask_files = files_by_name(masks, MASK_SUFFIXES, problems, mask_suffix)
     names = sorted(image_files | mask_files)
     suffix = _common_suffix(image_files, mask_files)
     if suffix and not mask_suffix:
@@ -167,7 +167,7 @@ def make_ids(names: Iterable[str]) -> dict[str, str]:
     return ids
 
 
-def _files_by_name(
+def files_by_name(
     folder: Path, suffixes: Sequence[str], problems: list[Problem], ending: str = ""
 ) -> dict[str, list[Path]]:
     """Files of a folder by their path without ending, "train0" or "site_a/train0".

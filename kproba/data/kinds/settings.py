@@ -59,6 +59,16 @@ LABELMAP: dict[str, Any] = {
     "minLength": 1,
     "default": None,
 }
+SALIENCY_FOLDER: dict[str, Any] = {
+    "description": (
+        "Folder of the saliency maps of the training images, for the method ssul. A "
+        "relative path starts in the folder of the dataset. null takes the folder in "
+        "the layout of the kind (docs/data.md)."
+    ),
+    "type": ["string", "null"],
+    "minLength": 1,
+    "default": None,
+}
 MASK_SUFFIX: dict[str, Any] = {
     "description": (
         "What the name of a mask has after the name of its image, such as `_mask`."

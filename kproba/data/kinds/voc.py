@@ -29,6 +29,7 @@ from kproba.data.kinds.pairs import (
 from kproba.data.kinds.settings import (
     LONG_SIDE,
     ON_ERROR,
+    SALIENCY_FOLDER,
     archive_settings,
     path_setting,
 )
@@ -193,6 +194,13 @@ def find_folders(folder: Path, masks: str = AUGMENTED) -> list[Path]:
     return folders + [path for path in (lists,) if is_folder(path)]
 
 
+def find_saliency(folder: Path) -> list[tuple[Path, Path]]:
+    """JPEGImages/ with saliency_map/ beside it, as in the archive of SSUL."""
+    root, _ = _find_root_and_masks(folder)
+    root = folder if root is None else root
+    return [(root / "JPEGImages", root / "saliency_map")]
+
+
 def configure(kind: DatasetKind, settings: Mapping[str, Any]) -> DatasetKind:
     """The dataset with the masks that the configuration names."""
     masks = settings.get("masks") or AUGMENTED
@@ -231,6 +239,7 @@ VOC = DatasetKind(
     find_folders=find_folders,
     class_names=class_names,
     class_orders=read_class_orders,
+    find_saliency=find_saliency,
     configure=configure,
     archives=ARCHIVES,
     published_images={"train": 10582, "val": 1449},
@@ -249,6 +258,7 @@ VOC = DatasetKind(
             "enum": [AUGMENTED, PLAIN],
             "default": AUGMENTED,
         },
+        "saliency_folder": SALIENCY_FOLDER,
         **archive_settings(ARCHIVES),
         "on_error": ON_ERROR,
         "long_side": LONG_SIDE,

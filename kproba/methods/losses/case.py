@@ -86,7 +86,8 @@ class Case:
 
     Attributes:
         student: Outputs of the network that trains.
-        targets: ŷ, (B, H, W) uint8, 255 ignored.
+        targets: ŷ, (B, H, W) uint8, 255 ignored; `kproba.data.labels.UNKNOWN` for
+            unknown objects, if a term of the method needs "saliency".
         counts: Denominators over the global batch.
         masks: M⁺ and M⁻; None at step 0.
         teacher: Outputs of step t-1's network; None if no term needs it.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from kproba.network.heads.branches import BranchHead
 from kproba.network.heads.head import Head, NetworkParts, ParameterGroup
 from kproba.network.heads.softmax import SoftmaxHead
+from kproba.network.heads.unknown import UnknownHead
 from kproba.runtime.references import Reference
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "NetworkParts",
     "ParameterGroup",
     "SoftmaxHead",
+    "UnknownHead",
     "head_entry",
 ]
 
@@ -95,6 +97,14 @@ HEADS: dict[str, HeadEntry] = {
             step_0_options_of={"ade20k": {"positive_weight": 35.0}},
             provides=frozenset({"sigmoid", "auxiliary"}),
             implementation=f"{_HEADS}.sigmoid:AuxiliaryHead",
+        ),
+        HeadEntry(
+            name="unknown",
+            description="A sigmoid per class, and one for unknown objects.",
+            base="base_unknown",
+            step_0_loss="unknown_bce",
+            provides=frozenset({"unknown"}),
+            implementation=f"{_HEADS}.unknown:UnknownHead",
         ),
     )
 }

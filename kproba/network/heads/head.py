@@ -8,7 +8,7 @@ torch is imported inside the methods.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -52,7 +52,13 @@ class Head(ABC):
     The module of a step is an `nn.ModuleDict` of its layers: a "classifier", which is a
     1×1 convolution; in the first step a "block", whose features the bank and the losses
     may use; and further layers of the head.
+
+    Attributes:
+        hidden: Number of channels after those of S_t that `compose` adds and `merge`
+            takes away; 0 for heads without such channels.
     """
+
+    hidden = 0
 
     @abstractmethod
     def new(self, channels: int, classes: int, *, first: bool) -> nn.ModuleDict:
@@ -92,6 +98,46 @@ class Head(ABC):
         """
         return {}
 
+    def compose(
+        self, logits: Sequence[torch.Tensor], extras: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Compose the logits for inference, at the size of the features.
+
+        Args:
+            logits: z_k of the steps 0..t, each (B, 1 + |C_k|, h, w).
+            extras: The result of `extras`.
+
+        Returns:
+            (B, |S_t| + `hidden`, h, w): background, classes, then hidden channels.
+        """
+        from kproba.network.logits import compose_logits
+
+        return compose_logits(logits)
+
+    def merge(self, logits: torch.Tensor) -> torch.Tensor:
+        """Take the hidden channels away, at the size of the image.
+
+        Any of the classes may be left out of the channels, but not the background.
+
+        Args:
+            logits: Composed logits, (B, |S_t| + `hidden`, H, W), upsampled.
+
+        Returns:
+            (B, |S_t|, H, W); here the argument itself.
+        """
+        return logits
+
+    def apart(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """Log p of the background and each hidden channel, before `merge`.
+
+        Args:
+            logits: As for `merge`.
+
+        Returns:
+            (B, 1 + `hidden`, H, W); None if nothing is hidden.
+        """
+        return None
+
     @abstractmethod
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Log p of composed logits, (B, |S_t|, H, W) to the same shape."""
@@ -127,6 +173,13 @@ class Head(ABC):
         nn.init.kaiming_normal_(classifier.weight, generator=generator)
         if classifier.bias is not None:
             nn.init.zeros_(classifier.bias)
+
+    def newest(self, network: NetworkParts) -> list[nn.Module]:
+        """The modules that an increment with `trains: newest` trains.
+
+        Batch norms in them stay frozen. Here: the module of the newest step.
+        """
+        return [network.branches[-1]]
 
     def parameter_groups(self, network: NetworkParts) -> dict[str, ParameterGroup]:
         """The parts of a network that the optimizer treats alike.
