@@ -112,10 +112,18 @@ class Chain:
     def split(self, run: Run, step: int) -> Split:
         """The images of a step."""
         groups = self._groups(run, step)
+        selection, classes = run.setting, tuple[int, ...]()
+        if run.setting == "sequential":
+            selection = "disjoint"
+        elif run.setting == "partitioned":
+            classes = self._datasets.divided_classes(run.dataset, run.task, step)
+            if set(classes) <= set(groups[-1]):  # no other step could have an image
+                selection, classes = "overlap", ()
         return Split(
             parts=tuple(self._datasets.parts(run.dataset, groups)),
             groups=groups,
-            selection="overlap" if run.setting == "overlap" else "disjoint",
+            selection=selection,
+            classes=classes,
         )
 
     @_cached

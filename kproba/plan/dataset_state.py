@@ -67,15 +67,16 @@ def recorded_state(recorded: str | Path) -> str | None:
     return None if content is None else str(content["state"])
 
 
-def training_classes(index: str | Path) -> list[str] | None:
-    """The column `classes` of the training images of an index.
+def training_classes(index: str | Path) -> dict[str, str] | None:
+    """The column `classes` of the training images of an index, by id.
 
     None if it cannot be read; the jobs that read it report the error.
     """
     try:
         with Path(index).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        return [row["classes"] for row in rows if row["subset"] == "train"]
+        train = [row for row in rows if row["subset"] == "train"]
+        return {row["id"]: row["classes"] for row in train}
     except (OSError, ValueError, KeyError, csv.Error):
         return None
 

@@ -72,12 +72,15 @@ class Split(Job):
     Attributes:
         parts: The dataset and its additions so far, whose index is read.
         groups: Raw labels of the classes of the steps 0..t.
-        selection: "overlap", or "disjoint": without images of future classes.
+        selection: "overlap"; "disjoint": without images of future classes; or
+            "partitioned": the images that belong to this step alone.
+        classes: For "partitioned": the classes among which images are divided.
     """
 
     parts: tuple[str, ...]
     groups: Classes
     selection: str
+    classes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)

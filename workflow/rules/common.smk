@@ -15,6 +15,7 @@ from kproba.extensions import find_origins
 from kproba.methods.builtin import base_methods
 from kproba.network.backbones import BACKBONES
 from kproba import artifacts
+from kproba.data.splits import SETTINGS
 from kproba.plan.arrival import settle_times
 from kproba.plan.config_files import name_of_files
 from kproba.plan.errors import ConfigError
@@ -88,7 +89,7 @@ if not is_module:
 wildcard_constraints:
     dataset=r"[^/]+",
     task=r"[^/]+",
-    setting=r"overlap|disjoint|sequential",
+    setting="|".join(SETTINGS),
     method=r"[^/]+",
     seed=r"\d+",
     step=r"\d+",
@@ -140,6 +141,21 @@ def groups_so_far(wildcards):
         wildcards.dataset, wildcards.task, int(wildcards.step)
     )
     return [list(group) for group in groups]
+
+
+def divided_classes(wildcards):
+    """Return the classes among which "partitioned" divides images; else None."""
+    if wildcards.setting != "partitioned":
+        return None
+    names = wildcards.dataset, wildcards.task, int(wildcards.step)
+    return list(plan.datasets.divided_classes(*names))
+
+
+def split_settings(wildcards):
+    """Return everything that determines a split besides the indices."""
+    classes = divided_classes(wildcards)
+    groups = groups_so_far(wildcards)
+    return groups if classes is None else {"groups": groups, "classes": classes}
 
 
 def all_groups(wildcards):
