@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kproba.data.augmentation import Augmentation, augment, keyed_generator
 from kproba.data.canvases import Anchor, Size, places
-from kproba.data.sources import list_sources, replace_mask
+from kproba.data.memory import Memory, add_known
+from kproba.data.sources import Source, list_sources, replace_mask
 
 log = logging.getLogger("kproba")
 
@@ -38,7 +39,7 @@ class Item(NamedTuple):
     """One position of the training stream."""
 
     epoch: int
-    image: int  # number of the row of the split
+    image: int  # number of the row of the split; memory images come after these
 
 
 class Batch(NamedTuple):
@@ -84,12 +85,42 @@ class Sample(NamedTuple):
     anchor: Anchor = "start"
 
 
+class OldImages(NamedTuple):
+    """Images in memory that have places of their own in every global batch.
+
+    Attributes:
+        images: Their number.
+        share: Their share of the places, above 0 and below 1.
+    """
+
+    images: int
+    share: float
+
+    def places(self, batch_size: int) -> int:
+        """Places in a global batch: share·B rounded half up, at least 1, at most B-1.
+
+        Raises:
+            ValueError: A batch of one image has no place for an old one.
+        """
+        if batch_size < 2:
+            raise ValueError(
+                f"Expected a global batch_size of at least 2 for a memory with a "
+                f"share, but got {batch_size}. Raise batch_size, or set memory.share "
+                f"to null."
+            )
+        return min(max(int(self.share * batch_size + 0.5), 1), batch_size - 1)
+
+
 class TrainingStream(Sampler[list[Item]]):
     """Micro-batches of one process, from iteration `start` to the end.
 
     Global batch i holds the positions i·B to (i+1)·B-1 of the stream. It is cut into as
     many equal parts as there are processes; process r takes part r and cuts it into
     `accumulation` micro-batches.
+
+    With `old`, the first places of a global batch come from a stream over the images of
+    the split, and the others from a second stream, over the images in memory. Each has
+    its own epochs.
 
     Args:
         images: Number of images of the split.
@@ -102,9 +133,12 @@ class TrainingStream(Sampler[list[Item]]):
         accumulation: Micro-batches per iteration and process.
         start: First iteration, if training resumes.
         iterations: Number of iterations in place of `epochs`; None: by epochs.
+        old: Images in memory with a share of every batch. Epochs count the images of
+            the split.
 
     Raises:
-        ValueError: The batch size is not a multiple of processes x accumulation.
+        ValueError: The batch size is not a multiple of processes x accumulation, or is
+            1 and there are old images.
     """
 
     def __init__(
@@ -119,6 +153,7 @@ class TrainingStream(Sampler[list[Item]]):
         accumulation: int = 1,
         start: int = 0,
         iterations: int | None = None,
+        old: OldImages | None = None,
     ):
         if batch_size % (world_size * accumulation):
             raise ValueError(
@@ -127,27 +162,42 @@ class TrainingStream(Sampler[list[Item]]):
                 f"one of the three."
             )
         self.images, self.batch_size, self.seed = images, batch_size, seed
-        by_epochs = max(1, -(-int(images * epochs) // batch_size))
+        self.old_images = old.images if old else 0
+        self.old_places = old.places(batch_size) if old else 0
+        new_places = batch_size - self.old_places
+        by_epochs = max(1, -(-int(images * epochs) // new_places))
         self.iterations = iterations or by_epochs
         self.micro_batch = batch_size // (world_size * accumulation)
         self.rank, self.accumulation, self.start = rank, accumulation, start
 
     def __iter__(self) -> Iterator[list[Item]]:
-        orders: dict[int, np.ndarray] = {}
+        orders: dict[str, dict[int, np.ndarray]] = {"order": {}, "old order": {}}
         for iteration in range(self.start, self.iterations):
             first = iteration * self.batch_size
             first += self.rank * self.accumulation * self.micro_batch
             for micro in range(self.accumulation):
                 begin = first + micro * self.micro_batch
-                items = []
-                for place in range(begin, begin + self.micro_batch):
-                    epoch, position = divmod(place, self.images)
-                    if epoch not in orders:
-                        orders = {k: v for k, v in orders.items() if k >= epoch - 1}
-                        rng = keyed_generator("order", self.seed, epoch)
-                        orders[epoch] = rng.permutation(self.images)
-                    items.append(Item(epoch, int(orders[epoch][position])))
-                yield items
+                places = range(begin, begin + self.micro_batch)
+                yield [self._item(place, orders) for place in places]
+
+    def _item(self, place: int, orders: dict[str, dict[int, np.ndarray]]) -> Item:
+        """The image at a place of all global batches; `orders` keeps the newest."""
+        iteration, position = divmod(place, self.batch_size)
+        new_places = self.batch_size - self.old_places
+        if position < new_places:
+            kind, images, first = "order", self.images, 0
+            place = iteration * new_places + position
+        else:  # rows of the memory come after those of the split
+            kind, images, first = "old order", self.old_images, self.images
+            place = iteration * self.old_places + position - new_places
+        epoch, position = divmod(place, images)
+        known = orders[kind]
+        if epoch not in known:
+            for old in [key for key in known if key < epoch - 1]:
+                del known[old]
+            rng = keyed_generator(kind, self.seed, epoch)
+            known[epoch] = rng.permutation(images)
+        return Item(epoch, first + int(known[epoch][position]))
 
     def __len__(self) -> int:
         """Number of micro-batches of this process from `start` to the end."""
@@ -155,7 +205,10 @@ class TrainingStream(Sampler[list[Item]]):
 
 
 class TrainingImages(Dataset[Sample]):
-    """Augmented images and targets of a split.
+    """Augmented images and targets of a split, and after them those of a memory.
+
+    An image of the split that is in memory, too, takes part once. Where its target is
+    0, it has the label that the memory knows.
 
     Args:
         split: Table that `kproba.data.splits.read_index` returned.
@@ -164,6 +217,7 @@ class TrainingImages(Dataset[Sample]):
         label_table: (256,) uint8 from raw label to training target; None if the targets
             come from `pseudo_labels`.
         pseudo_labels: Folder with one target image per id, or None.
+        memory: Old images with their targets, or None.
 
     Raises:
         ValueError: There is neither a label_table nor a pseudo_labels folder.
@@ -177,6 +231,7 @@ class TrainingImages(Dataset[Sample]):
         seed: int,
         label_table: np.ndarray | None,
         pseudo_labels: Path | None = None,
+        memory: Memory | None = None,
     ):
         # Plain tuples, because forking a worker with a data frame costs more.
         self.sources = list_sources(split)
@@ -191,12 +246,27 @@ class TrainingImages(Dataset[Sample]):
                 "Pass one of them."
             )
         self.label_table = label_table
+        self.new = len(self.sources)
+        self.known: dict[int, Source] = {}  # of rows that the memory has, too
+        if memory is not None:
+            rows = {source.id: row for row, source in enumerate(self.sources)}
+            for source in list_sources(memory.rows):
+                old = replace_mask(source, memory.labels)
+                if source.id in rows:
+                    self.known[rows[source.id]] = old
+                else:
+                    self.sources.append(old)
         self.augmentation, self.seed = augmentation, seed
         self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __len__(self) -> int:
-        """Number of images in the split."""
+        """Number of images in the split and of those only in memory."""
         return len(self.sources)
+
+    @property
+    def old(self) -> int:
+        """Number of images that are only in memory."""
+        return len(self) - self.new
 
     def __getitem__(self, item: Item) -> Sample:
         name = self.sources[item.image].id
@@ -206,10 +276,14 @@ class TrainingImages(Dataset[Sample]):
         return Sample(image, target, name, item.epoch * len(self) + item.image)
 
     def decode(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image (3, H, W) and target (H, W), uint8, of a row of the split."""
+        """Image (3, H, W) and target (H, W), uint8, of a row."""
         source = self.sources[number]
-        target = torch.from_numpy(self.label_table[source.read_labels()])
-        return source.read_image(), target
+        target = source.read_labels()
+        if number < self.new:
+            target = self.label_table[target]
+        if number in self.known:
+            target = add_known(target, self.known[number].read_labels())
+        return source.read_image(), torch.from_numpy(target)
 
     def keep_decoded(self, budget: float, *, threads: int) -> None:
         """Decode images in advance and keep them, from the first on, as memory allows.

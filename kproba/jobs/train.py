@@ -21,7 +21,10 @@ from kproba.training.files import OUTPUTS, Files
 log = logging.getLogger("kproba")
 
 STOPPED = 143  # exit status after SIGTERM, with a saved state to resume from
-OPTIONAL = ("previous", "pseudo_labels", "weights", "bank", "feature_network")
+OPTIONAL = (
+    *("previous", "pseudo_labels", "weights", "bank", "feature_network"),
+    *("memory", "memory_labels"),
+)
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -7,6 +7,7 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
+from kproba.data.memory_rules import KNOWN, TRUE_LABELS
 from kproba.extensions import find_origins
 from kproba.methods.method import Method
 from kproba.plan.datasets import Datasets
@@ -15,6 +16,7 @@ from kproba.plan.jobs import (
     Bank,
     Job,
     Labels,
+    Memory,
     Received,
     ReceivedBank,
     Split,
@@ -107,6 +109,8 @@ class Chain:
             yield self.bank(run, step)
         if step > 0 and method.uses_labels(run.setting):
             yield self.labels(run, step)
+        if method.has_memory:
+            yield self.memory(run, step)
 
     @_cached
     def split(self, run: Run, step: int) -> Split:
@@ -155,11 +159,43 @@ class Chain:
                 method=planned.method,
                 optimisation=planned.increment,
                 decision=planned.decision if corrected else None,
+                memory=planned.memory if planned.has_memory else None,
             ),
             split=self.split(run, step),
             previous=self.training(run, step - 1),
             labels=self.labels(run, step) if labels else None,
             bank=self.bank(run, step - 1) if corrected else None,
+            memory=self.memory(run, step - 1) if planned.has_memory else None,
+        )
+
+    @_cached
+    def memory(self, run: Run, step: int) -> Memory:
+        """The old images after a step; none of them came later."""
+        planned, sequential = self._method(run), run.setting == "sequential"
+        if not planned.has_memory:
+            raise ConfigError(
+                f"Expected a method with a memory of old images, but '{run.method}' "
+                f"has none. Set memory.images for a method that learns step by step."
+            )
+        rule, last = planned.memory["rule"], len(self._groups(run, None)) - 1
+        # Nothing is older than step 0, and in "sequential" old classes are labelled.
+        recognises = rule == KNOWN and step > 0 and not sequential
+        settings = {
+            "images": planned.memory["images"],
+            "rule": rule,
+            "groups": self._group_lists(run, step),
+            "sequential": sequential and rule == KNOWN and step > 0,
+            "seed": run.seed,
+        }
+        if recognises:
+            settings["threshold"] = planned.memory["threshold"]
+        if rule == TRUE_LABELS:  # its images are labelled like those of the next step
+            settings["shown"] = self._group_lists(run, min(step + 1, last))
+        return Memory(
+            settings=settings,
+            split=self.split(run, step),
+            model=self.training(run, step) if recognises else None,
+            previous=self.memory(run, step - 1) if step > 0 else None,
         )
 
     @_cached
@@ -308,6 +344,7 @@ class Chain:
         method: Method,
         optimisation: Config,
         decision: Config | None,
+        memory: Config | None = None,
     ) -> Config:
         """Content of settings.json, without the names of the run."""
         config = self._config
@@ -337,4 +374,10 @@ class Chain:
             "method": method.to_dict(),
             "decision": decision,
             **({"extensions": extensions} if extensions else {}),
+            **({"memory": _used_memory(memory)} if memory else {}),
         }
+
+
+def _used_memory(memory: Config) -> Config:
+    """The keys of `memory` for a training; the threshold acts through the memory."""
+    return {key: memory[key] for key in ("images", "rule", "share")}

@@ -93,6 +93,7 @@ class Training(Job):
         previous: The training of step t-1.
         labels: The targets it trains on; None: the raw labels.
         bank: The bank of step t-1, where it corrects the teacher.
+        memory: The old images after step t-1; None without.
     """
 
     settings: Settings
@@ -100,6 +101,24 @@ class Training(Job):
     previous: "Training | Received | None" = None
     labels: "Labels | None" = None
     bank: "Bank | ReceivedBank | None" = None
+    memory: "Memory | None" = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Memory(Job):
+    """The old images after a step, from which the next step may take some.
+
+    Attributes:
+        settings: The rule and its numbers, classes and seed.
+        split: The images of the step.
+        model: The training of the step, if its network recognises older classes.
+        previous: The memory after step t-1; None at step 0.
+    """
+
+    settings: Settings
+    split: Split
+    model: "Training | Received | None" = None
+    previous: "Memory | None" = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

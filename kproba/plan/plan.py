@@ -14,7 +14,7 @@ from kproba.data.task_check import TaskSteps, describe_empty, empty_steps
 from kproba.methods.builtin import base_methods
 from kproba.network.backbones import BACKBONES
 from kproba.plan.chain import PUBLISHED, Chain, Run
-from kproba.plan.checks import check_batches, check_model
+from kproba.plan.checks import check_batches, check_model, check_shares
 from kproba.plan.datasets import Datasets, Locate
 from kproba.plan.errors import ConfigError, suggestion
 from kproba.plan.jobs import Bank, Job, Received, ReceivedBank, Test, Training
@@ -63,6 +63,7 @@ class Plan:
         names = dict.fromkeys(run.method for run in self.runs)
         increments = {name: self.method(name).increment for name in names}
         check_batches(config["base"], increments, self.compute)
+        check_shares(map(self.method, names))
         check_model(config)
 
     # Contents
@@ -206,6 +207,8 @@ class Plan:
             "previous": self.path(job.previous, run, artifacts.MODEL),
             "pseudo_labels": self.path(job.labels, run, artifacts.LABELS),
             **self._bank_inputs(job.bank, job.previous, run),
+            "memory": self.path(job.memory, run, artifacts.MEMORY),
+            "memory_labels": self.path(job.memory, run, artifacts.MEMORY_LABELS),
             "weights": weights or [],
             "validation": self.datasets.indices(run.dataset, groups),
         }
@@ -234,6 +237,16 @@ class Plan:
             "model": self.path(job.network, run, artifacts.MODEL),
             **self._bank_inputs(job.bank, job.network, run),
             "split": self.path(job.split, run, artifacts.SPLIT),
+        }
+
+    def memory_inputs(self, run: Run, step: int) -> dict[str, Files]:
+        """Inputs of `update_memory`."""
+        job = self.chain.memory(run, step)
+        return {
+            "split": self.path(job.split, run, artifacts.SPLIT),
+            "model": self.path(job.model, run, artifacts.MODEL),
+            "previous": self.path(job.previous, run, artifacts.MEMORY),
+            "previous_labels": self.path(job.previous, run, artifacts.MEMORY_LABELS),
         }
 
     def test_inputs(self, run: Run, step: int) -> dict[str, Files]:
@@ -299,6 +312,9 @@ class Plan:
         if training.labels:
             place = self.owner(training.labels, run)
             times["pseudo labels"] = place.path(artifacts.LABELS_TIME)
+        if training.memory:
+            place = self.owner(training.memory, run)
+            times["old images"] = place.path(artifacts.MEMORY_TIME)
         # The bank of the step if it predicts, else the bank that the training used.
         bank = test.bank or training.bank or (training.labels and training.labels.bank)
         if bank:
@@ -334,6 +350,15 @@ class Plan:
                 bank = self.chain.bank(run, self.steps(run)[-1])
                 banks.append(self.owner(bank, run).path(artifacts.BANK))
         return banks
+
+    def last_memories(self) -> list[str]:
+        """The memories after the last steps, which the next step would use."""
+        return [
+            self.owner(self.chain.memory(run, step), run).path(artifacts.MEMORY)
+            for run in self.runs
+            if self.method(run.method).has_memory
+            for step in (self.steps(run)[-1],)
+        ]
 
     # Reading the experiments
 

@@ -13,13 +13,21 @@ def check_packed(packed: PackedStep, method: PlannedMethod) -> None:
     """Refuse a method that cannot continue from a packed step.
 
     Raises:
-        ConfigError: It trains all classes at once, or has another head.
+        ConfigError: It trains all classes at once, keeps old images, or has another
+            head.
     """
     if method.method.joint:
         raise ConfigError(
             f"Expected a method that learns step by step, but got '{method.name}', "
             f"which needs the pictures of all classes. The pictures of {packed.path} "
             f"are not available here. Remove it from `methods` of this dataset."
+        )
+    if method.has_memory:
+        raise ConfigError(
+            f"Expected a method without a memory of old images, but '{method.name}' "
+            f"has memory.images = {method.memory['images']}, and {packed.path} holds "
+            f"no pictures. Set memory.images to 0 for this method, or continue from "
+            f"the results of the step in place of its archive."
         )
     if method.method.head != packed.head:
         raise ConfigError(

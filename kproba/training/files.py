@@ -22,6 +22,8 @@ class Files:
         weights: Weights of the backbone at step 0, if they come from a file.
         bank: Bank of step t-1, if it corrects the teacher.
         feature_network: Model whose features the bank uses, if not `previous`.
+        memory: Table of the old images after step t-1; None without.
+        memory_labels: Folder of their targets.
         validation: Indices of the dataset and of its additions, for validation checks
             during the training; empty for no checks.
         folders: Folders of the pictures, by dataset or addition.
@@ -38,6 +40,8 @@ class Files:
     weights: Path | None = None
     bank: Path | None = None
     feature_network: Path | None = None
+    memory: Path | None = None
+    memory_labels: Path | None = None
     validation: tuple[Path, ...] = ()
     folders: Mapping[str, Folders] = field(default_factory=dict)
     names: tuple[str, ...] = ()

@@ -14,7 +14,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from kproba.data.loaders import Batch, TrainingImages, TrainingStream, training_loader
+from kproba.data.loaders import (
+    Batch,
+    OldImages,
+    TrainingImages,
+    TrainingStream,
+    training_loader,
+)
+from kproba.data.memory import Memory, check_memory, read_memory
+from kproba.data.memory_rules import MEMORY_RULES
 from kproba.data.splits import read_index
 from kproba.network.files import save_model
 from kproba.network.network import SegmentationNetwork
@@ -173,14 +181,18 @@ def training_batches(
         seed=settings.seed,
         label_table=settings.label_map.training_table(),
         pseudo_labels=files.pseudo_labels,
+        memory=read_old_images(settings, files),
     )
+    old, new = None, len(images)
+    if settings.memory and settings.memory.share is not None and images.old:
+        old, new = OldImages(images.old, settings.memory.share), images.new
     if compute.cache_gib:
         images.keep_decoded(compute.cache_gib * 2**30, threads=max(1, compute.workers))
         log.info(
             "keeping %d of %d decoded images in memory", len(images.kept), len(images)
         )
     stream = TrainingStream(
-        len(split),
+        new,
         epochs=settings.optimisation.epochs,
         iterations=settings.optimisation.iterations,
         batch_size=settings.optimisation.batch_size,
@@ -189,8 +201,38 @@ def training_batches(
         world_size=process.world_size,
         accumulation=compute.accumulation,
         start=progress.iteration,
+        old=old,
     )
     return stream, iter(training_loader(images, stream, workers=compute.workers))
+
+
+def read_old_images(settings: StepSettings, files: Files) -> Memory | None:
+    """The old images of a step; None if its method has no memory.
+
+    Raises:
+        ValueError: The settings name a memory but there is no file, or the reverse.
+        ArtifactError: The memory is of another step or task.
+    """
+    names = files.memory, files.memory_labels
+    if settings.memory is None and names == (None, None):
+        return None
+    if settings.memory is None or files.memory is None or files.memory_labels is None:
+        raise ValueError(
+            "Expected the memory of the previous step exactly if the settings have the "
+            "key `memory`, but only one of them is there. Name both files with "
+            "--memory and --memory-labels, or neither."
+        )
+    seen = settings.label_map.seen
+    check_memory(files.memory, step=settings.step - 1, seen=seen)
+    rows = read_memory(files.memory, files.folders)
+    rule = MEMORY_RULES[settings.memory.rule]
+    log.info("%d old images in memory, by the rule '%s'", len(rows), rule.name)
+    if rule.leaks:
+        log.warning(
+            "the memory of this training leaks: old images have labels of later "
+            "classes, which nobody gave them"
+        )
+    return Memory(rows, files.memory_labels)
 
 
 def write_outputs(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from kproba.bank.decision import DECISION, Decision, convert_decision
 from kproba.data.augmentation import Augmentation
 from kproba.data.labels import LabelMap
+from kproba.data.memory_rules import MEMORY_RULES
 from kproba.extensions import load_recorded
 from kproba.methods.method import Method
 from kproba.methods.terms import TERMS
@@ -54,6 +55,13 @@ METHOD = records.record(
         "losses": records.mapping_of(records.number(0), most=1000),
     }
 )
+MEMORY = records.record(
+    {
+        "images": records.integer(1, 10**6),
+        "rule": records.choice(*MEMORY_RULES),
+        "share": records.maybe(records.number(most=1, above=0)),
+    }
+)
 SETTINGS = records.record(
     {
         "run": records.record(
@@ -78,7 +86,11 @@ SETTINGS = records.record(
         "optimisation": OPTIMISATION,
         "method": METHOD,
     },
-    {"decision": records.maybe(DECISION), "extensions": EXTENSIONS},
+    {
+        "decision": records.maybe(DECISION),
+        "extensions": EXTENSIONS,
+        "memory": records.maybe(MEMORY),
+    },
 )
 
 
@@ -137,6 +149,22 @@ class Optimisation:
 
 
 @dataclass(frozen=True)
+class MemorySettings:
+    """How a step uses old images.
+
+    Attributes:
+        images: Number of old images for all classes together, at most.
+        rule: One of `kproba.data.memory_rules.MEMORY_RULES`.
+        share: Their share of every global batch; None: they are added to the images of
+            the step.
+    """
+
+    images: int
+    rule: str
+    share: float | None
+
+
+@dataclass(frozen=True)
 class RunStep:
     """The names of a step and its run; they do not affect the result.
 
@@ -169,6 +197,7 @@ class StepSettings:
         decision: How network and bank are combined for the targets of the old classes;
             None: the previous network is the only teacher.
         extensions: Files of the user that the step uses, with their SHA-256.
+        memory: How the step uses old images; None: it has none.
     """
 
     run: RunStep
@@ -182,6 +211,7 @@ class StepSettings:
     method: Method
     decision: Decision | None = None
     extensions: tuple[dict[str, str], ...] = ()
+    memory: MemorySettings | None = None
 
     @classmethod
     def from_dict(
@@ -201,7 +231,7 @@ class StepSettings:
             content = {}
         content = {key: value for key, value in content.items() if key != "class_names"}
         known = {field.name for field in fields(cls)}
-        needed = known - {"decision", "extensions"}
+        needed = known - {"decision", "extensions", "memory"}
         if not needed <= content.keys() <= known:
             got = ", ".join(str(key) for key in content)[:500] or "none"
             raise records.ArtifactError(
@@ -218,6 +248,8 @@ class StepSettings:
         content = {**asdict(self), "method": self.method.to_dict()}
         if not self.extensions:
             del content["extensions"]
+        if self.memory is None:
+            del content["memory"]
         if self.optimisation.iterations is None:  # as settings.json has it
             del content["optimisation"]["iterations"]
         return content
@@ -236,6 +268,7 @@ class StepSettings:
 def _parsed(content: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `StepSettings` from the content of settings.json."""
     architecture, decision = content["architecture"], content.get("decision")
+    memory = content.get("memory")
     return {
         "run": RunStep(**content["run"]),
         "seed": content["seed"],
@@ -248,6 +281,7 @@ def _parsed(content: Mapping[str, Any]) -> dict[str, Any]:
         "method": Method.from_dict(content["method"]),
         "decision": decision and Decision.from_dict(decision),
         "extensions": tuple(content.get("extensions", ())),
+        "memory": memory and MemorySettings(**memory),
     }
 
 

@@ -311,6 +311,15 @@ def label_job(wildcards):
     return dict(job.settings)
 
 
+def memory_inputs(wildcards):
+    return plan.memory_inputs(parse_run(wildcards), int(wildcards.step))
+
+
+def memory_job(wildcards):
+    job = plan.chain.memory(parse_run(wildcards), int(wildcards.step))
+    return dict(job.settings)
+
+
 def shown_names(wildcards):
     """Return the names of the classes so far; they do not change a result."""
     groups = groups_so_far(wildcards)
@@ -382,6 +391,11 @@ def files_of_all(*kinds):
 def last_banks(wildcards):
     """Input function: the banks from which a next step would start."""
     return plan.last_banks()
+
+
+def last_memories(wildcards):
+    """Input function: the memories from which a next step would take old images."""
+    return plan.last_memories()
 
 
 def card_files(wildcards):

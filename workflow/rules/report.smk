@@ -111,6 +111,7 @@ rule write_report:
         files=report_files,
         class_lists=class_lists,
         banks=last_banks,
+        memories=last_memories,
     output:
         page=report(
             of_configuration(artifacts.REPORT),
