@@ -78,7 +78,7 @@ NAVIGATION: dict[str, dict[str, list[str]]] = {
     "methods/index": {
         "": [
             *("kproba", "barm", "ssul", "plop", "mib", "lwf", "finetune", "joint"),
-            *("losses", "pseudo_labels", "bank"),
+            *("losses", "pseudo_labels", "bank", "memory"),
         ]
     },
     "notes/index": {"": ["measurements"]},

@@ -68,11 +68,15 @@ def masks_of(folder: Path) -> dict[str, np.ndarray]:
 
 
 def reading_network(step: int) -> Any:
-    """A network of step t that knows what a picture shows, if it is a class of S_t."""
+    """A network of step t that knows what a picture shows, if it is a class of S_t.
+
+    It takes the background for its newest class.
+    """
     channels = 1 + sum(map(len, GROUPS[: step + 1]))
 
     def outputs(images: torch.Tensor) -> Outputs:
         answer = images[:, 0].long()
+        answer = answer.where(answer != 0, channels - 1)
         answer = answer.where((answer < channels) & (answer != 255), 0)
         scale = torch.where(images[:, 1] > 128, 9.0, 0.5)[:, None]
         sign = 2 * torch.nn.functional.one_hot(answer, channels) - 1

@@ -213,8 +213,7 @@ def _held_classes(
     if earlier is not None:
         pairs = zip(earlier["id"], earlier[KNOWN], strict=True)
         before = {name: parse_classes(cell) for name, cell in pairs}
-    table, seen = settings.table(), frozenset(settings.label_map.seen)
-    labelled = frozenset(np.flatnonzero((table > 0) & (table != IGNORE)).tolist())
+    seen = frozenset(settings.label_map.seen)
     held = {}
     columns = (every["id"], every["classes"], every[SEEN])
     for name, cell, step in zip(*columns, strict=True):
@@ -222,9 +221,8 @@ def _held_classes(
             held[name] = _to_raw(found[name], settings) - {0, IGNORE}
             continue
         held[name] = before.get(name, frozenset())
-        if step == settings.step:
-            held[name] |= parse_classes(cell) & labelled
-        held[name] &= seen
+        if step == settings.step:  # without a model, all of S_t is labelled here
+            held[name] |= parse_classes(cell) & seen
     return held
 
 
