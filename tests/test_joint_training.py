@@ -9,7 +9,7 @@ import torch
 from training_runs import train_with
 from training_steps import step_settings, write_data
 
-from kproba.data.loaders import TrainingStream, count_iterations
+from kproba.data.stream import TrainingStream, count_iterations
 from kproba.network.files import load_model
 from kproba.network.record import read_model_record
 from kproba.runtime.compute import Compute
@@ -17,7 +17,8 @@ from kproba.runtime.distributed import Process
 from kproba.runtime.files import read_json
 from kproba.runtime.run_file import read_run
 from kproba.training.files import Files
-from kproba.training.loop import Stopped, iterations_of_chain
+from kproba.training.inputs import iterations_of_chain
+from kproba.training.loop import Stopped
 from kproba.training.settings import StepSettings
 
 CHAIN = [

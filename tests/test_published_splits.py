@@ -177,3 +177,35 @@ def test_published_validation_counts(presence_index, dataset, task):
         for step in range(len(groups))
     ]
     assert counts == VAL_COUNTS[dataset, task]
+
+
+def partitioned(index: pd.DataFrame, task: str, count: int) -> list[list[str]]:
+    """Ids of the images of every step."""
+    groups, classes = parse_task(task, count), range(1, count + 1)
+    return [
+        list(
+            select_images(index, groups[: step + 1], "partitioned", classes=classes)[
+                "id"
+            ]
+        )
+        for step in range(len(groups))
+    ]
+
+
+def test_partitioned_puts_every_image_into_one_step(presence_index):
+    index = presence_index("voc")
+    steps = partitioned(index, "15-1", 20)
+    chosen = [name for step in steps for name in step]
+    assert len(chosen) == len(set(chosen)) == 10582
+    assert sum(map(len, steps[1:])) > 1000  # no step has nearly everything
+    groups = parse_task("15-1", 20)
+    for step in range(len(groups)):
+        overlap = select_images(index, groups[: step + 1], "overlap")
+        assert set(steps[step]) <= set(overlap["id"])
+
+
+def test_tasks_of_the_same_classes_share_step_0_of_partitioned(presence_index):
+    index = presence_index("voc")
+    by_one, by_five = (partitioned(index, task, 20) for task in ("15-1", "15-5"))
+    assert by_one[0] == by_five[0]
+    assert sorted(name for step in by_one[1:] for name in step) == by_five[1]

@@ -1,5 +1,6 @@
 """Image lists: which images belong to a step, and their files."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from kproba.data.splits import (
     write_classes,
     write_split,
 )
-from kproba.data.tasks import Groups
+from kproba.data.tasks import Groups, partition_label
 
 # --- which images ------------------------------------------------------------------
 
@@ -75,6 +76,35 @@ def test_step_without_images_is_refused(setting):
         select_images(_index(a="0 1", b="2"), ((1, 2), (3,)), setting)
 
 
+def expected_owner(name: str, labels: set[int]) -> int:
+    """The rule of "partitioned", written once more."""
+    digests = {
+        hashlib.sha256(bytes(f"{name} {label}", "ascii")).hexdigest(): label
+        for label in labels
+    }
+    return digests[sorted(digests)[0]]
+
+
+def test_an_image_of_partitioned_belongs_to_the_class_with_the_smallest_digest():
+    for name in map(str, range(50)):
+        present, classes = {0, 1, 2, 5, 9, 255}, (1, 2, 3, 5)
+        owner = partition_label(name, frozenset(present), classes)
+        assert owner == expected_owner(name, {1, 2, 5})
+    assert partition_label("a", frozenset({0, 255, 7}), (1, 2)) is None
+
+
+def test_partitioned_needs_the_classes_of_all_steps():
+    with pytest.raises(ValueError, match="classes of all steps"):
+        select_images(_index(a="1"), ((1,),), "partitioned")
+
+
+def test_a_step_of_partitioned_without_images_is_refused():
+    index = _index(b="0 1 2")
+    assert expected_owner("b", {1, 2}) == 2
+    with pytest.raises(ValueError, match=r"\(label 1\) for step 0 \(partitioned\)"):
+        select_images(index, ((1,),), "partitioned", classes=(1, 2))
+
+
 def test_disjoint_step_emptied_by_future_classes_is_refused():
     with pytest.raises(ValueError, match=r"step 0 \(disjoint\).*overlap"):
         select_images(_index(a="1 2"), ((1,), (2,))[:1], "disjoint")
@@ -120,6 +150,19 @@ def test_split_holds_the_rows_of_the_step(tmp_path, index_file):
         "0009,i/0009.png,m/0009.png,4,3,train,1 2 255\n"
         "null,i/null.png,m/null.png,4,3,train,2\n"
     )
+
+
+def test_split_of_partitioned_divides_among_all_classes(tmp_path, index_file):
+    ids = []
+    for step, groups in enumerate([((1,),), ((1,), (2, 3))]):
+        path = tmp_path / f"{step}.csv"
+        write_split(
+            [index_file], path, groups=groups, setting="partitioned", classes=(1, 2, 3)
+        )
+        ids.append(list(read_index(path)["id"]))
+    both = expected_owner("0009", {1, 2})  # the only image with classes of two steps
+    assert ids[0] == ([] if both == 2 else ["0009"]) + ["0010"]
+    assert ids[1] == (["0009"] if both == 2 else []) + ["0011", "null"]
 
 
 @pytest.mark.parametrize("setting", ["overlap", "disjoint", "sequential"])

@@ -32,7 +32,7 @@ from kproba.data.splits import read_index
 from kproba.data.tasks import parse_task
 from kproba.network import SegmentationNetwork
 from kproba.training.files import Files
-from kproba.training.loop import read_split
+from kproba.training.inputs import read_split
 from kproba.training.settings import StepSettings
 from kproba.training.targets import prepare
 

@@ -8,7 +8,7 @@ from whole_runs import write_config
 from kproba.data.task_check import TaskSteps, check_steps, empty_steps
 
 NAMES = ["cat", "dog", "cow"]
-CELLS = ["0 1", "0 1 2", "1 255"]
+CELLS = {"a": "0 1", "b": "0 1 2", "c": "1 255"}
 
 
 def steps(setting="overlap", groups=((1,), (2,), (3,)), checked=(0, 1, 2)):
@@ -26,11 +26,23 @@ def steps(setting="overlap", groups=((1,), (2,), (3,)), checked=(0, 1, 2)):
         (steps("disjoint", ((2,), (1,)), (0, 1)), ["step 0"]),
         (steps("disjoint", ((1,), (2,)), (0, 1)), []),
         (steps("sequential", ((2,), (1,)), (0, 1)), ["step 0"]),
+        (steps("partitioned", ((1,), (2,)), (0, 1)), []),
     ],
 )
 def test_empty_steps(task, empty):
     found = empty_steps(CELLS, task, NAMES)
     assert [sentence[:6] for sentence in found] == empty
+
+
+def test_a_step_of_partitioned_whose_only_image_another_step_has_is_empty():
+    """The image "b" belongs to the dog, so nothing is left for a cat."""
+    [sentence] = empty_steps(
+        {"b": "0 1 2"}, steps("partitioned", ((1,), (2,)), (0, 1)), NAMES
+    )
+    assert sentence == (
+        "step 0 of task 'mine' (partitioned) has no training image: no image shows cat "
+        "and belongs to this step"
+    )
 
 
 def test_the_sentence_names_task_setting_and_classes():

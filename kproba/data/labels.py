@@ -34,7 +34,7 @@ class LabelMap:
 
     Attributes:
         groups: Raw labels of the classes of each step 0..t.
-        setting: "overlap", "disjoint" or "sequential".
+        setting: "sequential", or any other one, as their labels are the same.
     """
 
     groups: Groups

@@ -1,15 +1,12 @@
 """Loaders of training images; `kproba.data.whole_images` has those of whole images.
 
-The training order is one endless stream: the random orders of all epochs, one after the
-other, cut into global batches. Every batch is full, and no image is dropped. Order and
-augmentation depend only on seed, epoch and image id. The number of processes, the
-number of loader workers and restarts therefore do not change the training data.
+The order of the training images is in `kproba.data.stream`.
 """
 
 import logging
 import shutil
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from kproba.data.augmentation import Augmentation, augment, keyed_generator
 from kproba.data.canvases import Anchor, Size, places
 from kproba.data.labels import UNKNOWN
-from kproba.data.sources import list_sources, replace_mask
+from kproba.data.memory import Memory, add_known
+from kproba.data.sources import Source, list_sources, replace_mask
+from kproba.data.stream import Item, TrainingStream
 
 log = logging.getLogger("kproba")
 
@@ -33,13 +32,6 @@ PREFETCHED = 2  # batches that each worker prepares in advance (default of PyTor
 
 
 BYTES_PER_PIXEL = 4  # three of an image, one of its target
-
-
-class Item(NamedTuple):
-    """One position of the training stream."""
-
-    epoch: int
-    image: int  # number of the row of the split
 
 
 class Batch(NamedTuple):
@@ -85,88 +77,11 @@ class Sample(NamedTuple):
     anchor: Anchor = "start"
 
 
-def count_iterations(images: int, epochs: float, batch_size: int) -> int:
-    """Iterations of a training by epochs, 1 at least; the last batch is filled up.
-
-    Args:
-        images: Number of images of the split.
-        epochs: How often each image is used.
-        batch_size: Images per iteration over all processes.
-    """
-    return max(1, -(-int(images * epochs) // batch_size))
-
-
-class TrainingStream(Sampler[list[Item]]):
-    """Micro-batches of one process, from iteration `start` to the end.
-
-    Global batch i holds the positions i·B to (i+1)·B-1 of the stream. It is cut into as
-    many equal parts as there are processes; process r takes part r and cuts it into
-    `accumulation` micro-batches.
-
-    Args:
-        images: Number of images of the split.
-        epochs: How often each image is used. The last batch is filled with images of
-            the next epoch.
-        batch_size: Images per iteration over all processes.
-        seed: Seed of the random orders.
-        rank: Number of this process.
-        world_size: Number of processes.
-        accumulation: Micro-batches per iteration and process.
-        start: First iteration, if training resumes.
-        iterations: Number of iterations in place of `epochs`; None: by epochs.
-
-    Raises:
-        ValueError: The batch size is not a multiple of processes x accumulation.
-    """
-
-    def __init__(
-        self,
-        images: int,
-        *,
-        epochs: float,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        accumulation: int = 1,
-        start: int = 0,
-        iterations: int | None = None,
-    ):
-        if batch_size % (world_size * accumulation):
-            raise ValueError(
-                f"Expected the global batch_size {batch_size} to be a multiple of "
-                f"processes x accumulation = {world_size} x {accumulation}. Change "
-                f"one of the three."
-            )
-        self.images, self.batch_size, self.seed = images, batch_size, seed
-        self.iterations = iterations or count_iterations(images, epochs, batch_size)
-        self.micro_batch = batch_size // (world_size * accumulation)
-        self.rank, self.accumulation, self.start = rank, accumulation, start
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        orders: dict[int, np.ndarray] = {}
-        for iteration in range(self.start, self.iterations):
-            first = iteration * self.batch_size
-            first += self.rank * self.accumulation * self.micro_batch
-            for micro in range(self.accumulation):
-                begin = first + micro * self.micro_batch
-                items = []
-                for place in range(begin, begin + self.micro_batch):
-                    epoch, position = divmod(place, self.images)
-                    if epoch not in orders:
-                        orders = {k: v for k, v in orders.items() if k >= epoch - 1}
-                        rng = keyed_generator("order", self.seed, epoch)
-                        orders[epoch] = rng.permutation(self.images)
-                    items.append(Item(epoch, int(orders[epoch][position])))
-                yield items
-
-    def __len__(self) -> int:
-        """Number of micro-batches of this process from `start` to the end."""
-        return (self.iterations - self.start) * self.accumulation
-
-
 class TrainingImages(Dataset[Sample]):
-    """Augmented images and targets of a split.
+    """Augmented images and targets of a split, and after them those of a memory.
+
+    An image of the split that is in memory, too, takes part once. Where its target is
+    0, it has the label that the memory knows.
 
     If the split names saliency maps (`kproba.data.saliency_table.with_saliency`), the
     salient pixels with the target 0 get the target `UNKNOWN`.
@@ -178,6 +93,7 @@ class TrainingImages(Dataset[Sample]):
         label_table: (256,) uint8 from raw label to training target; None if the targets
             come from `pseudo_labels`.
         pseudo_labels: Folder with one target image per id, or None.
+        memory: Old images with their targets, or None.
 
     Raises:
         ValueError: There is neither a label_table nor a pseudo_labels folder.
@@ -191,6 +107,7 @@ class TrainingImages(Dataset[Sample]):
         seed: int,
         label_table: np.ndarray | None,
         pseudo_labels: Path | None = None,
+        memory: Memory | None = None,
     ):
         # Plain tuples, because forking a worker with a data frame costs more.
         self.sources = list_sources(split)
@@ -205,12 +122,27 @@ class TrainingImages(Dataset[Sample]):
                 "Pass one of them."
             )
         self.label_table = label_table
+        self.new = len(self.sources)
+        self.known: dict[int, Source] = {}  # of rows that the memory has, too
+        if memory is not None:
+            rows = {source.id: row for row, source in enumerate(self.sources)}
+            for source in list_sources(memory.rows):
+                old = replace_mask(source, memory.labels)
+                if source.id in rows:
+                    self.known[rows[source.id]] = old
+                else:
+                    self.sources.append(old)
         self.augmentation, self.seed = augmentation, seed
         self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __len__(self) -> int:
-        """Number of images in the split."""
+        """Number of images in the split and of those only in memory."""
         return len(self.sources)
+
+    @property
+    def old(self) -> int:
+        """Number of images that are only in memory."""
+        return len(self) - self.new
 
     def __getitem__(self, item: Item) -> Sample:
         name = self.sources[item.image].id
@@ -220,13 +152,17 @@ class TrainingImages(Dataset[Sample]):
         return Sample(image, target, name, item.epoch * len(self) + item.image)
 
     def decode(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image (3, H, W) and target (H, W), uint8, of a row of the split."""
+        """Image (3, H, W) and target (H, W), uint8, of a row."""
         source = self.sources[number]
-        labels = self.label_table[source.read_labels()]
+        target = source.read_labels()
+        if number < self.new:
+            target = self.label_table[target]
+        if number in self.known:
+            target = add_known(target, self.known[number].read_labels())
         if source.saliency:
-            labels[(labels == 0) & source.read_saliency()] = UNKNOWN
-        target = torch.from_numpy(labels)
-        return source.read_image(), target
+            salient = source.read_saliency()
+            target = np.where((target == 0) & salient, np.uint8(UNKNOWN), target)
+        return source.read_image(), torch.from_numpy(target)
 
     def keep_decoded(self, budget: float, *, threads: int) -> None:
         """Decode images in advance and keep them, from the first on, as memory allows.

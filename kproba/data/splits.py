@@ -6,7 +6,7 @@ order in which the task introduces them. See docs/protocol.md.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import pandas as pd
 
 from kproba.data.folders import Folders
 from kproba.data.labels import IGNORE, LabelMap
-from kproba.data.tasks import Groups
+from kproba.data.tasks import Groups, partition_label
 from kproba.runtime.files import atomic_path
 from kproba.runtime.tables import read_table
 
-SETTINGS = ("overlap", "disjoint", "sequential")
+SETTINGS = ("overlap", "disjoint", "sequential", "partitioned")
 
 # Columns of an index and of a split, with their types, and those that may be absent,
 # with their defaults.
@@ -153,25 +153,41 @@ def read_indices(
 
 
 def select_images(
-    index: pd.DataFrame, groups: Groups, setting: str, subset: str = "train"
+    index: pd.DataFrame,
+    groups: Groups,
+    setting: str,
+    subset: str = "train",
+    classes: Collection[int] | None = None,
 ) -> pd.DataFrame:
     """Rows of `index` that belong to the last step of `groups`, sorted by id.
 
     Args:
         index: Table as `read_index` returns it.
         groups: Raw labels of the classes of the steps 0..t.
-        setting: "overlap", "disjoint" or "sequential".
+        setting: One of `SETTINGS`.
         subset: "train" or "val".
+        classes: For "partitioned": raw labels of all classes of the task.
 
     Raises:
-        ValueError: No image holds a class of the step.
+        ValueError: No image holds a class of the step, or the setting is "partitioned"
+            and `classes` is missing.
     """
     label_map = LabelMap(groups, setting)
     seen, new = frozenset(label_map.seen), frozenset(groups[-1])
     rows = index[index["subset"] == subset]
-    keep = [
-        in_step(parse_classes(cell), seen, new, setting) for cell in rows["classes"]
-    ]
+    present = [parse_classes(cell) for cell in rows["classes"]]
+    if setting == "partitioned":
+        if classes is None:
+            raise ValueError(
+                "Expected the classes of all steps for the setting 'partitioned', but "
+                "got none. Pass `classes`."
+            )
+        owners = zip(rows["id"], present, strict=True)
+        keep = [
+            partition_label(name, labels, classes) in new for name, labels in owners
+        ]
+    else:
+        keep = [in_step(labels, seen, new, setting) for labels in present]
     chosen = rows[keep].sort_values("id", ignore_index=True)
     if chosen.empty:
         raise ValueError(
@@ -191,7 +207,12 @@ def evenly_spaced(rows: pd.DataFrame, count: int) -> pd.DataFrame:
 
 
 def write_split(
-    indices: Sequence[str | Path], split: str | Path, *, groups: Groups, setting: str
+    indices: Sequence[str | Path],
+    split: str | Path,
+    *,
+    groups: Groups,
+    setting: str,
+    classes: Collection[int] | None = None,
 ) -> None:
     """Write the image list of the last step of `groups` as CSV.
 
@@ -199,18 +220,23 @@ def write_split(
         indices: index.csv of the dataset and of its additions up to step t.
         split: Output CSV.
         groups: Raw labels of the classes of the steps 0..t.
-        setting: "overlap", "disjoint" or "sequential".
+        setting: One of `SETTINGS`.
+        classes: As for `select_images`.
 
     Raises:
         ValueError: Two indices have the same id, or no image holds a class of the step.
     """
     index = pd.concat(read_indices(indices), ignore_index=True)
-    chosen = select_images(index, groups, setting)
-    for name, default in OPTIONAL.items():  # as in the index: only where it is needed
-        if (chosen[name] == default).all():
-            chosen = chosen.drop(columns=name)
-    with atomic_path(split) as temporary:
-        chosen.to_csv(temporary, index=False)
+    write_rows(select_images(index, groups, setting, classes=classes), split)
+
+
+def write_rows(rows: pd.DataFrame, path: str | Path) -> None:
+    """Write rows of an index as CSV, without optional columns that nobody needs."""
+    for name, default in OPTIONAL.items():
+        if name in rows and (rows[name] == default).all():
+            rows = rows.drop(columns=name)
+    with atomic_path(path) as temporary:
+        rows.to_csv(temporary, index=False)
 
 
 def write_classes(
@@ -222,7 +248,7 @@ def write_classes(
         path: Output JSON.
         groups: Raw labels of the classes of all steps.
         names: Name of each class by raw label.
-        setting: "overlap", "disjoint" or "sequential".
+        setting: One of `SETTINGS`.
     """
     classes = [{"index": 0, "label": 0, "name": "background", "step": 0}]
     for step, group in enumerate(groups):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kproba.data.labels import IGNORE
+from kproba.data.tasks import partition_label
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class TaskSteps:
 
     Attributes:
         task: Its name in the configuration.
-        setting: "overlap", "disjoint" or "sequential".
+        setting: One of `kproba.data.splits.SETTINGS`.
         groups: Raw labels of the classes of all steps.
         steps: The steps that are checked.
     """
@@ -50,7 +51,9 @@ def check_steps(
     from kproba.data.splits import read_index  # imports pandas, which the plan avoids
 
     rows = read_index(index)
-    empty = empty_steps(rows[rows["subset"] == "train"]["classes"], tasks, names)
+    rows = rows[rows["subset"] == "train"]
+    cells = dict(zip(rows["id"], rows["classes"], strict=True))
+    empty = empty_steps(cells, tasks, names)
     if empty:
         raise ValueError(describe_empty(empty))
 
@@ -65,32 +68,51 @@ def describe_empty(sentences: Sequence[str]) -> str:
 
 
 def empty_steps(
-    class_lists: Iterable[str], tasks: Iterable[TaskSteps], names: Sequence[str]
+    class_lists: Mapping[str, str], tasks: Iterable[TaskSteps], names: Sequence[str]
 ) -> list[str]:
     """A sentence about every step without training images.
 
     Args:
-        class_lists: The column `classes` of the training images.
+        class_lists: The column `classes` of the training images, by id.
         tasks: The steps to check.
         names: Names of the raw labels 1, 2, ..
     """
-    present = {frozenset(map(int, cell.split())) - {0, IGNORE} for cell in class_lists}
+    shown = {
+        name: frozenset(map(int, cell.split())) - {0, IGNORE}
+        for name, cell in class_lists.items()
+    }
+    present = set(shown.values())
     sentences = []
     for task in tasks:
+        owned = _owned_labels(shown, task) if task.setting == "partitioned" else set()
         for step in task.steps:
             new = set(task.groups[step])
             seen = {label for group in task.groups[: step + 1] for label in group}
-            holding = [classes for classes in present if classes & new]
-            if task.setting != "overlap":
-                holding = [classes for classes in holding if classes <= seen]
-            if holding:
+            reason = ""
+            if task.setting == "partitioned":
+                found = bool(owned & new)
+                reason = " and belongs to this step"
+            elif task.setting == "overlap":
+                found = any(classes & new for classes in present)
+            else:
+                found = any(classes & new and classes <= seen for classes in present)
+                reason = " without a class of a later step"
+            if found:
                 continue
             listed = ", ".join(names[label - 1] for label in task.groups[step])
-            text = (
+            sentences.append(
                 f"step {step} of task '{task.task}' ({task.setting}) has no training "
-                f"image: no image shows {listed}"
+                f"image: no image shows {listed}{reason}"
             )
-            if task.setting != "overlap":
-                text += " without a class of a later step"
-            sentences.append(text)
     return sentences
+
+
+def _owned_labels(
+    shown: Mapping[str, frozenset[int]], task: TaskSteps
+) -> set[int | None]:
+    """The classes to which the setting "partitioned" gives an image of the index.
+
+    The classes of all checked steps take part: those that only this index shows.
+    """
+    classes = {label for step in task.steps for label in task.groups[step]}
+    return {partition_label(name, labels, classes) for name, labels in shown.items()}

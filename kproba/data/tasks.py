@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -90,6 +90,49 @@ def canonical_task(classes: Sequence[int]) -> str:
         return str(len(classes))
     digest = hashlib.sha256(json.dumps(list(classes)).encode()).hexdigest()
     return f"{len(classes)}x{digest[:6]}"
+
+
+def all_classes(groups: Groups) -> tuple[int, ...]:
+    """Raw labels of all groups, in the dataset's order."""
+    return tuple(sorted(label for group in groups for label in group))
+
+
+def partition_task(classes: Sequence[int], divided: Sequence[int]) -> str:
+    """Name of the one-step task of step 0 in the setting "partitioned".
+
+    Which images belong to step 0 depends there on the set of all classes of the task,
+    not on their order. The name is "15of20" for the classes 1..15 of 1..20.
+
+    Args:
+        classes: Raw labels of step 0.
+        divided: Raw labels of all steps.
+    """
+    return f"{canonical_task(classes)}of{canonical_task(sorted(divided))}"
+
+
+def partition_label(
+    name: str, present: frozenset[int], classes: Collection[int]
+) -> int | None:
+    """The class to which the setting "partitioned" gives an image.
+
+    Of the classes that the image shows, it is the one with the smallest SHA-256 of the
+    text "id label". So every image belongs to exactly one step, and which one depends
+    neither on the order of the classes nor on the other images. The setting is that of
+    arXiv 2405.09858, which draws its partition in another way.
+
+    Args:
+        name: Id of the image.
+        present: Raw labels in the image, with or without 0 and 255.
+        classes: Raw labels of all classes of the task.
+
+    Returns:
+        A raw label; None if the image shows no class of the task.
+    """
+
+    def sort_key(label: int) -> bytes:
+        return hashlib.sha256(f"{name} {label}".encode()).digest()
+
+    return min(present.intersection(classes), key=sort_key, default=None)
 
 
 def resolve_groups(

@@ -22,8 +22,8 @@ log = logging.getLogger("kproba")
 
 STOPPED = 143  # exit status after SIGTERM, with a saved state to resume from
 OPTIONAL = (
-    *("previous", "pseudo_labels", "weights"),
-    *("bank", "feature_network", "statistics"),
+    *("previous", "pseudo_labels", "weights", "bank", "feature_network"),
+    *("statistics", "memory", "memory_labels"),
 )
 
 

@@ -1,10 +1,8 @@
 """The chain of a run: the jobs of each step, built from the jobs before them."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache, wraps
-from pathlib import Path
+from functools import wraps
 from typing import Any
 
 from kproba.extensions import find_origins
@@ -15,6 +13,7 @@ from kproba.plan.jobs import (
     Bank,
     Job,
     Labels,
+    Memory,
     Received,
     ReceivedBank,
     Split,
@@ -24,37 +23,16 @@ from kproba.plan.jobs import (
 )
 from kproba.plan.methods import PlannedMethod
 from kproba.plan.received import check_packed, received_bank, received_network
+from kproba.plan.step_settings import (
+    bank_settings,
+    length_of_step,
+    memory_settings,
+    recognises_old,
+    statistics_settings,
+    training_settings,
+)
 
 Config = dict[str, Any]
-
-# Dilations of DeepLabV3, by output stride, for feature maps of about 33 x 33 cells.
-ATROUS_RATES = {16: [6, 12, 18], 8: [12, 24, 36]}
-
-
-# Values of `model.weights` that are not file names.
-PUBLISHED = ("imagenet", "none")
-
-
-@cache
-def _describe_weights(weights: str) -> str:
-    """Describe weights by their content, because a file may be moved."""
-    path = Path(weights).expanduser()
-    if weights in PUBLISHED or not path.is_file():
-        return weights
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
-def _replay_rule(setting: str) -> str:
-    """Whether the images of a step show old classes again (`Replay.plan`)."""
-    return "overlap" if setting == "overlap" else "disjoint"
-
-
-def _length(section: Config) -> Config:
-    """How long a step is trained, as `ChainStep` of the training reads it."""
-    by_epochs = section["iterations"] is None
-    key = "epochs" if by_epochs else "iterations"
-    return {"batch_size": section["batch_size"], key: section[key]}
 
 
 @dataclass(frozen=True, order=True)
@@ -121,17 +99,27 @@ class Chain:
             yield self.bank(run, step)
         if step > 0 and method.uses_labels(run.setting):
             yield self.labels(run, step)
-        if method.method.replays:
+        if method.replays:
             yield self.statistics(run, step)
+        if method.has_memory:
+            yield self.memory(run, step)
 
     @_cached
     def split(self, run: Run, step: int) -> Split:
         """The images of a step."""
         groups = self._groups(run, step)
+        selection, classes = run.setting, tuple[int, ...]()
+        if run.setting == "sequential":
+            selection = "disjoint"
+        elif run.setting == "partitioned":
+            classes = self._datasets.divided_classes(run.dataset, run.task, step)
+            if set(classes) <= set(groups[-1]):  # no other step could have an image
+                selection, classes = "overlap", ()
         return Split(
             parts=tuple(self._datasets.parts(run.dataset, groups)),
             groups=groups,
-            selection="overlap" if run.setting == "overlap" else "disjoint",
+            selection=selection,
+            classes=classes,
         )
 
     @_cached
@@ -163,14 +151,14 @@ class Chain:
                 method=planned.method,
                 optimisation=self._increment(run, step, planned),
                 decision=planned.decision if corrected else None,
+                memory=planned.memory if planned.has_memory else None,
             ),
             split=self.split(run, step),
             previous=self.training(run, step - 1),
             labels=self.labels(run, step) if labels else None,
             bank=self.bank(run, step - 1) if corrected else None,
-            statistics=self.statistics(run, step - 1)
-            if planned.method.replays
-            else None,
+            statistics=self.statistics(run, step - 1) if planned.replays else None,
+            memory=self.memory(run, step - 1) if planned.has_memory else None,
         )
 
     @_cached
@@ -178,17 +166,38 @@ class Chain:
         """The statistics of the features of all classes after a step."""
         later = step > 0
         return Statistics(
-            settings={
-                "augmentation": self._config["augmentation"],
-                "groups": self._group_lists(run, step),
-                "sequential": run.setting == "sequential" and later,
-                "seed": run.seed,
-                **({"replay": _replay_rule(run.setting)} if later else {}),
-            },
+            settings=statistics_settings(
+                self._config,
+                self._group_lists(run, step),
+                setting=run.setting,
+                seed=run.seed,
+            ),
             network=self.training(run, step),
             split=self.split(run, step),
             teacher=self.training(run, step - 1) if later else None,
             previous=self.statistics(run, step - 1) if later else None,
+        )
+
+    @_cached
+    def memory(self, run: Run, step: int) -> Memory:
+        """The old images after a step; none of them came later."""
+        planned = self._method(run)
+        if not planned.has_memory:
+            raise ConfigError(
+                f"Expected a method with a memory of old images, but '{run.method}' "
+                f"has none. Set memory.images for a method that learns step by step."
+            )
+        groups, last = self._group_lists(run, step), len(self._groups(run, None)) - 1
+        shown = self._group_lists(run, min(step + 1, last))
+        settings = memory_settings(
+            groups, shown, planned, setting=run.setting, seed=run.seed
+        )
+        recognises = recognises_old(planned, groups, run.setting)
+        return Memory(
+            settings=settings,
+            split=self.split(run, step),
+            model=self.training(run, step) if recognises else None,
+            previous=self.memory(run, step - 1) if step > 0 else None,
         )
 
     @_cached
@@ -323,13 +332,12 @@ class Chain:
             return self.training(one_step, 0)
         base = self._config["base"]
         sections = [base, *(self._increment(run, t, planned) for t in steps[1:])]
-        chain = [_length(section) for section in sections]
+        chain = [length_of_step(section) for section in sections]
         settings = self._training_settings(
             one_step,
             0,
             method=self._method(one_step).method,
             optimisation={**base, "iterations": None, "chain": chain},
-            decision=None,
         )
         splits = tuple(self.split(run, step) for step in steps)
         return Training(settings, self.split(one_step, 0), chain=splits)
@@ -352,19 +360,6 @@ class Chain:
             untrained=planned.bank_network == "before",
         )
 
-    def _bank_settings(self, run: Run, step: int, planned: PlannedMethod) -> Config:
-        settings = dict(planned.bank)
-        if step > 0:
-            settings["momentum"] = planned.bank_momentum
-        return {
-            "settings": settings,
-            "groups": self._group_lists(run, step),
-            "sequential": run.setting == "sequential" and step > 0,
-            "seed": run.seed,
-            # Features of a new network need a new temperature.
-            "keep_temperature": planned.bank_network == "base" and step > 0,
-        }
-
     def _increment(self, run: Run, step: int, planned: PlannedMethod) -> Config:
         """Settings of `Optimisation` for a later step."""
         epochs = self._datasets.epochs(run.dataset, self._groups(run, step))
@@ -379,44 +374,27 @@ class Chain:
             0,
             method=self._method(replace(run, method=method.base)).method,
             optimisation=self._config["base"],
-            decision=None,
         )
         return Training(settings, self.split(run, 0))
+
+    def _bank_settings(self, run: Run, step: int, planned: PlannedMethod) -> Config:
+        groups = self._group_lists(run, step)
+        return bank_settings(groups, planned, setting=run.setting, seed=run.seed)
 
     def _training_settings(
         self,
         run: Run,
         step: int,
-        *,
         method: Method,
         optimisation: Config,
-        decision: Config | None,
+        **more: Config | None,
     ) -> Config:
-        """Content of settings.json, without the names of the run."""
-        config = self._config
-        if optimisation["iterations"] is None:
-            optimisation = {k: v for k, v in optimisation.items() if k != "iterations"}
-        model = dict(config["model"])
-        weights, rates = model.pop("weights"), model.pop("atrous_rates")
-        architecture = {
-            **model,
-            "atrous_rates": rates or ATROUS_RATES[model["output_stride"]],
-            "head": method.head,
-        }
-        replays = step > 0 and method.replays
-        terms = [("loss term", name) for name in method.terms]
-        parts = [("head", method.head), ("backbone", model["backbone"])]
-        extensions = find_origins([*terms, *parts])
-        return {
-            "seed": run.seed,
-            "groups": self._group_lists(run, step),
-            "sequential": run.setting == "sequential" and step > 0,
-            "architecture": None if step else architecture,
-            "weights": None if step else _describe_weights(weights),
-            "augmentation": config["augmentation"],
-            "optimisation": optimisation,
-            "method": method.to_dict(),
-            "decision": decision,
-            **({"replay": _replay_rule(run.setting)} if replays else {}),
-            **({"extensions": extensions} if extensions else {}),
-        }
+        return training_settings(
+            self._config,
+            self._group_lists(run, step),
+            method,
+            optimisation,
+            setting=run.setting,
+            seed=run.seed,
+            more=more,
+        )

@@ -1,12 +1,13 @@
 """Checks of a configuration that compare several of its values."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kproba.network.backbones import BACKBONES
-from kproba.plan.chain import PUBLISHED
 from kproba.plan.errors import ConfigError
+from kproba.plan.methods import PlannedMethod
+from kproba.plan.step_settings import PUBLISHED
 from kproba.runtime.compute import Compute
 
 Config = dict[str, Any]
@@ -36,6 +37,22 @@ def check_model(config: Config) -> None:
             f"model.output_stride: expected one of {strides} for the backbone "
             f"{backbone.name}, but got {model['output_stride']}."
         )
+
+
+def check_shares(methods: Iterable[PlannedMethod]) -> None:
+    """Refuse a share of old images in batches of a single image.
+
+    Raises:
+        ConfigError: The message names the method.
+    """
+    for method in methods:
+        share, batch = method.memory["share"], method.increment["batch_size"]
+        if method.has_memory and share is not None and batch < 2:
+            raise ConfigError(
+                f"increment (of {method.name}).batch_size: expected at least 2 for "
+                f"memory.share = {share}, but got {batch}. Raise batch_size, or set "
+                f"memory.share to null."
+            )
 
 
 def check_batches(

@@ -76,24 +76,25 @@ def recorded_state(recorded: str | Path) -> str | None:
     return None if content is None else str(content["state"])
 
 
-def training_classes(index: str | Path) -> list[str] | None:
-    """The column `classes` of the training images of an index.
+def training_classes(index: str | Path) -> dict[str, str] | None:
+    """The column `classes` of the training images of an index, by id.
 
     None if it cannot be read; the jobs that read it report the error.
     """
     return _training_column(index, "classes")
 
 
-def training_images(index: str | Path) -> list[str] | None:
+def training_images(index: str | Path) -> dict[str, str] | None:
     """The column `image` of the training images, as `training_classes`."""
     return _training_column(index, "image")
 
 
-def _training_column(index: str | Path, name: str) -> list[str] | None:
+def _training_column(index: str | Path, name: str) -> dict[str, str] | None:
     try:
         with Path(index).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        return [row[name] for row in rows if row["subset"] == "train"]
+        train = [row for row in rows if row["subset"] == "train"]
+        return {row["id"]: row[name] for row in train}
     except (OSError, ValueError, KeyError, csv.Error):
         return None
 

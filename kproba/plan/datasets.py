@@ -9,14 +9,20 @@ from kproba.data.download import Archive
 from kproba.data.kinds import KINDS, DatasetKind
 from kproba.data.kinds.labelling import without_names
 from kproba.data.kinds.pairs import VAL_SHARE
-from kproba.data.tasks import Groups, canonical_task, parse_task, resolve_groups
+from kproba.data.tasks import (
+    Groups,
+    all_classes,
+    canonical_task,
+    partition_task,
+)
 from kproba.extensions import find_origins
 from kproba.plan.dataset_state import (
     recorded_state,
     state_of_files,
 )
-from kproba.plan.errors import ConfigError, suggestion
-from kproba.plan.packed_steps import groups_of_packed, read_packed_step
+from kproba.plan.errors import ConfigError
+from kproba.plan.named_tasks import named_groups
+from kproba.plan.packed_steps import groups_of_packed, packed_names, read_packed_step
 from kproba.plan.parts import archives_of, part_names, with_additions
 from kproba.predict.packed import PackedStep
 
@@ -52,6 +58,8 @@ class Datasets:
         self._counts: dict[str, int] = {}  # classes up to and including a part
         self._added: dict[str, tuple[int, ...]] = {}  # raw labels of an addition
         self._groups: dict[tuple[str, str], Groups] = {}
+        # Of a task, the classes among which the setting "partitioned" divides images.
+        self._divided: dict[tuple[str, str], tuple[int, ...]] = {}
         self._packed: dict[str, PackedStep] = {}
         self._states: dict[str, str] = {}  # of the files of a part
         planned = {experiment["dataset"] for experiment in config["experiments"]}
@@ -144,14 +152,25 @@ class Datasets:
         if packed is not None:
             groups = groups_of_packed(where, packed, task)
         else:
-            groups = self._parse(where, dataset, task)
+            groups = named_groups(
+                where,
+                task,
+                self._config["tasks"],
+                self._names[dataset][: self.class_count(dataset)],
+                self.kind(dataset).class_orders(),
+            )
         additions = self._part_names[dataset][1:]
+        own = self._divided[dataset, task] = all_classes(groups)
         groups += tuple(self._added[part] for part in additions)
         self._groups[dataset, task] = groups
         if packed is not None:
             return
         for one_step in (groups[0], all_classes(groups), all_classes(groups[:1])):
             self._groups[dataset, canonical_task(one_step)] = (tuple(one_step),)
+        if set(own) != set(groups[0]):
+            partition = partition_task(groups[0], own)
+            self._groups[dataset, partition] = groups[:1]
+            self._divided[dataset, partition] = own
 
     def groups(self, dataset: str, task: str, step: int | None = None) -> Groups:
         """Class groups of a task, up to and including `step`.
@@ -167,6 +186,16 @@ class Datasets:
         groups = self._groups[dataset, task]
         return groups if step is None else groups[: step + 1]
 
+    def divided_classes(self, dataset: str, task: str, step: int) -> tuple[int, ...]:
+        """The classes among which "partitioned" divides the images of a step.
+
+        These are all classes of the dataset in the task. For the step of an addition
+        they are its new classes, because its images were not there before.
+        """
+        group = self._groups[dataset, task][step]
+        classes = self._divided.get((dataset, task), group)
+        return classes if set(group) <= set(classes) else group
+
     def tasks(self, dataset: str) -> list[str]:
         """The known tasks of a dataset, in the order in which they own artifacts.
 
@@ -176,7 +205,8 @@ class Datasets:
 
         def rank(task: str) -> int:
             groups = self._groups[dataset, task]
-            if len(groups) > 1 or task != canonical_task(groups[0]):
+            one_step = partition_task(groups[0], self._divided.get((dataset, task), ()))
+            if len(groups) > 1 or task not in (canonical_task(groups[0]), one_step):
                 return 2
             return 0 if groups[0] == all_classes(groups) else 1
 
@@ -293,9 +323,9 @@ class Datasets:
                 raise ConfigError(f"datasets.{part}: {error}") from error
 
     def listed_by_index(
-        self, part: str, read: Callable[[str], list[str] | None]
-    ) -> list[str] | None:
-        """What `read` finds in the index of a part.
+        self, part: str, read: Callable[[str], dict[str, str] | None]
+    ) -> dict[str, str] | None:
+        """What `read` finds in the index of a part, by id of the training image.
 
         None if there is no index, or if it will be written again.
         """
@@ -349,7 +379,7 @@ class Datasets:
             settings = self._parts[part]
             path = settings.get("path")
             try:
-                names = self._packed_names(part) or self.kind(part).class_names(
+                names = packed_names(self.packed(part)) or self.kind(part).class_names(
                     Path(path) if path else None, settings.get("classes")
                 )
             except (ValueError, OSError) as error:
@@ -366,36 +396,3 @@ class Datasets:
                 self._added[part] = tuple(range(len(known) + 1, len(names) + 1))
             known, self._counts[part] = names, len(names)
         return known
-
-    def _packed_names(self, part: str) -> list[str]:
-        """Names of the classes of a packed step by label; empty for other parts."""
-        packed = self.packed(part)
-        if packed is None:
-            return []
-        by_label = dict(zip(packed.labels, packed.names, strict=True))
-        return [by_label[label] for label in sorted(by_label) if label]
-
-    def _parse(self, where: str, dataset: str, task: str) -> Groups:
-        count = self.class_count(dataset)
-        if task in self._config["tasks"]:
-            names = self._names[dataset][:count]
-            labels = {name: label for label, name in enumerate(names, start=1)}
-            try:
-                return resolve_groups(
-                    self._config["tasks"][task],
-                    labels,
-                    where=f"tasks.{task}",
-                    suggest=lambda word: suggestion(word, labels),
-                )
-            except ValueError as error:
-                raise ConfigError(str(error)) from error
-        try:
-            return parse_task(task, count, self.kind(dataset).class_orders())
-        except ValueError as error:
-            hint = suggestion(task, self._config["tasks"])
-            raise ConfigError(f"{where}.task: {error}{hint}") from error
-
-
-def all_classes(groups: Groups) -> tuple[int, ...]:
-    """Raw labels of all groups, in the dataset's order."""
-    return tuple(sorted(label for group in groups for label in group))

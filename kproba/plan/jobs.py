@@ -74,12 +74,15 @@ class Split(Job):
     Attributes:
         parts: The dataset and its additions so far, whose index is read.
         groups: Raw labels of the classes of the steps 0..t.
-        selection: "overlap", or "disjoint": without images of future classes.
+        selection: "overlap"; "disjoint": without images of future classes; or
+            "partitioned": the images that belong to this step alone.
+        classes: For "partitioned": the classes among which images are divided.
     """
 
     parts: tuple[str, ...]
     groups: Classes
     selection: str
+    classes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -95,6 +98,7 @@ class Training(Job):
         statistics: Those of step t-1, if a loss term draws features from them.
         chain: The images of the steps 0..T, if the training has as many iterations as
             all of them together.
+        memory: The old images after step t-1; None without.
     """
 
     settings: Settings
@@ -104,6 +108,24 @@ class Training(Job):
     bank: "Bank | ReceivedBank | None" = None
     statistics: "Statistics | None" = None
     chain: tuple[Split, ...] = ()
+    memory: "Memory | None" = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Memory(Job):
+    """The old images after a step, from which the next step may take some.
+
+    Attributes:
+        settings: The rule and its numbers, classes and seed.
+        split: The images of the step.
+        model: The training of the step, if its network recognises older classes.
+        previous: The memory after step t-1; None at step 0.
+    """
+
+    settings: Settings
+    split: Split
+    model: "Training | Received | None" = None
+    previous: "Memory | None" = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -48,6 +48,7 @@ class PlannedMethod:
         bank_momentum: `BankSettings.momentum` of later steps.
         labels: Settings of `LabelSettings` that the rule uses.
         decision: Settings of `Decision` that its rule uses.
+        memory: The section `memory`.
     """
 
     name: str
@@ -58,6 +59,17 @@ class PlannedMethod:
     bank_momentum: float
     labels: Config
     decision: Config
+    memory: Config
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether later steps train on images of earlier steps, too."""
+        return self.memory["images"] > 0 and not self.method.joint
+
+    @property
+    def replays(self) -> bool:
+        """Whether the training draws features of old classes from statistics."""
+        return self.method.replays
 
     @property
     def labels_read_bank(self) -> bool:
@@ -221,6 +233,7 @@ def _planned(config: Config, name: str, method: Method, *, used: bool) -> Planne
         bank_momentum=bank["momentum"],
         labels=_label_settings(labels, decision),
         decision=_decision(combination, decision),
+        memory=section("memory"),
     )
 
 

@@ -34,10 +34,11 @@ class Owners:
     """The places of all jobs of a plan.
 
     The order is fixed: one-step tasks by their canonical name, then tasks in the order
-    of the experiments; within a task overlap, disjoint, sequential; within these the
-    trainings of step 0, built-in methods, custom methods. All settings and methods
-    count, even if no experiment uses them. So artifacts do not move when an experiment
-    is added, unless a task with the same first steps is put in front of another.
+    of the experiments; within a task the settings in the order of `SETTINGS`; within
+    these the trainings of step 0, built-in methods, custom methods. All settings and
+    methods count, even if no experiment uses them. So artifacts do not move when an
+    experiment is added, unless a task with the same first steps is put in front of
+    another.
 
     Seeds do not matter: jobs of two seeds differ in the seed alone. So the owners of a
     dataset are found for one seed and hold for all of them.
@@ -53,7 +54,8 @@ class Owners:
     ):
         self._datasets, self._methods, self._chain = datasets, methods, chain
         self._bases = base_methods().keys()
-        self._places: dict[str, dict[str, Place]] = {}  # by dataset and shape
+        # By dataset, and whether the setting "partitioned" counts; then by shape.
+        self._places: dict[tuple[str, bool], dict[str, Place]] = {}
 
     def place(self, job: Job, run: Run) -> Place:
         """The place of a job's artifacts.
@@ -65,12 +67,8 @@ class Owners:
         Raises:
             ConfigError: The plan does not have this job.
         """
-        if run.dataset not in self._places:
-            self._places[run.dataset] = {}
-            for task in self._datasets.tasks(run.dataset):
-                for setting in SETTINGS:
-                    self._add(replace(run, task=task, setting=setting))
-        place = self._places[run.dataset].get(job.shape)
+        places = self._places_of(run)
+        place = places.get(job.shape)
         if place is None or not job.seeds <= {run.seed}:
             raise ConfigError(
                 f"Expected a job of the plan for {run}, but got {job}. Let Chain.jobs "
@@ -80,9 +78,24 @@ class Owners:
             return place
         return Place(replace(place.run, seed=run.seed), place.step)
 
-    def _add(self, run: Run) -> None:
+    def _places_of(self, run: Run) -> dict[str, Place]:
+        """The places of all jobs of a dataset, by shape.
+
+        Jobs of the setting "partitioned" that no other setting has belong to nobody
+        else, so the plans of other settings need not build them.
+        """
+        partitioned = run.setting == "partitioned"
+        key = run.dataset, partitioned
+        if key not in self._places:
+            places = self._places[key] = dict[str, Place]()
+            for task in self._datasets.tasks(run.dataset):
+                for setting in SETTINGS:
+                    if partitioned or setting != "partitioned":
+                        self._add(replace(run, task=task, setting=setting), places)
+        return self._places[key]
+
+    def _add(self, run: Run, places: dict[str, Place]) -> None:
         """Give the methods the jobs of a task and setting that have no owner yet."""
-        places = self._places[run.dataset]
         count = len(self._datasets.groups(run.dataset, run.task))
         packed = self._datasets.packed(run.dataset)
         for name, method in self._methods.items():

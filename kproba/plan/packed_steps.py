@@ -50,3 +50,11 @@ def groups_of_packed(where: str, packed: PackedStep, task: str) -> Groups:
             f"are its next steps."
         )
     return packed.groups
+
+
+def packed_names(packed: PackedStep | None) -> list[str]:
+    """Names of the classes of a packed step by label; empty without one."""
+    if packed is None:
+        return []
+    by_label = dict(zip(packed.labels, packed.names, strict=True))
+    return [by_label[label] for label in sorted(by_label) if label]

@@ -13,19 +13,19 @@ from kproba import artifacts
 from kproba.data.labels import check_room_for_unknown
 from kproba.data.task_check import TaskSteps, describe_empty, empty_steps
 from kproba.methods.builtin import base_methods
-from kproba.methods.method import Method
-from kproba.methods.terms import SALIENCY
 from kproba.network.backbones import BACKBONES
-from kproba.plan.chain import PUBLISHED, Chain, Run
-from kproba.plan.checks import check_batches, check_model
+from kproba.plan.chain import Chain, Run
+from kproba.plan.checks import check_batches, check_model, check_shares
 from kproba.plan.dataset_state import training_classes
 from kproba.plan.datasets import Datasets, Locate
 from kproba.plan.errors import ConfigError, suggestion
-from kproba.plan.jobs import Bank, Job, Received, ReceivedBank, Test, Training
+from kproba.plan.jobs import Job, Received, ReceivedBank, Test
 from kproba.plan.methods import PlannedMethod, plan_methods
 from kproba.plan.owners import Owners, Place
 from kproba.plan.results import StepResult
+from kproba.plan.rule_inputs import Files, RuleInputs
 from kproba.plan.saliency import PlannedSaliency
+from kproba.plan.step_settings import PUBLISHED
 from kproba.runtime.compute import Compute
 
 Config = dict[str, Any]
@@ -34,11 +34,9 @@ _RECEIVED = {
     artifacts.MODEL: artifacts.RECEIVED_MODEL,
     artifacts.BANK: artifacts.RECEIVED_BANK,
 }
-# A rule's input: no file, one, or several.
-Files = str | list[str]
 
 
-class Plan:
+class Plan(RuleInputs):
     """The runs of a checked configuration and the jobs that they need.
 
     Args:
@@ -69,6 +67,7 @@ class Plan:
         names = dict.fromkeys(run.method for run in self.runs)
         increments = {name: self.method(name).increment for name in names}
         check_batches(config["base"], increments, self.compute)
+        check_shares(map(self.method, names))
         check_model(config)
         self._check_classes()
 
@@ -218,88 +217,6 @@ class Plan:
     def _reads_saliency(self, run: Run) -> bool:
         return self.method(run.method).method.reads_saliency
 
-    def training_inputs(self, run: Run, step: int) -> dict[str, Files]:
-        """Inputs of the training rules besides settings.json."""
-        job = self.chain.training(run, step)
-        groups = self.datasets.groups(run.dataset, run.task, step)
-        weights = self.weights_file() if job.previous is None else None
-        chain = [self.owner(split, run).path(artifacts.SPLIT) for split in job.chain]
-        maps: list[str] = []
-        if SALIENCY in Method.from_dict(job.settings["method"]).needs:
-            maps = self.saliency.tables(run.dataset, groups)
-        return {
-            "split": self.path(job.split, run, artifacts.SPLIT),
-            "chain": chain,
-            "saliency": maps,
-            "previous": self.path(job.previous, run, artifacts.MODEL),
-            "pseudo_labels": self.path(job.labels, run, artifacts.LABELS),
-            **self._bank_inputs(job.bank, job.previous, run),
-            "statistics": self.path(job.statistics, run, artifacts.STATISTICS),
-            "weights": weights or [],
-            "validation": self.datasets.indices(run.dataset, groups),
-        }
-
-    def bank_inputs(self, run: Run, step: int) -> dict[str, Files]:
-        """Inputs of `build_prototypes`."""
-        job = self.chain.bank(run, step)
-        network = self.path(job.features, run, artifacts.MODEL)
-        if job.untrained:
-            network = self.path(job.model, run, artifacts.SETTINGS)
-        weights = self.weights_file() if job.untrained else None
-        return {
-            "model": self.path(job.model, run, artifacts.MODEL),
-            "split": self.path(job.split, run, artifacts.SPLIT),
-            "pseudo_labels": self.path(job.labels, run, artifacts.LABELS),
-            "previous": self.path(job.previous, run, artifacts.BANK),
-            "network": [] if job.untrained else network,
-            "untrained": network if job.untrained else [],
-            "weights": weights or [],
-        }
-
-    def statistics_inputs(self, run: Run, step: int) -> dict[str, Files]:
-        """Inputs of `measure_features`."""
-        job = self.chain.statistics(run, step)
-        return {
-            "model": self.path(job.network, run, artifacts.MODEL),
-            "split": self.path(job.split, run, artifacts.SPLIT),
-            "teacher": self.path(job.teacher, run, artifacts.MODEL),
-            "previous": self.path(job.previous, run, artifacts.STATISTICS),
-        }
-
-    def label_inputs(self, run: Run, step: int) -> dict[str, Files]:
-        """Inputs of `export_pseudo_labels`."""
-        job = self.chain.labels(run, step)
-        return {
-            "model": self.path(job.network, run, artifacts.MODEL),
-            **self._bank_inputs(job.bank, job.network, run),
-            "split": self.path(job.split, run, artifacts.SPLIT),
-        }
-
-    def test_inputs(self, run: Run, step: int) -> dict[str, Files]:
-        """Inputs of `evaluate`."""
-        job = self.chain.test(run, step)
-        groups = self.datasets.groups(run.dataset, run.task, step)
-        return {
-            "model": self.path(job.network, run, artifacts.MODEL),
-            **self._bank_inputs(job.bank, job.network, run),
-            "indices": self.datasets.indices(run.dataset, groups),
-        }
-
-    def _bank_inputs(
-        self,
-        bank: Bank | ReceivedBank | None,
-        network: Training | Received | None,
-        run: Run,
-    ) -> dict[str, Files]:
-        """A bank that is combined with a network, and the network of its features."""
-        features = None
-        if bank is not None and network is not None:
-            features = bank.feature_network(network)
-        return {
-            "bank": self.path(bank, run, artifacts.BANK),
-            "feature_network": self.path(features, run, artifacts.MODEL),
-        }
-
     # Results
 
     def result(self, run: Run, step: int) -> StepResult:
@@ -338,6 +255,9 @@ class Plan:
         if training.labels:
             place = self.owner(training.labels, run)
             times["pseudo labels"] = place.path(artifacts.LABELS_TIME)
+        if training.memory:
+            place = self.owner(training.memory, run)
+            times["old images"] = place.path(artifacts.MEMORY_TIME)
         # The bank of the step if it predicts, else the bank that the training used.
         bank = test.bank or training.bank or (training.labels and training.labels.bank)
         if bank:
@@ -376,9 +296,12 @@ class Plan:
             if planned.last_bank_matters(run.setting):
                 bank = self.chain.bank(run, last)
                 kept.append(self.owner(bank, run).path(artifacts.BANK))
-            if planned.method.replays:
+            if planned.replays:
                 statistics = self.chain.statistics(run, last)
                 kept.append(self.owner(statistics, run).path(artifacts.STATISTICS))
+            if planned.has_memory:
+                memory = self.chain.memory(run, last)
+                kept.append(self.owner(memory, run).path(artifacts.MEMORY))
         return kept
 
     # Reading the experiments

@@ -14,7 +14,7 @@ def check_packed(packed: PackedStep, method: PlannedMethod) -> None:
 
     Raises:
         ConfigError: It is trained on everything at once, draws features of old classes,
-            or has another head.
+            keeps old images, or has another head.
     """
     if method.method.joint:
         raise ConfigError(
@@ -22,11 +22,18 @@ def check_packed(packed: PackedStep, method: PlannedMethod) -> None:
             f"which needs the pictures of all classes. The pictures of {packed.path} "
             f"are not available here. Remove it from `methods` of this dataset."
         )
-    if method.method.replays:
+    if method.replays:
         raise ConfigError(
             f"Expected a method that needs no statistics of the old classes, but got "
             f"'{method.name}', and {packed.path} does not hold them. Choose another "
             f"method, or train all steps in one place."
+        )
+    if method.has_memory:
+        raise ConfigError(
+            f"Expected a method without a memory of old images, but '{method.name}' "
+            f"has memory.images = {method.memory['images']}, and {packed.path} holds "
+            f"no pictures. Set memory.images to 0 for this method, or continue from "
+            f"the results of the step in place of its archive."
         )
     if method.method.head != packed.head:
         raise ConfigError(

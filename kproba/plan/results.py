@@ -23,7 +23,7 @@ class StepResult:
         metrics: metrics.csv of its training.
         usage: usage.json of its training.
         times: Snakemake's benchmark files of the jobs of the step, by kind of job:
-            "training", "pseudo labels", "bank".
+            "training", "pseudo labels", "bank", "old images".
         bank: The bank that is combined with the network; None: the network alone.
         labels: Folder of the pseudo labels that the step trained on; None without.
         quality: Table of their quality; None if there are none.

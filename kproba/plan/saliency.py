@@ -104,7 +104,7 @@ class PlannedSaliency:
         folder = Path(self._datasets.folder(part))
         listed = self._datasets.listed_by_index(part, training_images)
         if listed is not None:
-            return [folder / name for name in listed]
+            return [folder / name for name in listed.values()]
         settings = self._datasets.settings(part)
         if settings.get("on_error") == "skip":
             return []  # the index will leave some out

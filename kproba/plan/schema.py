@@ -16,6 +16,7 @@ import jsonschema
 import yaml
 
 from kproba.data.kinds import KINDS
+from kproba.data.memory_rules import MEMORY_RULES
 from kproba.extensions import ExtensionError, load_extensions
 from kproba.methods.rules import RULES, scoring_rules
 from kproba.methods.terms import (
@@ -31,7 +32,7 @@ from kproba.plan.errors import ConfigError, suggestion
 Config = dict[str, Any]
 
 # Sections of which a method may change keys.
-SECTIONS = ("bank", "decision", "pseudo_labels", "increment")
+SECTIONS = ("bank", "decision", "pseudo_labels", "memory", "increment")
 _DECISION = (
     *("foreground", "probability_weight", "posterior_weight", "foreground_bias"),
     *("image_prior", "temperature", "metric"),
@@ -98,8 +99,12 @@ def load_schema(path: str | Path) -> Config:
     schema: Config = _numbers(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
     properties, definitions = schema["properties"], schema["$defs"]
     properties["model"]["properties"]["backbone"]["enum"] = list(BACKBONES)
-    rule = definitions["pseudo_labels"]["properties"]["rule"]
-    rule["enum"] = list(RULES)
+    definitions["pseudo_labels"]["properties"]["rule"]["enum"] = list(RULES)
+    memory = definitions["memory"]["properties"]
+    memory["rule"]["enum"] = list(MEMORY_RULES)
+    memory["rule"]["x-values"] = {
+        name: rule.description for name, rule in MEMORY_RULES.items()
+    }
     reserved = [*(head.base for head in HEADS.values()), "figures"]
     properties["methods"]["propertyNames"]["not"] = {"enum": reserved}
     method = properties["methods"]["additionalProperties"]["properties"]

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 from kproba import artifacts
+from kproba.data.splits import SETTINGS
 from kproba.plan.chain import Run
 from kproba.plan.errors import ConfigError, suggestion
 from kproba.plan.plan import Plan
@@ -12,7 +13,7 @@ _STEP = re.compile(
     re.escape(artifacts.STEP)
     .replace(re.escape("{dataset}"), r"(?P<dataset>[^/]+)")
     .replace(re.escape("{task}"), r"(?P<task>[^/]+)")
-    .replace(re.escape("{setting}"), r"(?P<setting>overlap|disjoint|sequential)")
+    .replace(re.escape("{setting}"), f"(?P<setting>{'|'.join(SETTINGS)})")
     .replace(re.escape("{method}"), r"(?P<method>[^/]+)")
     .replace(re.escape("{seed}"), r"(?P<seed>\d+)")
     .replace(re.escape("{step}"), r"(?P<step>\d+)")

@@ -14,6 +14,7 @@ from kproba.runtime.tables import read_table
 # Kinds of jobs that make a step: the keys of `StepResult.times`.
 TRAINING = "training"
 KINDS = (TRAINING, "pseudo labels", "bank")
+OLD_IMAGES = "old images"  # the same, of methods with a memory alone
 
 MIB = 2**20
 

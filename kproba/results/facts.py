@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from kproba.data.memory_rules import MEMORY_RULES
 from kproba.plan.results import StepResult
 from kproba.results.costs import read_usage
 from kproba.results.experiment import Experiment
@@ -116,6 +117,7 @@ def key_facts(experiment: Experiment, results: Sequence[StepResult]) -> list[Fac
         Fact("backbone", join_words(m["architecture"]["backbone"] for m in models)),
         Fact("epochs", _optimisation(settings, "epochs"), "per step"),
         Fact("batch size", _optimisation(settings, "batch_size")),
+        _old_images(results),
         Fact("trained on", _devices(results)),
         Fact("evaluated", newest_evaluation(results)),
         Fact("commit", join_words(c and c[:7] for c in commits)),
@@ -193,6 +195,24 @@ def _optimisation(settings: Mapping[int, Mapping[str, Any]], key: str) -> str:
     known = [f"{value:g}" for value in values if isinstance(value, int | float)]
     different = list(dict.fromkeys(known))
     return ", then ".join(different) if len(different) < 3 else _per_step(known, ", ")
+
+
+def _old_images(results: Sequence[StepResult]) -> Fact:
+    """The old images in memory by method; empty if no method has a memory."""
+    numbers: dict[str, str] = {}
+    leaking: dict[str, None] = {}
+    for result in results:
+        path = Path(result.settings or "")
+        memory = read_json(path).get("memory") if path.is_file() else None
+        if memory:
+            numbers[result.method] = f"{result.method} {memory['images']}"
+            if MEMORY_RULES[memory["rule"]].leaks:
+                numbers[result.method] += " (leaks)"
+                leaking[result.method] = None
+    more = ""
+    if leaking:
+        more = f"{', '.join(leaking)}: with labels that nobody gave these images"
+    return Fact("old images in memory", ", ".join(numbers.values()), more)
 
 
 def _devices(results: Sequence[StepResult]) -> str:

@@ -19,7 +19,7 @@ from kproba.results.cells import (
     percent_of,
     size_cell,
 )
-from kproba.results.costs import KINDS, TRAINING, read_costs
+from kproba.results.costs import KINDS, OLD_IMAGES, TRAINING, read_costs
 from kproba.results.measures import CostMeasure, Measure
 
 SIZES = ("memory", "model", "bank size")  # columns of costs in MiB
@@ -132,7 +132,7 @@ def total_table(costs: pd.DataFrame, last: pd.DataFrame) -> Table:
         costs: From `read_all_costs`.
         last: The last step of summary.csv, for measures of costs that were added.
     """
-    spent = costs.assign(time=costs[list(KINDS)].sum(axis=1, min_count=1))
+    spent = costs.assign(time=costs[_kinds(costs)].sum(axis=1, min_count=1))
     others = added_costs()
     rows = []
     for method, runs in spent.groupby("method", sort=False):
@@ -162,6 +162,11 @@ def total_table(costs: pd.DataFrame, last: pd.DataFrame) -> Table:
     return Table("Time, memory and size of a whole run", columns, rows)
 
 
+def _kinds(costs: pd.DataFrame) -> list[str]:
+    """The columns of costs that are times of jobs."""
+    return [name for name in (*KINDS, OLD_IMAGES) if name in costs]
+
+
 def cost_table(results: Sequence[StepResult]) -> Table:
     """Time, memory and size of every step, means over seeds."""
     return step_costs(read_all_costs(results))
@@ -183,6 +188,7 @@ def step_costs(costs: pd.DataFrame) -> Table:
         TRAINING: "of this step alone, start of the job included",
         "pseudo labels": "of this step alone",
         "bank": "of this step alone",
+        OLD_IMAGES: "of choosing those that this step trains on",
         "images/s": "of training",
         "memory": "of the largest process of the training, or on its GPU",
         "model": "on disk",
@@ -194,6 +200,6 @@ def step_costs(costs: pd.DataFrame) -> Table:
 
 
 def _cost_cell(name: str, values: pd.Series) -> Cell:
-    if name in KINDS:
+    if name in (*KINDS, OLD_IMAGES):
         return duration_cell(values)
     return size_cell(values) if name in SIZES else number_cell(values)

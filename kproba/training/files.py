@@ -27,6 +27,8 @@ class Files:
             iterations as this chain; else empty.
         saliency: saliency.csv of the dataset and of its additions, if the method reads
             saliency maps; else empty.
+        memory: Table of the old images after step t-1; None without.
+        memory_labels: Folder of their targets.
         validation: Indices of the dataset and of its additions, for validation checks
             during the training; empty for no checks.
         folders: Folders of the pictures, by dataset or addition.
@@ -44,6 +46,8 @@ class Files:
     bank: Path | None = None
     feature_network: Path | None = None
     statistics: Path | None = None
+    memory: Path | None = None
+    memory_labels: Path | None = None
     chain: tuple[Path, ...] = ()
     saliency: tuple[Path, ...] = ()
     validation: tuple[Path, ...] = ()

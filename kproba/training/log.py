@@ -73,13 +73,21 @@ def log_header(
         torch.get_num_threads(),
         compute.workers,
     )
+    new_places = optimisation.batch_size - stream.old_places
+    if stream.old_places:
+        log.info(
+            "%d of %d places of a batch are of %d old images",
+            stream.old_places,
+            optimisation.batch_size,
+            stream.old_images,
+        )
     log.info(
         "%d images, %g epochs, %d iterations of %d = %d process(es) x %d "
         "micro-batch(es) x %d images",
         stream.images,
         optimisation.epochs
         if optimisation.by_epochs
-        else stream.iterations * optimisation.batch_size / stream.images,
+        else stream.iterations * new_places / stream.images,
         stream.iterations,
         optimisation.batch_size,
         process.world_size,

@@ -15,17 +15,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from kproba.data.labels import check_room_for_unknown
-from kproba.data.loaders import (
-    Batch,
-    TrainingImages,
-    TrainingStream,
-    count_iterations,
-    training_loader,
-)
-from kproba.data.saliency_table import with_saliency
-from kproba.data.splits import read_index
-from kproba.methods.terms import SALIENCY
+from kproba.data.loaders import Batch, TrainingImages, training_loader
+from kproba.data.stream import OldImages, TrainingStream
 from kproba.network.files import save_model
 from kproba.network.network import SegmentationNetwork
 from kproba.results.evaluation import step_of_class
@@ -35,6 +26,7 @@ from kproba.runtime.files import atomic_path, write_json
 from kproba.runtime.provenance import fingerprint, provenance
 from kproba.training.checkpoint import Checkpoint, Progress, StopFlag
 from kproba.training.files import Files
+from kproba.training.inputs import iterations_of_chain, read_old_images, read_split
 from kproba.training.iteration import Learner, Tally, check_weights
 from kproba.training.log import log_header, measure_cost
 from kproba.training.networks import Networks, build_networks, networks_of_loop
@@ -172,26 +164,6 @@ def _start(
     return learner, checkpoint, progress
 
 
-def read_split(settings: StepSettings, files: Files) -> pd.DataFrame:
-    """The images of the step, with their saliency maps if the method reads them.
-
-    Raises:
-        ValueError: The method reads saliency maps, but there are none, or too many
-            classes.
-    """
-    split = read_index(files.split, files.folders)
-    if SALIENCY not in settings.method.needs:
-        return split
-    check_room_for_unknown(settings.label_map.channels)
-    if not files.saliency:
-        raise ValueError(
-            "Expected the tables of the saliency maps for a method with a class for "
-            "unknown objects, but got none. Name saliency.csv of every dataset with "
-            "--saliency, or use the method ssul_light, which needs none."
-        )
-    return with_saliency(split, files.saliency, files.folders)
-
-
 def training_batches(
     split: pd.DataFrame,
     settings: StepSettings,
@@ -207,14 +179,18 @@ def training_batches(
         seed=settings.seed,
         label_table=settings.label_map.training_table(),
         pseudo_labels=files.pseudo_labels,
+        memory=read_old_images(settings, files),
     )
+    old, new = None, len(images)
+    if settings.memory and settings.memory.share is not None and images.old:
+        old, new = OldImages(images.old, settings.memory.share), images.new
     if compute.cache_gib:
         images.keep_decoded(compute.cache_gib * 2**30, threads=max(1, compute.workers))
         log.info(
             "keeping %d of %d decoded images in memory", len(images.kept), len(images)
         )
     stream = TrainingStream(
-        len(split),
+        new,
         epochs=settings.optimisation.epochs,
         iterations=iterations_of_chain(settings, files),
         batch_size=settings.optimisation.batch_size,
@@ -223,33 +199,9 @@ def training_batches(
         world_size=process.world_size,
         accumulation=compute.accumulation,
         start=progress.iteration,
+        old=old,
     )
     return stream, iter(training_loader(images, stream, workers=compute.workers))
-
-
-def iterations_of_chain(settings: StepSettings, files: Files) -> int | None:
-    """Iterations of the training, if its epochs do not decide on them.
-
-    Returns:
-        The iterations of all steps of a chain together, where each step by epochs needs
-        the number of rows of its image list; or those in the settings; or None.
-
-    Raises:
-        ValueError: There is not one image list for each step of the chain.
-    """
-    chain = settings.optimisation.chain
-    if len(chain) != len(files.chain):
-        raise ValueError(
-            f"Expected an image list for each of the {len(chain)} steps of the chain "
-            f"in settings.json, but got {len(files.chain)}. Name them with --chain."
-        )
-    total = 0
-    for step, split in zip(chain, files.chain, strict=True):
-        if step.epochs is not None:
-            images = len(read_index(split))
-            total += count_iterations(images, step.epochs, step.batch_size)
-        total += step.iterations or 0
-    return total or settings.optimisation.iterations
 
 
 def write_outputs(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from kproba.bank.decision import DECISION, Decision, convert_decision
 from kproba.data.augmentation import OUTSIDE, Augmentation
 from kproba.data.labels import LabelMap
+from kproba.data.memory_rules import MEMORY_RULES
 from kproba.extensions import load_recorded
 from kproba.methods.method import Method
 from kproba.methods.terms import TERMS
@@ -71,6 +72,13 @@ METHOD = records.record(
         "dropout": records.flag,
     },
 )
+MEMORY = records.record(
+    {
+        "images": records.integer(1, 10**6),
+        "rule": records.choice(*MEMORY_RULES),
+        "share": records.maybe(records.number(most=1, above=0)),
+    }
+)
 SETTINGS = records.record(
     {
         "run": records.record(
@@ -99,6 +107,7 @@ SETTINGS = records.record(
         "decision": records.maybe(DECISION),
         "replay": records.choice("overlap", "disjoint"),
         "extensions": EXTENSIONS,
+        "memory": records.maybe(MEMORY),
     },
 )
 
@@ -186,6 +195,22 @@ class Optimisation:
 
 
 @dataclass(frozen=True)
+class MemorySettings:
+    """How a step uses old images.
+
+    Attributes:
+        images: Number of old images for all classes together, at most.
+        rule: One of `kproba.data.memory_rules.MEMORY_RULES`.
+        share: Their share of every global batch; None: they are added to the images of
+            the step.
+    """
+
+    images: int
+    rule: str
+    share: float | None
+
+
+@dataclass(frozen=True)
 class RunStep:
     """The names of a step and its run; they do not affect the result.
 
@@ -220,6 +245,7 @@ class StepSettings:
         replay: The rule of the replayed features, "overlap" or "disjoint"
             (`kproba.methods.replay`); None: no term needs them.
         extensions: Files of the user that the step uses, with their SHA-256.
+        memory: How the step uses old images; None: it has none.
     """
 
     run: RunStep
@@ -234,6 +260,7 @@ class StepSettings:
     decision: Decision | None = None
     replay: Literal["overlap", "disjoint"] | None = None
     extensions: tuple[dict[str, str], ...] = ()
+    memory: MemorySettings | None = None
 
     @classmethod
     def from_dict(
@@ -253,7 +280,7 @@ class StepSettings:
             content = {}
         content = {key: value for key, value in content.items() if key != "class_names"}
         known = {field.name for field in fields(cls)}
-        needed = known - {"decision", "replay", "extensions"}
+        needed = known - {"decision", "replay", "extensions", "memory"}
         if not needed <= content.keys() <= known:
             got = ", ".join(str(key) for key in content)[:500] or "none"
             raise records.ArtifactError(
@@ -270,6 +297,8 @@ class StepSettings:
         content = {**asdict(self), "method": self.method.to_dict()}
         if not self.extensions:
             del content["extensions"]
+        if self.memory is None:
+            del content["memory"]
         if self.replay is None:
             del content["replay"]
         # As settings.json has it.
@@ -298,6 +327,7 @@ class StepSettings:
 def _parsed(content: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `StepSettings` from the content of settings.json."""
     architecture, decision = content["architecture"], content.get("decision")
+    memory = content.get("memory")
     return {
         "run": RunStep(**content["run"]),
         "seed": content["seed"],
@@ -311,6 +341,7 @@ def _parsed(content: Mapping[str, Any]) -> dict[str, Any]:
         "decision": decision and Decision.from_dict(decision),
         "replay": content.get("replay"),
         "extensions": tuple(content.get("extensions", ())),
+        "memory": memory and MemorySettings(**memory),
     }
 
 

@@ -15,6 +15,7 @@ from kproba.extensions import find_origins
 from kproba.methods.builtin import base_methods
 from kproba.network.backbones import BACKBONES
 from kproba import artifacts
+from kproba.data.splits import SETTINGS
 from kproba.plan.arrival import settle_times
 from kproba.plan.config_files import name_of_files
 from kproba.plan.errors import ConfigError
@@ -88,7 +89,7 @@ if not is_module:
 wildcard_constraints:
     dataset=r"[^/]+",
     task=r"[^/]+",
-    setting=r"overlap|disjoint|sequential",
+    setting="|".join(SETTINGS),
     method=r"[^/]+",
     seed=r"\d+",
     step=r"\d+",
@@ -140,6 +141,21 @@ def groups_so_far(wildcards):
         wildcards.dataset, wildcards.task, int(wildcards.step)
     )
     return [list(group) for group in groups]
+
+
+def divided_classes(wildcards):
+    """Return the classes among which "partitioned" divides images; else None."""
+    if wildcards.setting != "partitioned":
+        return None
+    names = wildcards.dataset, wildcards.task, int(wildcards.step)
+    return list(plan.datasets.divided_classes(*names))
+
+
+def split_settings(wildcards):
+    """Return everything that determines a split besides the indices."""
+    classes = divided_classes(wildcards)
+    groups = groups_so_far(wildcards)
+    return groups if classes is None else {"groups": groups, "classes": classes}
 
 
 def all_groups(wildcards):
@@ -313,6 +329,15 @@ def label_job(wildcards):
     return dict(job.settings)
 
 
+def memory_inputs(wildcards):
+    return plan.memory_inputs(parse_run(wildcards), int(wildcards.step))
+
+
+def memory_job(wildcards):
+    job = plan.chain.memory(parse_run(wildcards), int(wildcards.step))
+    return dict(job.settings)
+
+
 def shown_names(wildcards):
     """Return the names of the classes so far; they do not change a result."""
     groups = groups_so_far(wildcards)
@@ -386,7 +411,7 @@ def files_of_all(*kinds):
 
 
 def for_next_step(wildcards):
-    """Input function: the banks and statistics from which a next step would start."""
+    """Input function: banks, statistics and memories, from which a next step starts."""
     return plan.for_next_step()
 
 

@@ -163,8 +163,9 @@ rule make_split:
         ENVIRONMENT
     resources:
         groups=as_json(groups_so_far),
+        classes=as_json(divided_classes),
     params:
-        groups=digest(groups_so_far),
+        groups=digest(split_settings),
     message:
         "Listing the training images of step {wildcards.step} of {wildcards.dataset} "
         "{wildcards.task}, {wildcards.setting}"

@@ -76,6 +76,7 @@ rule train_step:
         " --previous {input.previous:q} --pseudo-labels {input.pseudo_labels:q}"
         " --bank {input.bank:q} --feature-network {input.feature_network:q}"
         " --statistics {input.statistics:q} --saliency {input.saliency:q}"
+        " --memory {input.memory:q} --memory-labels {input.memory_labels:q}"
         " --weights {input.weights:q} --validation {input.validation:q}"
         " --model {output.model:q} --metrics {output.metrics:q} --usage {output.usage:q}"
         " --tensorboard {output.tensorboard:q} {resources.own_weights}"

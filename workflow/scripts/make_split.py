@@ -15,4 +15,5 @@ with log_to(snakemake.log[0]):
         snakemake.output.split,
         groups=json.loads(snakemake.resources.groups),
         setting=snakemake.wildcards.setting,
+        classes=json.loads(snakemake.resources.classes),
     )

@@ -63,7 +63,9 @@ def cell_masks(
     """M⁺ and M⁻ at feature resolution, nearest neighbour (the cell's centre pixel).
 
     A pseudo-labelled target names old classes only where the raw label is 0, so the
-    masks can be read from it. Unsure pixels (255 here) are in neither mask.
+    masks can be read from it. So does the target of an image in memory: whatever it
+    knows of old classes, this step's labels call it background. Unsure pixels (255
+    here) are in neither mask.
 
     Args:
         targets: ŷ, (B, H, W) uint8.
