@@ -52,6 +52,20 @@ class Combination:
     feature_network: SegmentationNetwork | None = None
     shared_stages: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse a bank that holds other statistics than the rule reads.
+
+        Raises:
+            ValueError: Only one of bank and rule is of a ridge regression.
+        """
+        rule, kind = self.decision.rule, self.bank.settings.map
+        if (rule == "ridge") != (kind == "relu"):
+            raise ValueError(
+                f"Expected a bank with the map 'relu' for the rule 'ridge' alone, but "
+                f"got the rule '{rule}' and a bank with the map '{kind}'. Build the "
+                f"bank for the rule again."
+            )
+
     @classmethod
     def load(
         cls,
@@ -202,11 +216,11 @@ def fuse(
         decision: The rule that combines them.
     """
     log_p = log_p.log_softmax(dim=1)
-    by_distance = decision.by_distance
-    score = decision.probability_weight * log_p
-    score += log_evidence * decision.evidence_weight
+    score = log_evidence * decision.evidence_weight
+    if decision.probability_weight:  # 0 times a log p of -inf would be NaN
+        score += decision.probability_weight * log_p
     if decision.foreground == "both":
-        score[:, 1:] += 0.0 if by_distance else decision.foreground_bias
+        score[:, 1:] += decision.bias
         return score.log_softmax(dim=1)
     foreground = log_p[:, 1:].logsumexp(dim=1, keepdim=True)
     return torch.cat([log_p[:, :1], foreground + score[:, 1:].log_softmax(1)], dim=1)
