@@ -184,10 +184,15 @@ class SegmentationNetwork(nn.Module):
         if not batch_norm:
             self.freeze_batch_norm()
 
-    def train_only(self, part: Literal["heads", "newest"]) -> None:
-        """Freeze the backbone or, for "newest", everything but the newest step."""
-        *old, _ = self.branches
+    def train_only(self, part: Literal["heads", "newest", "nothing"]) -> None:
+        """Freeze the backbone or, for "newest", everything but the newest step.
+
+        For "nothing", freeze everything.
+        """
+        *old, newest = self.branches
         others = [] if part == "heads" else [self.aspp, *old]
+        if part == "nothing":
+            others.append(newest)
         for module in (self.backbone, *others):
             module.requires_grad_(False)
 

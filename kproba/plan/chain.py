@@ -139,13 +139,15 @@ class Chain:
                 f"step {step} of task '{run.task}'. Name a method instead."
             )
         corrected = planned.training_reads_bank(step)
-        labels = planned.uses_labels(run.setting)
+        # The network of a step that trains nothing does not depend on labels.
+        learns = not planned.method.trains_nothing
+        labels = learns and planned.uses_labels(run.setting)
         return Training(
             settings=self._training_settings(
                 run,
                 step,
                 method=planned.method,
-                optimisation=planned.increment,
+                optimisation=planned.increment if learns else self._no_training(),
                 decision=planned.decision if corrected else None,
             ),
             split=self.split(run, step),
@@ -170,7 +172,7 @@ class Chain:
         uses_base = planned.bank_network == "base"
         uses_previous = planned.bank_network == "before"
         settings = dict(planned.bank)
-        if step > 0:
+        if step > 0 and planned.bank_momentum is not None:
             settings["momentum"] = planned.bank_momentum
         labels = step > 0 and planned.uses_labels(run.setting)
         return Bank(
@@ -292,6 +294,13 @@ class Chain:
         )
         return Training(settings, self.split(run, 0))
 
+    def _no_training(self) -> Config:
+        """The optimisation of a step that trains nothing: no key of `increment`.
+
+        A change of `base` makes another network of step 0 anyway.
+        """
+        return {**self._config["base"], "iterations": 0}
+
     def _training_settings(
         self,
         run: Run,
@@ -304,7 +313,7 @@ class Chain:
         """Content of settings.json, without the names of the run."""
         config = self._config
         epochs = self._datasets.epochs(run.dataset, self._groups(run, step))
-        if epochs and step > 0:
+        if epochs and step > 0 and not method.trains_nothing:
             optimisation = {**optimisation, "epochs": epochs, "iterations": None}
         if optimisation["iterations"] is None:
             optimisation = {k: v for k, v in optimisation.items() if k != "iterations"}

@@ -17,7 +17,7 @@ from kproba.plan.chain import PUBLISHED, Chain, Run
 from kproba.plan.checks import check_batches, check_model
 from kproba.plan.datasets import Datasets, Locate
 from kproba.plan.errors import ConfigError, suggestion
-from kproba.plan.jobs import Bank, Job, Received, ReceivedBank, Test, Training
+from kproba.plan.jobs import Bank, Job, Labels, Received, ReceivedBank, Test, Training
 from kproba.plan.methods import PlannedMethod, plan_methods
 from kproba.plan.owners import Owners, Place
 from kproba.plan.results import StepResult
@@ -61,7 +61,11 @@ class Plan:
             runs |= dict.fromkeys(self._add(f"experiments.{number}", experiment))
         self.runs = list(runs)
         names = dict.fromkeys(run.method for run in self.runs)
-        increments = {name: self.method(name).increment for name in names}
+        increments = {
+            name: self.method(name).increment
+            for name in names
+            if not self.method(name).method.trains_nothing
+        }
         check_batches(config["base"], increments, self.compute)
         check_model(config)
 
@@ -268,7 +272,7 @@ class Plan:
         test = self.chain.test(run, step)
         place = self.owner(test, run)
         model = self.owner(test.network, run)
-        labels = test.network.labels
+        labels = self._labels_of(test)
         label_place = self.owner(labels, run) if labels else None
         split = labels and self.owner(labels.split, run)
         bank = test.bank and self.owner(test.bank, run)
@@ -292,12 +296,20 @@ class Plan:
             joint=self.method(run.method).method.joint,
         )
 
+    @staticmethod
+    def _labels_of(test: Test) -> Labels | None:
+        """The pseudo labels of a step: of its training or, without one, of its bank."""
+        bank = test.bank
+        of_bank = bank.labels if isinstance(bank, Bank) else None
+        return test.network.labels or of_bank
+
     def _times(self, test: Test, run: Run) -> dict[str, str]:
         """Snakemake's benchmark files of the jobs behind a step's network and bank."""
         training = test.network
         times = {"training": self.owner(training, run).path(artifacts.TRAINING_TIME)}
-        if training.labels:
-            place = self.owner(training.labels, run)
+        labels = self._labels_of(test)
+        if labels:
+            place = self.owner(labels, run)
             times["pseudo labels"] = place.path(artifacts.LABELS_TIME)
         # The bank of the step if it predicts, else the bank that the training used.
         bank = test.bank or training.bank or (training.labels and training.labels.bank)

@@ -17,6 +17,7 @@ import yaml
 
 from kproba.data.kinds import KINDS
 from kproba.extensions import ExtensionError, load_extensions
+from kproba.methods.builtin import METHODS
 from kproba.methods.rules import RULES, scoring_rules
 from kproba.methods.terms import TERMS, cross_entropies, further_terms
 from kproba.network.backbones import BACKBONES
@@ -73,9 +74,12 @@ def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
         increment = changes.get("increment", {})
         if "epochs" in increment:  # of a method, over iterations of the section
             increment.setdefault("iterations", None)
+    own = {name: method.sections for name, method in METHODS.items()}
     for name, changes in filled["methods"].items():
-        for section in SECTIONS:
-            laid_over = merged(filled[section], changes.get(section, {}))
+        own[name] = merged(own.get(changes["based_on"], {}), changes)
+    for name, keys in own.items():
+        for section in [section for section in SECTIONS if section in keys]:
+            laid_over = merged(filled[section], keys[section])
             where = f"methods.{name}.{section}"
             errors += _errors(laid_over, _section(schema, section), where)
     _refuse(errors)

@@ -200,13 +200,16 @@ def _describe_bank(description: StepDescription) -> list[str]:
     assert description.bank is not None
     bank = read_bank_record(description.bank)
     settings = bank.settings
-    kind = (
-        "linear (LDA)"
-        if settings.map == "identity"
-        else f"{settings.maps} maps of {settings.dimension} Fourier features"
-    )
+    kind = {
+        "identity": "linear (LDA)",
+        "rff": f"{settings.maps} maps of {settings.dimension} Fourier features",
+        "relu": f"ridge regression of {settings.dimension} ReLU features",
+    }[settings.map]
+    added = f"ridge {settings.ridge}"
+    if settings.regularisation is not None:
+        added = f"regularisation {settings.regularisation:g}"
     lines = [
-        f"bank: {kind} on {settings.feature}, ridge {settings.ridge}, "
+        f"bank: {kind} on {settings.feature}, {added}, "
         f"temperature {bank.temperature:.2f}"
     ]
     counts = bank.content.get("cells_per_class", [])

@@ -41,7 +41,7 @@ SERIES = [
 MARKERS = ["o", "s", "^", "D", "v"]  # names of matplotlib
 BUILT_IN = {
     **{"kproba": 0, "finetune": 1, "barm": 2, "mib": 3, "plop": 4},
-    **{"ssul": 5, "lwf": 6},
+    **{"ssul": 5, "lwf": 6, "ridge": 7},
 }
 LEVELS = 10  # shades of a coloured cell
 

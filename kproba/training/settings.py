@@ -35,7 +35,7 @@ OPTIMISATION = records.record(
         "gradient_clip": records.maybe(records.number(above=0)),
         "precision": records.choice("auto", "float32", "bfloat16", "float16"),
     },
-    {"iterations": records.maybe(records.integer(1, 10**9))},
+    {"iterations": records.maybe(records.integer(0, 10**9))},
 )
 AUGMENTATION = records.record(
     {
@@ -49,7 +49,7 @@ METHOD = records.record(
     {
         "head": records.text(100),
         "cross_entropy": records.text(100),
-        "trains": records.choice("all", "heads", "newest"),
+        "trains": records.choice("all", "heads", "newest", "nothing"),
         "start_from_background": records.flag,
         "losses": records.mapping_of(records.number(0), most=1000),
     }
@@ -114,7 +114,8 @@ class Optimisation:
         gradient_clip: Largest norm of the gradient, None for no clipping.
         precision: "auto": bfloat16 on a GPU that supports it, else float16 with loss
             scaling; float32 on the CPU. Or one of "float32", "bfloat16", "float16".
-        iterations: Iterations of the step, in place of `epochs`; None: by epochs.
+        iterations: Iterations of the step, in place of `epochs`; None: by epochs; 0: a
+            step that trains nothing.
     """
 
     epochs: float
