@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kproba.bank.decision import Decision
 from kproba.bank.description import (
     FILES,
     PREDICTOR,
@@ -171,7 +172,9 @@ def _describe_classes(description: StepDescription) -> list[str]:
 
 def _describe_predictor(description: StepDescription) -> str:
     if description.bank is not None and description.decision is not None:
-        return f"network and bank ({description.decision['rule']})"
+        decision = Decision.from_dict(description.decision)
+        who = "bank" if decision.bank_alone else "network and bank"
+        return f"{who} ({decision.rule})"
     return "network"
 
 
