@@ -9,62 +9,21 @@ import torch
 import torch.nn.functional as F
 from direct_bank import PARTS, WIDTH, as_features, build, passes, scene, slow_cells
 from gloo_processes import in_processes
-from small_banks import bank_of, decision_by, images_of, network_of
+from ridge_inputs import SETTINGS, WIDE, features_of, plain_weights, weights_of
 
 from kproba.bank import build as building
 from kproba.bank.bank import PrototypeBank
 from kproba.bank.build import build_bank, draw_sample, update_bank
-from kproba.bank.decision import Decision
 from kproba.bank.feature_maps import ReluFeatures
-from kproba.bank.fusion import LEAST_EVIDENCE, Combination, fuse
-from kproba.bank.predictor import FusedPredictor
-from kproba.bank.ridge import ridge_weights
-from kproba.bank.settings import BankSettings
+from kproba.bank.fusion import LEAST_EVIDENCE
 from kproba.runtime.distributed import Process
 from kproba.runtime.records import ArtifactError
 
-WIDE = 40  # D
-LAMBDA = 0.5
-SETTINGS = BankSettings(
-    feature="block",
-    map="relu",
-    scatter=True,
-    ridge=None,
-    calibration_cells=100_000,
-    dimension=WIDE,
-    regularisation=LAMBDA,
-)
 OLD, NEW = {"classes": (0, 1, 2)}, {"seed": 1, "classes": (0, 2, 3, 4)}
 
 
 def ridge(settings=SETTINGS, **changes):
     return replace(settings, **changes)
-
-
-def features_of(vectors, dimension=WIDE, seed=7):
-    """φ by hand, in float64."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.rand((vectors.shape[1], dimension), generator=generator)
-    weights = (2 * drawn - 1).div(math.sqrt(vectors.shape[1])).double().numpy()
-    return np.maximum(vectors @ weights, 0)
-
-
-def plain_weights(scenes, classes, dimension=WIDE, regularisation=LAMBDA):
-    """W by all rows of all scenes at once."""
-    parts = [slow_cells(*data) for data in scenes]
-    phi = features_of(np.concatenate([part[0] for part in parts]), dimension)
-    labels = np.concatenate([part[1] for part in parts])
-    gram = phi.T @ phi + regularisation * np.eye(dimension)
-    return np.linalg.solve(gram, phi.T @ np.eye(classes)[labels])
-
-
-def weights_of(bank):
-    """W of a bank in float64."""
-    found = ridge_weights(
-        bank.count, bank.means[0], bank.scatter[0], bank.settings.regularisation
-    )
-    assert found.dtype == torch.float64
-    return found.numpy()
 
 
 def assert_equal_weights(found, expected):
@@ -324,77 +283,3 @@ def test_a_description_that_does_not_fit_the_map_is_refused(changes, words, tmp_
     bank.save(tmp_path / "bank.safetensors", about={})
     with pytest.raises(ArtifactError, match=words):
         PrototypeBank.load(tmp_path / "bank.safetensors")
-
-
-# Network and bank
-
-
-SIZE = (64, 48)
-ALONE = {"foreground": "both", "probability_weight": 0.0}
-
-
-@pytest.fixture(scope="module")
-def network():
-    return network_of(3)
-
-
-@pytest.fixture(scope="module")
-def bank(network):
-    return bank_of(network, images_of(*SIZE), "relu")
-
-
-def test_the_bank_alone_takes_the_largest_interpolated_score(network, bank):
-    """SegACIL interpolates the scores, and we the log posterior: one class wins."""
-    images = images_of(*SIZE)
-    predictor = FusedPredictor(network, bank, decision_by("ridge", **ALONE))
-    log_s = predictor.predict_logits(images)
-    maps = network(images).backbone
-    cells = maps.permute(0, 2, 3, 1).flatten(0, 2)
-    scores = bank.maps[0](cells).double() @ torch.tensor(weights_of(bank))
-    scores = scores.view(len(images), *maps.shape[2:], -1).permute(0, 3, 1, 2)
-    size = {"size": SIZE, "mode": "bilinear", "align_corners": False}
-    largest = F.interpolate(scores, **size)
-    same = log_s.argmax(1) == largest.argmax(1)
-    assert same.double().mean() > 0.999
-    assert len(log_s.argmax(1).unique()) == 3
-    ((_, quick),) = predictor.predict_labels(images)
-    assert (quick == log_s.argmax(1)).double().mean() > 0.999
-
-
-@pytest.mark.parametrize("bias", [-0.5, 2.0])
-@pytest.mark.parametrize("weight", [0.5, 1.0])
-def test_labels_of_the_bank_alone_follow_weight_and_bias(network, bank, weight, bias):
-    numbers = {**ALONE, "posterior_weight": weight, "foreground_bias": bias}
-    predictor = FusedPredictor(network, bank, decision_by("ridge", **numbers))
-    images = images_of(*SIZE)
-    with torch.inference_mode():
-        ((_, quick),) = predictor.predict_labels(images)
-    labels = predictor.predict_logits(images).argmax(1)
-    assert (quick == labels).double().mean() > 0.999
-    plain = FusedPredictor(network, bank, decision_by("ridge", **ALONE))
-    assert (labels != plain.predict_logits(images).argmax(1)).any() == (bias != 0)
-
-
-@pytest.mark.parametrize("foreground", ["network", "both"])
-def test_a_network_with_weight_0_brings_no_nan(foreground):
-    log_p = torch.zeros(1, 3, 2, 2)
-    log_p[:, 2] = -math.inf
-    log_q = torch.randn(1, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    numbers = {"foreground": foreground, "probability_weight": 0.0}
-    log_s = fuse(log_p, log_q.log_softmax(1), decision_by("ridge", **numbers))
-    assert log_s.isfinite().all()
-    if foreground == "both":
-        torch.testing.assert_close(log_s, log_q.log_softmax(1))
-
-
-@pytest.mark.parametrize(
-    ("rule", "map_"), [("lda", "relu"), ("kappa", "relu"), ("ridge", "rff")]
-)
-def test_a_rule_that_reads_another_bank_is_refused(network, rule, map_):
-    other = bank_of(network, images_of(*SIZE), map_)
-    with pytest.raises(ValueError, match=f"rule '{rule}' and a bank with .* '{map_}'"):
-        Combination(other, Decision(rule))
-
-
-def test_without_a_decision_the_bank_chooses_its_rule(network, bank):
-    assert FusedPredictor(network, bank).combination.decision.rule == "ridge"

@@ -52,20 +52,6 @@ class Combination:
     feature_network: SegmentationNetwork | None = None
     shared_stages: int = 0
 
-    def __post_init__(self) -> None:
-        """Refuse a bank that holds other statistics than the rule reads.
-
-        Raises:
-            ValueError: Only one of bank and rule is of a ridge regression.
-        """
-        rule, kind = self.decision.rule, self.bank.settings.map
-        if (rule == "ridge") != (kind == "relu"):
-            raise ValueError(
-                f"Expected a bank with the map 'relu' for the rule 'ridge' alone, but "
-                f"got the rule '{rule}' and a bank with the map '{kind}'. Build the "
-                f"bank for the rule again."
-            )
-
     @classmethod
     def load(
         cls,
@@ -91,7 +77,7 @@ class Combination:
         Raises:
             FileNotFoundError: A file is missing.
             ArtifactError: A file is damaged, or the bank was built with another model
-                or is of another step. It is a ValueError.
+                or for another rule, or is of another step. It is a ValueError.
         """
         loaded = load_bank_of_model(bank, feature_network or network, device)
         other = None
@@ -99,6 +85,7 @@ class Combination:
             read = load_folded if fold else load_model
             other = read(feature_network, device=device)
         _check_sizes(loaded, bank, network, feature_network or network)
+        _check_rule(loaded, bank, decision)
         return cls(loaded, decision, other)
 
     def beside(self, network: SegmentationNetwork) -> "Combination":
@@ -300,4 +287,19 @@ def _check_sizes(
         raise ArtifactError(
             f"Expected a bank with the {width} features of {feature_network}, but "
             f"{path} has {len(bank.centre)}. {REMAKE}"
+        )
+
+
+def _check_rule(bank: PrototypeBank, path: str | Path, decision: Decision) -> None:
+    """Refuse a ridge regression for the rule of an analysis, and the reverse.
+
+    Raises:
+        ArtifactError: The message names the bank and the rule.
+    """
+    kind = bank.settings.map
+    if (decision.rule == "ridge") != (kind == "relu"):
+        raise ArtifactError(
+            f"Expected a bank with the map 'relu' for the rule 'ridge', and another "
+            f"map for other rules, but got the rule '{decision.rule}' and {path} with "
+            f"the map '{kind}'. {REMAKE}"
         )
