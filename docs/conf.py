@@ -77,7 +77,8 @@ NAVIGATION: dict[str, dict[str, list[str]]] = {
     },
     "methods/index": {
         "": [
-            *("kproba", "barm", "ssul", "plop", "mib", "lwf", "finetune", "joint"),
+            *("kproba", "barm", "ssul", "plop", "mib", "lwf", "ridge"),
+            *("finetune", "joint"),
             *("losses", "pseudo_labels", "bank"),
         ]
     },
