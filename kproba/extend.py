@@ -229,7 +229,8 @@ def add_method(name: str, method: Method) -> None:
     if rule is not None:
         _check_choice(where, "pseudo_labels.rule", rule, RULES)
     _check_choice(where, "teacher", method.teacher, ("network", "fused"))
-    _check_choice(where, "trains", method.trains, ("all", "heads", "newest"))
+    parts = ("all", "heads", "newest", "nothing")
+    _check_choice(where, "trains", method.trains, parts)
     predictions = ("network", "fused", *scoring_rules())
     _check_choice(where, "prediction", method.prediction, predictions)
     add_entry("method", METHODS, name, method)

@@ -4,8 +4,8 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from kproba.plan.chain import Run
 from kproba.plan.plan import Plan
+from kproba.plan.run import Run
 from kproba.plan.schema import check, load_schema
 
 ROOT = Path(__file__).parents[1]

@@ -37,14 +37,17 @@ def bank_of(
     network: SegmentationNetwork, images: torch.Tensor, map_: str
 ) -> PrototypeBank:
     """A bank of the features of some images with random labels."""
-    fourier = {"dimension": 64, "maps": 2, "gamma": "median"}
+    of_map = {
+        "identity": {"ridge": 0.1},
+        "rff": {"ridge": 0.1, "dimension": 64, "maps": 2, "gamma": "median"},
+        "relu": {"ridge": None, "dimension": 64, "regularisation": 0.1},
+    }
     settings = BankSettings(
         feature="backbone",
         map=map_,
         scatter=True,
-        ridge=0.1,
         calibration_cells=100,
-        **(fourier if map_ == "rff" else {}),
+        **of_map[map_],
     )
     generator = torch.Generator().manual_seed(1)
     size = (2, *images.shape[-2:])

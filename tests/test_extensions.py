@@ -173,6 +173,7 @@ def test_file_may_have_dataclasses_and_import_torch(write: Callable[..., str]) -
         ("add_method('a', Method(head='no'))", "`head` of .*'no'"),
         ("add_method('a', Method(pseudo_labels={'rule': 'no'}))", "rule` of .*'no'"),
         ("add_method('a', Method(prediction='no'))", "`prediction` of .*'no'"),
+        ("add_method('a', Method(trains='no'))", "`trains` of .*nothing.*'no'"),
     ],
 )
 def test_wrong_file_is_refused_in_one_message_and_adds_nothing(

@@ -8,9 +8,9 @@ from test_packed_plan import STEP
 
 from kproba.methods.builtin import METHODS
 from kproba.plan import datasets
-from kproba.plan.chain import Run
 from kproba.plan.errors import ConfigError
 from kproba.plan.jobs import Memory
+from kproba.plan.run import Run
 
 pytestmark = pytest.mark.usefixtures("schema_is_parsed_once")
 BASE = make_run("base", task="6")

@@ -7,9 +7,9 @@ from plan_configs import experiment, make_plan, make_run, method
 
 from kproba import artifacts
 from kproba.methods.builtin import METHODS
-from kproba.plan.chain import Run
 from kproba.plan.errors import ConfigError
 from kproba.plan.jobs import Bank, Job, Labels, Split, Test, Training
+from kproba.plan.run import Run
 
 pytestmark = pytest.mark.usefixtures("schema_is_parsed_once")
 

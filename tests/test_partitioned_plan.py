@@ -5,7 +5,7 @@ from plan_configs import experiment, make_plan
 from test_plan_tasks import _folder_with
 
 from kproba.data.kinds.digits import CLASS_NAMES
-from kproba.plan.chain import Run
+from kproba.plan.run import Run
 
 pytestmark = pytest.mark.usefixtures("schema_is_parsed_once")
 

@@ -8,9 +8,9 @@ from plan_configs import experiment, make_plan, make_run
 
 from kproba import artifacts
 from kproba.data.kinds.digits import CLASS_NAMES
-from kproba.plan.chain import Run
 from kproba.plan.errors import ConfigError
 from kproba.plan.jobs import Bank, Test, Training
+from kproba.plan.run import Run
 
 pytestmark = pytest.mark.usefixtures("schema_is_parsed_once")
 

@@ -8,8 +8,8 @@ from plan_configs import experiment, make_plan, make_run, method
 from kproba.methods.builtin import METHODS
 from kproba.methods.method import Method, Recipe
 from kproba.methods.rules import RULES
-from kproba.plan.chain import Run
 from kproba.plan.errors import ConfigError
+from kproba.plan.run import Run
 
 pytestmark = pytest.mark.usefixtures("schema_is_parsed_once")
 

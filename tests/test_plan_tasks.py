@@ -7,9 +7,9 @@ import pytest
 from plan_configs import MINIMAL, experiment, make_plan, make_run
 
 from kproba.data.kinds.digits import CLASS_NAMES
-from kproba.plan.chain import Run
 from kproba.plan.errors import ConfigError
 from kproba.plan.plan import Plan
+from kproba.plan.run import Run
 
 pytestmark = pytest.mark.usefixtures("schema_is_parsed_once")
 

@@ -28,7 +28,8 @@ from kproba.network.backbones import BACKBONES
 from kproba.network.heads import HEADS
 from kproba.plan.errors import ConfigError
 from kproba.plan.methods import SWITCHES
-from kproba.plan.schema import RENAMED, REPLACED, SECTIONS, check
+from kproba.plan.old_keys import RENAMED, REPLACED
+from kproba.plan.schema import SECTIONS, check
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -18,8 +18,8 @@ import yaml
 from job_dump import CONFIG, SHIPPED, planned_jobs, write_class_lists
 
 from kproba import artifacts
-from kproba.plan.chain import Run
 from kproba.plan.plan import Plan
+from kproba.plan.run import Run
 from kproba.plan.schema import check
 
 ROOT = Path(__file__).parents[1]

@@ -17,8 +17,8 @@ from kproba.data.saliency import SaliencyFolders
 from kproba.data.saliency_table import list_saliency
 from kproba.data.splits import read_index, select_images
 from kproba.data.tasks import parse_task
-from kproba.plan.chain import Run
 from kproba.plan.plan import Plan
+from kproba.plan.run import Run
 from kproba.plan.schema import check
 from kproba.runtime.compute import Compute
 

@@ -12,6 +12,10 @@ The bank holds, for each of E maps with its own (ω, β), the count and mean of 
 class and one within-class scatter shared by all classes (KLDA: Momeni, Mazumder & Liu,
 AAAI 2025, arXiv 2412.15571). With the identity in place of φ it is plain LDA.
 
+With random ReLU features in place of φ, on features that are not standardised, the
+scatter is that of all cells of all steps, and the bank is a ridge regression to one-hot
+labels (`kproba.bank.ridge`).
+
 Each map is compared in its own space; an ensemble averages the members' softmax.
 Standardisation and maps are drawn once, at step 0, and stay with the bank.
 """
@@ -25,6 +29,7 @@ import torch
 
 from kproba.bank.feature_maps import FeatureMap, make_maps
 from kproba.bank.record import BankRecord, read_bank_record
+from kproba.bank.ridge import ridge_weights
 from kproba.bank.settings import BankSettings
 from kproba.network.network import Outputs
 from kproba.runtime.files import write_json
@@ -47,11 +52,13 @@ class PrototypeBank:
     Attributes:
         settings: Settings of the bank.
         seed: Seed of the maps; map e uses seed + e.
-        gamma: γ in use (None for the identity map).
-        centre: (d,) m, mean of the features at step 0.
-        spread: (d,) s, standard deviation of the features at step 0.
-        count: (C,) labelled cells per class, in the step that introduced it.
-        share: (C,) count divided by all labelled cells of that step.
+        gamma: γ in use (None for all maps but random Fourier features).
+        centre: (d,) m, mean of the features at step 0; 0 for ReLU features.
+        spread: (d,) s, standard deviation of the features at step 0; 1 for ReLU
+            features.
+        count: (C,) labelled cells per class, in the step that introduced it; for ReLU
+            features, in all steps.
+        share: (C,) count divided by all labelled cells of that step, or of all steps.
         means: Per map (C, D) prototypes μ_c.
         scatter: Per map (D, D) within-class scatter, summed over the steps.
         scatter_count: Cells that the scatter holds.
@@ -108,53 +115,79 @@ class PrototypeBank:
         return (features - self.centre) / self.spread
 
     def log_posterior(self, features: torch.Tensor) -> torch.Tensor:
-        """KLDA's class posterior log q, (n, C) float32, of features (n, d).
+        """The class posterior log q, (n, C) float32, of features (n, d), as in KLDA.
 
         s_c = φᵀ A⁻¹ μ_c - μ_cᵀ A⁻¹ μ_c / 2 + log π_c, with A the within-class
         covariance W/n plus the ridge and π the class shares; q = softmax(s/T), averaged
         over the maps. Up to a term equal for all classes this is
-        -(φ-μ_c)ᵀ A⁻¹ (φ-μ_c) / 2 + log π_c.
+        -(φ-μ_c)ᵀ A⁻¹ (φ-μ_c) / 2 + log π_c. For ReLU features s = φᵀ W, the ridge
+        regression of `ridge_weights`. A class without cells has -inf.
 
         Raises:
             ValueError: The bank was built without scatter.
         """
         x = self.standardise(features)
         members = [
-            (self._map_scores(number, phi(x)) / self.temperature).log_softmax(1)
-            for number, phi in enumerate(self.maps)
+            (self._map_scores(number, x) / self.temperature).log_softmax(1)
+            for number in range(len(self.maps))
         ]
         return torch.stack(members).logsumexp(0) - math.log(len(members))
 
-    def _map_scores(self, number: int, vectors: torch.Tensor) -> torch.Tensor:
+    def _map_scores(self, number: int, x: torch.Tensor) -> torch.Tensor:
         if self._solved is None:
             self._solved = self._solve()
-        weights, bias = self._solved[number]
-        return vectors @ weights + bias
+        phi, (weights, bias) = self.maps[number], self._solved[number]
+        if self.settings.map != "relu" or torch.jit.is_tracing():
+            return phi(x) @ weights + bias
+        # In strips, because there may be thousands of ReLU features.
+        scores = bias.repeat(len(x), 1)
+        for columns, part in phi.strips(x):
+            scores.addmm_(part, weights[columns])
+        return scores
 
     def _covariance(self, number: int) -> torch.Tensor:
         """A = W/n plus the ridge on the diagonal, (D, D) float64."""
-        if self.scatter is None:
+        covariance = self._scatter(number) / max(self.scatter_count, 1)
+        if self.settings.ridge is None:
             raise ValueError(
-                "Expected a bank with scatter for a Mahalanobis score, but this bank "
-                "has none. Build the bank for a rule that uses the scatter (klda, lda "
-                "or agree)."
+                "Expected a bank with a ridge for a Mahalanobis score, but this bank "
+                "has None. Set BankSettings.ridge."
             )
-        covariance = self.scatter[number] / max(self.scatter_count, 1)
         ridge = self.settings.ridge * covariance.diagonal().mean()
         return covariance + ridge * torch.eye(
             len(covariance), dtype=torch.float64, device=covariance.device
         )
 
+    def _scatter(self, number: int) -> torch.Tensor:
+        if self.scatter is None:
+            raise ValueError(
+                "Expected a bank with scatter, but this bank has none. Build the bank "
+                "for a rule that uses the scatter (klda, lda, ridge or agree)."
+            )
+        return self.scatter[number]
+
     def _solve(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Per map the linear rule A⁻¹ μ_c (D, C) and its bias (C,), by Cholesky."""
+        """Per map a linear rule, (D, C) and (C,) float32, by Cholesky.
+
+        A class without pixels so far has the bias -inf and is never predicted.
+        """
+        empty = self.count == 0
+        if self.settings.regularisation is not None:
+            weights = ridge_weights(
+                self.count,
+                self.means[0],
+                self._scatter(0),
+                self.settings.regularisation,
+            ).float()
+            bias = weights.new_zeros(self.classes).masked_fill(empty, -math.inf)
+            return [(weights, bias)]
         log_prior = (self.share / self.share.sum()).clamp(min=1e-12).log()
         solved = []
         for number, mean in enumerate(self.means):
             factor = torch.linalg.cholesky(self._covariance(number))
             weights = torch.cholesky_solve(mean.T, factor)
             bias = log_prior - (mean.T * weights).sum(0) / 2
-            # A class without pixels so far has no prototype and is never predicted.
-            bias = bias.masked_fill(self.count == 0, -math.inf)
+            bias = bias.masked_fill(empty, -math.inf)
             solved.append((weights.float(), bias.float()))
         return solved
 
@@ -296,7 +329,7 @@ def _shapes(record: BankRecord, path: Path) -> tuple[Shapes, Shapes]:
             f"{record.path}, but it holds {classes} classes with {features} features. "
             f"The two files belong to different steps, or one was changed. {REMAKE}"
         )
-    wide = settings.dimension if settings.map == "rff" else None
+    wide = settings.dimension if settings.map != "identity" else None
     dimension = wide or features
     expected: Shapes = dict.fromkeys(("centre", "spread"), (features,))
     expected |= dict.fromkeys(("count", "share"), (classes,))

@@ -1,7 +1,7 @@
 """Building the bank of a step in one pass over its training images."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from kproba.bank.bank import PrototypeBank
 from kproba.bank.feature_maps import make_maps
 from kproba.bank.moments import Moments
+from kproba.bank.ridge import pooled_bank
 from kproba.bank.settings import BankSettings
 from kproba.data.labels import IGNORE
 from kproba.runtime.distributed import ALONE, Process
 
 CELLS_PER_IMAGE = 64  # at least, of the sample
+EXACT_NUMBERS = 2**26  # of φ in float64 at once, 512 MiB
 
 
 class FeatureBatch(NamedTuple):
@@ -126,7 +128,8 @@ def build_bank(
         classes: |S_t|.
         seed: Seed of the maps.
         previous: Bank of step t-1. Its maps and standardisation are kept. Old classes
-            with labelled cells in this step move by `settings.momentum`.
+            with labelled cells in this step move by `settings.momentum`, or exactly
+            (`BankSettings.exact`).
         keep_temperature: Use the temperature of `previous`, if there is one, because
             the calibration is too confident in a step with few classes. Features of a
             new network need a new temperature.
@@ -141,15 +144,16 @@ def build_bank(
         centre, spread, gamma = previous.centre, previous.spread, previous.gamma
         seed, maps = previous.seed, previous.maps
     dimension = len(centre)
-    if settings.map == "rff" and settings.dimension is not None:
+    if settings.map != "identity" and settings.dimension is not None:
         dimension = settings.dimension
     empty = partial(Moments.empty, classes, dimension, device=str(cells.device))
     moments = [empty(scatter=settings.scatter) for _ in maps]
     for features, targets, _ in batches:
         vectors, labels = labelled_cells(features, targets)
         x = (vectors - centre) / spread
-        for part, phi in zip(moments, maps, strict=True):
-            part.update(x, labels, phi)
+        for some, of_some in _in_parts(x, labels, settings):
+            for part, phi in zip(moments, maps, strict=True):
+                part.update(some, of_some, phi)
     for part in moments:
         part.add_up(process)
     bank = _step_bank(settings, seed, gamma, centre, spread, moments)
@@ -160,6 +164,22 @@ def build_bank(
     elif settings.scatter and process.first:
         bank.temperature = _calibrate(bank, *sample)
     return bank
+
+
+def _in_parts(
+    x: torch.Tensor, labels: torch.Tensor, settings: BankSettings
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Cells x (n, d) with their labels (n,), as the statistics take them.
+
+    Exact statistics take them in float64, because products in float32 would lose the
+    digits that decide where λ is small. φ is then large, so few cells come at once.
+    """
+    if not settings.exact:
+        yield x, labels
+        return
+    rows = max(1, EXACT_NUMBERS // (settings.dimension or x.shape[1]))
+    for some, of_some in zip(x.split(rows), labels.split(rows), strict=True):
+        yield some.double(), of_some
 
 
 def sampled_images(images: int, settings: BankSettings) -> list[int]:
@@ -221,7 +241,9 @@ def draw_sample(
 def _standardisation(
     sample: torch.Tensor, settings: BankSettings
 ) -> tuple[torch.Tensor, torch.Tensor, float | None]:
-    """Centre, spread and γ from a sample of cells (n, d)."""
+    """Centre, spread and γ from a sample of cells (n, d); 0, 1 and None for "relu"."""
+    if settings.map == "relu":
+        return torch.zeros_like(sample[0]), torch.ones_like(sample[0]), None
     centre = sample.mean(0)
     # A channel that never fires keeps its value instead of being divided by zero.
     spread = sample.std(0)
@@ -270,6 +292,7 @@ def update_bank(previous: PrototypeBank, current: PrototypeBank) -> PrototypeBan
     A class of S_{t-1} (background included) that the step shows moves by the momentum
     m: μ ← m μ + (1-m) μ^(t); count and share stay those of the step that labelled it.
     A class that no step has shown so far is taken as measured. The scatter adds up.
+    With `BankSettings.exact`, all statistics become those of all cells together.
 
     Args:
         previous: Bank over S_{t-1}.
@@ -278,6 +301,8 @@ def update_bank(previous: PrototypeBank, current: PrototypeBank) -> PrototypeBan
     Raises:
         ValueError: `current` has no momentum.
     """
+    if current.settings.exact:
+        return pooled_bank(previous, current)
     old = previous.classes
     momentum = current.settings.momentum
     if momentum is None:

@@ -11,7 +11,7 @@ from kproba.runtime import records
 # pseudo labels; version 0.1 wrote them beside the rest, and a temperature of 0 where it
 # was not read.
 DECISION = records.record(
-    {"rule": records.choice("lda", "klda", "kappa")},
+    {"rule": records.choice("lda", "klda", "kappa", "ridge")},
     {
         "foreground": records.choice("network", "both"),
         "probability_weight": records.number(0, 1e12),
@@ -34,13 +34,14 @@ class Decision:
 
     Attributes:
         rule: Where the bank's evidence comes from: "lda" or "klda", the posterior of
-            the discriminant analysis, or "kappa", distances to prototypes.
+            the discriminant analysis, "ridge", that of a ridge regression, or "kappa",
+            distances to prototypes.
         foreground: What decides how likely a pixel is foreground, that is, any class
             but the background: the "network" or "both".
         probability_weight: w of log p; 0: the bank alone.
-        posterior_weight: a of log q, of `lda` and `klda`.
-        foreground_bias: b, added to every class but the background. Used by `lda` and
-            `klda` if both decide on the foreground.
+        posterior_weight: a of log q, of `lda`, `klda` and `ridge`.
+        foreground_bias: b, added to every class but the background. Used by `lda`,
+            `klda` and `ridge` if both decide on the foreground.
         image_prior: Number of EM iterations that fit the class shares to the image; 0:
             no fit.
         temperature: τ of `kappa`.
@@ -65,6 +66,16 @@ class Decision:
     def evidence_weight(self) -> float:
         """The exponent of the bank's evidence: a, or 1 for κ."""
         return 1.0 if self.by_distance else self.posterior_weight
+
+    @property
+    def bias(self) -> float:
+        """What is added to every class but the background: b, or 0 for κ."""
+        return 0.0 if self.by_distance else self.foreground_bias
+
+    @property
+    def bank_alone(self) -> bool:
+        """Whether the probabilities of the network change nothing."""
+        return self.foreground == "both" and not self.probability_weight
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for an artifact."""

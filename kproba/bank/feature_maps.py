@@ -1,4 +1,4 @@
-"""The maps φ: random Fourier features, or none."""
+"""The maps φ: random Fourier features, random ReLU features, or none."""
 
 import math
 from collections.abc import Iterable
@@ -17,10 +17,10 @@ class FeatureMap(Protocol):
     """A map φ from vectors x (n, d) to (n, D)."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """All of φ(x), (n, D) float32."""
+        """All of φ(x), (n, D) in the type of x."""
 
     def strips(self, x: torch.Tensor) -> Iterable[tuple[slice, torch.Tensor]]:
-        """Some columns of φ(x) after others: which, and (n, width) float32."""
+        """Some columns of φ(x) after others: which, and (n, width) as x."""
 
 
 class Identity:
@@ -99,14 +99,62 @@ class FourierFeatures:
             yield slice(half + start, half + stop), angle.sin_().mul_(self._scale)
 
 
+class ReluFeatures:
+    """φ(x) = ReLU(x W), drawn from a seed: W is uniform in ±1/√d.
+
+    This is a fixed linear layer without bias, as PyTorch initialises it, with a ReLU
+    (`RandomBuffer` of SegACIL, arXiv 2412.10834).
+
+    Args:
+        dimension_in: d, length of x.
+        dimension: D.
+        seed: Seed of W.
+    """
+
+    def __init__(self, dimension_in: int, dimension: int, seed: int):
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.rand((dimension_in, dimension), generator=generator)
+        self._weights = (2 * drawn - 1) / math.sqrt(dimension_in)
+
+    def weights(self, x: torch.Tensor) -> torch.Tensor:
+        """W, (d, D), on the device and in the type of x; in float64 it is the same."""
+        weights = self._weights
+        # Not `weights.to(x)`, which a traced model would contain.
+        if weights.device != x.device or weights.dtype != x.dtype:
+            weights = self._weights = weights.to(device=x.device, dtype=x.dtype)
+        return weights
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """All of φ(x), (n, D) float32 or float64, as x."""
+        return (x @ self.weights(x)).relu()
+
+    def strips(self, x: torch.Tensor) -> Iterable[tuple[slice, torch.Tensor]]:
+        """Some columns of φ(x) after others: which, and (n, width) as x."""
+        weights = self.weights(x)
+        width = max(64, MAPPED[x.device.type] // max(1, len(x)))
+        for start in range(0, weights.shape[1], width):
+            columns = slice(start, min(start + width, weights.shape[1]))
+            yield columns, (x @ weights[:, columns]).relu_()
+
+
 def make_maps(
     settings: BankSettings, dimension_in: int, gamma: float | None, seed: int
 ) -> list[FeatureMap]:
     """The maps φ_e of a bank, each from its own seed."""
+    if settings.map != "rff" and settings.maps != 1:
+        raise ValueError(
+            f"Expected 1 map of the kind '{settings.map}', but got "
+            f"maps={settings.maps}. Set it to 1."
+        )
     if settings.map == "identity":
-        if settings.maps != 1:
-            raise ValueError(f"Expected 1 identity map, but got maps={settings.maps}.")
         return [IDENTITY]
+    if settings.map == "relu":
+        if settings.dimension is None:
+            raise ValueError(
+                "Expected a dimension for random ReLU features, but got None. Set "
+                "BankSettings.dimension."
+            )
+        return [ReluFeatures(dimension_in, settings.dimension, seed)]
     if gamma is None or settings.dimension is None:
         raise ValueError(
             f"Expected γ and a dimension for random Fourier features, but got {gamma} "

@@ -76,7 +76,7 @@ class Combination:
         Raises:
             FileNotFoundError: A file is missing.
             ArtifactError: A file is damaged, or the bank was built with another model
-                or is of another step. It is a ValueError.
+                or for another rule, or is of another step. It is a ValueError.
         """
         loaded = load_bank_of_model(bank, feature_network or network, device)
         other = None
@@ -84,6 +84,7 @@ class Combination:
             read = load_folded if fold else load_model
             other = read(feature_network, device=device)
         _check_sizes(loaded, bank, network, feature_network or network)
+        _check_rule(loaded, bank, decision)
         return cls(loaded, decision, other)
 
     def beside(self, network: SegmentationNetwork) -> "Combination":
@@ -200,11 +201,11 @@ def fuse(
         decision: The rule that combines them.
     """
     log_p = log_p.log_softmax(dim=1)
-    by_distance = decision.by_distance
-    score = decision.probability_weight * log_p
-    score += log_evidence * decision.evidence_weight
+    score = log_evidence * decision.evidence_weight
+    if decision.probability_weight:  # 0 times a log p of -inf would be NaN
+        score += decision.probability_weight * log_p
     if decision.foreground == "both":
-        score[:, 1:] += 0.0 if by_distance else decision.foreground_bias
+        score[:, 1:] += decision.bias
         return score.log_softmax(dim=1)
     foreground = log_p[:, 1:].logsumexp(dim=1, keepdim=True)
     return torch.cat([log_p[:, :1], foreground + score[:, 1:].log_softmax(1)], dim=1)
@@ -284,4 +285,19 @@ def _check_sizes(
         raise ArtifactError(
             f"Expected a bank with the {width} features of {feature_network}, but "
             f"{path} has {len(bank.centre)}. {REMAKE}"
+        )
+
+
+def _check_rule(bank: PrototypeBank, path: str | Path, decision: Decision) -> None:
+    """Refuse a ridge regression for the rule of an analysis, and the reverse.
+
+    Raises:
+        ArtifactError: The message names the bank and the rule.
+    """
+    kind = bank.settings.map
+    if (decision.rule == "ridge") != (kind == "relu"):
+        raise ArtifactError(
+            f"Expected a bank with the map 'relu' for the rule 'ridge', and another "
+            f"map for other rules, but got the rule '{decision.rule}' and {path} with "
+            f"the map '{kind}'. {REMAKE}"
         )

@@ -147,6 +147,22 @@ def likeliest_classes(
     return best, labels
 
 
+def likeliest_by_bank(combination: Combination, view: View) -> torch.Tensor:
+    """Labels by the bank alone, (B, H, W) int64.
+
+    The scores differ from what is interpolated here by a number that all classes share.
+
+    Args:
+        combination: The bank, with a decision that is `bank_alone` and without an image
+            prior.
+        view: Outputs of the networks for the images.
+    """
+    decision = combination.decision
+    scores = combination.log_evidence(view.features) * decision.evidence_weight
+    scores[:, 1:] += decision.bias
+    return largest_logits(scores, view.size)
+
+
 class Part(NamedTuple):
     """Scores of some rows of pixels.
 

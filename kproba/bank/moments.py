@@ -44,7 +44,10 @@ class Moments:
     def update(
         self, x: torch.Tensor, labels: torch.Tensor, phi: FeatureMap = IDENTITY
     ) -> None:
-        """Add φ(x) of x (n, d) with labels (n,) in 0..C-1, in products for all C."""
+        """Add φ(x) of x (n, d) with labels (n,) in 0..C-1, in products for all C.
+
+        The products are computed in the type of x, and the sums are float64.
+        """
         classes = len(self.count)
         self.count += torch.bincount(labels, minlength=classes)
         member = F.one_hot(labels, classes).to(x.dtype).T.contiguous()  # (C, n)

@@ -16,10 +16,17 @@ import torch
 from kproba.bank.bank import PrototypeBank
 from kproba.bank.decision import Decision
 from kproba.bank.fusion import Combination, pixel_log_probabilities
-from kproba.bank.likeliest import largest_logits, likeliest_classes
+from kproba.bank.likeliest import (
+    largest_logits,
+    likeliest_by_bank,
+    likeliest_classes,
+)
 from kproba.bank.views import Place, View, views
 from kproba.network.folding import load_folded
 from kproba.network.network import SegmentationNetwork
+
+# The rule that reads a bank, where none is given.
+RULE_OF_MAP = {"identity": "lda", "rff": "klda", "relu": "ridge"}
 
 
 class NetworkPredictor:
@@ -70,8 +77,8 @@ class FusedPredictor:
     Args:
         network: Model of step t.
         bank: Bank of that step, on the same device.
-        decision: How they are combined; None: `klda` or `lda`, depending on the bank,
-            with the default weights.
+        decision: How they are combined; None: `klda`, `lda` or `ridge`, depending on
+            the bank, with the default weights.
         feature_network: Network whose features the bank uses, if it is not `network`.
             With `bank.network: base` it is the model of step 0.
 
@@ -93,7 +100,7 @@ class FusedPredictor:
                 f"same step."
             )
         if decision is None:
-            decision = Decision("lda" if bank.settings.map == "identity" else "klda")
+            decision = Decision(RULE_OF_MAP[bank.settings.map])
         self.network = network
         self.feature_network = feature_network  # the export finds the networks here
         combination = Combination(bank, decision, feature_network)
@@ -154,8 +161,11 @@ class FusedPredictor:
             The slices of some images in (B, H, W), and their labels (b, h, w) int64.
         """
         network, combination = self.network, self.combination
+        decision = combination.decision
         for view in views(network, images, sizes, combination):
-            if combination.decision.foreground == "network":
+            if decision.bank_alone and not decision.image_prior:
+                labels = likeliest_by_bank(combination, view)
+            elif decision.foreground == "network":
                 _, labels = likeliest_classes(network, combination, view)
             else:
                 labels = self.fit(self._log_scores(view)).argmax(dim=1)

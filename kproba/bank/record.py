@@ -73,17 +73,7 @@ def read_bank_record(bank: str | Path) -> BankRecord:
     path = Path(bank).with_suffix(".json")
     content = records.read_record(path, BANK)
     settings = BankSettings(**content["settings"])
-    fourier = settings.map == "rff"
-    if fourier and (settings.dimension is None or content["gamma"] is None):
-        raise records.ArtifactError(
-            f"Expected `gamma` and `settings.dimension` of Fourier features in {path}, "
-            f"but got {content['gamma']} and {settings.dimension}. {records.REMAKE}"
-        )
-    if not fourier and settings.maps != 1:
-        raise records.ArtifactError(
-            f"Expected 1 for `settings.maps` in {path}, because its map is the "
-            f"identity, but got {settings.maps}. {records.REMAKE}"
-        )
+    _check_map(settings, content["gamma"], path)
     return BankRecord(
         path=path,
         settings=settings,
@@ -95,3 +85,33 @@ def read_bank_record(bank: str | Path) -> BankRecord:
         sha256=content.get("sha256"),
         content=content,
     )
+
+
+def _check_map(settings: BankSettings, gamma: float | None, path: Path) -> None:
+    """Refuse settings that do not fit the map of a bank.
+
+    Raises:
+        ArtifactError: A number that the map needs is missing, or there are several
+            maps of a kind that has one.
+    """
+    needed: dict[str, object] = {"settings.ridge": settings.ridge}
+    if settings.map == "rff":
+        needed |= {"gamma": gamma, "settings.dimension": settings.dimension}
+    if settings.map == "relu":
+        needed = {
+            "settings.dimension": settings.dimension,
+            "settings.regularisation": settings.regularisation,
+            "settings.scatter": settings.scatter or None,
+        }
+    missing = [f"`{name}`" for name, value in needed.items() if value is None]
+    if missing:
+        raise records.ArtifactError(
+            f"Expected {', '.join(f'`{name}`' for name in needed)} of a bank with the "
+            f"map '{settings.map}' in {path}, but {', '.join(missing)} is missing. "
+            f"{records.REMAKE}"
+        )
+    if settings.map != "rff" and settings.maps != 1:
+        raise records.ArtifactError(
+            f"Expected 1 for `settings.maps` in {path}, because its map is "
+            f"'{settings.map}', but got {settings.maps}. {records.REMAKE}"
+        )

@@ -9,9 +9,9 @@ from kproba.runtime import records
 BANK_SETTINGS = records.record(
     {
         "feature": records.choice("backbone", "block", "both"),
-        "map": records.choice("rff", "identity"),
+        "map": records.choice("rff", "identity", "relu"),
         "scatter": records.flag,
-        "ridge": records.number(0, 1e6),
+        "ridge": records.maybe(records.number(0, 1e6)),
         "calibration_cells": records.integer(1, 10**9),
     },
     {
@@ -21,6 +21,7 @@ BANK_SETTINGS = records.record(
             records.either(records.choice("median"), records.number(above=0))
         ),
         "momentum": records.maybe(records.number(0, 1)),
+        "regularisation": records.maybe(records.number(most=1e12, above=0)),
     },
 )
 
@@ -32,25 +33,38 @@ class BankSettings:
     Attributes:
         feature: "backbone": b; "block": g_0, the output of branch 0's 3×3 block;
             "both": b and g_0, one after the other.
-        map: "rff" for random Fourier features, "identity" for none (LDA).
+        map: "rff" for random Fourier features, "identity" for none (LDA), "relu" for
+            random ReLU features, on which the bank is a ridge regression.
         scatter: Whether the shared within-class scatter is accumulated.
-        ridge: Added to the scatter's diagonal, as a share of the mean of its diagonal.
+        ridge: Added to the scatter's diagonal, as a share of the mean of its diagonal;
+            None for "relu".
         calibration_cells: Cells drawn from the training images for standardisation,
             γ and temperature.
         dimension: D, random features per map, an even number; None for "identity".
-        maps: E, number of maps; 1 for "identity".
+        maps: E, number of maps; 1 for "identity" and "relu".
         gamma: γ on standardised features; "median": 1 / median ‖x - x'‖² of the
-            calibration cells; None for "identity".
+            calibration cells; None for "identity" and "relu".
         momentum: Momentum of an old class's mean when a step shows it again; None
-            at step 0, which has no old classes.
+            at step 0, which has no old classes, and for "relu".
+        regularisation: λ, added to the diagonal of Σ φφᵀ over all cells; None for all
+            maps but "relu".
     """
 
     feature: Literal["backbone", "block", "both"]
-    map: Literal["rff", "identity"]
+    map: Literal["rff", "identity", "relu"]
     scatter: bool
-    ridge: float
+    ridge: float | None
     calibration_cells: int
     dimension: int | None = None
     maps: int = 1
     gamma: float | Literal["median"] | None = None
     momentum: float | None = None
+    regularisation: float | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the statistics are those of all cells of all steps together.
+
+        Otherwise the means of old classes follow a later step with a momentum.
+        """
+        return self.map == "relu"

@@ -132,7 +132,7 @@ def _check_previous(
         ArtifactError: It does not have the classes and maps of the previous step.
     """
     kind: tuple[str, ...] = ("feature", "map", "scatter")
-    if settings.map == "rff":
+    if settings.map != "identity":
         kind += ("dimension", "maps")
     found, expected = (
         {"classes": classes, **{key: getattr(each, key) for key in kind}}

@@ -78,6 +78,22 @@ METHODS: dict[str, Method] = {
         losses={"kd": 100.0},
         use_pseudo_labels=False,
     ),
+    # SegACIL, arXiv 2412.10834: a ridge regression on features of step 0's network,
+    # which predicts alone, the background included. No network is trained again.
+    "ridge": Method(
+        cross_entropy="bce",
+        trains="nothing",
+        prediction="ridge",
+        pseudo_labels={"rule": "ridge", "score_threshold": 0.6},
+        bank={"network": "base", "feature": "block"},
+        decision={
+            "foreground": "both",
+            "probability_weight": 0,
+            "posterior_weight": 1,
+            "foreground_bias": 0,
+            "image_prior": 0,
+        },
+    ),
     # For comparison: kproba's network, trained on the new labels without protection.
     "finetune": Method(cross_entropy="bce", use_pseudo_labels=False),
     # For comparison: trained on everything at once, with a sigmoid per class or with

@@ -10,6 +10,7 @@ Every rule may answer 0, and those that score do where max s is below
 | `lda`        | argmax s, the score of network and LDA bank together (`fuse`)         |
 | `klda`       | the same with KLDA: a bank of random Fourier features                 |
 | `kappa`      | the same with κ = softmax(-d_c/τ), d distances to prototypes          |
+| `ridge`      | the same with a ridge regression on random ReLU features              |
 | `confidence` | argmax p where max p ≥ threshold, else 0 (BARM, SSUL)                 |
 | `argmax`     | argmax p                                                             |
 | `agree`      | argmax p where the bank agrees or max p ≥ threshold, else 0           |
@@ -42,7 +43,7 @@ class LabelSettings:
     Attributes:
         rule: One of `kproba.methods.rules.RULES`.
         threshold: Least p of `confidence` and `agree`.
-        score_threshold: Least s of `klda`, `lda` and `kappa`.
+        score_threshold: Least s of `klda`, `lda`, `kappa` and `ridge`.
         decision: How rules with a bank combine it with the network.
     """
 
@@ -100,7 +101,7 @@ class LabelCase:
 
 
 def by_score(case: LabelCase) -> torch.Tensor:
-    """`lda`, `klda` and `kappa`: argmax s, 0 where s is below the threshold."""
+    """Rules that score by network and bank: argmax s, 0 where s is too small."""
     _, combination = case.need_bank()
     log_s, sample = _log_scores(case), case.sample
     if sample is None:

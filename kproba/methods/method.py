@@ -1,9 +1,9 @@
 """A method: a short declaration for the training loop.
 
 A method names its output head, its cross-entropy, the further loss terms with their
-weights, the rule of its pseudo labels, the parts that an increment trains, and whether
-it is incremental. Everything else (splits, loop, evaluation) is the same code for every
-method.
+weights, the rule of its pseudo labels, the parts that an increment trains, settings of
+its bank and of its increments, and whether it is incremental. Everything else (splits,
+loop, evaluation) is the same code for every method.
 """
 
 from collections.abc import Container, Mapping
@@ -81,15 +81,19 @@ class Method:
         use_pseudo_labels: Train an increment on the labels that `export_pseudo_labels`
             wrote (old classes found in the background) instead of the raw labels.
         pseudo_labels: Keys of the configuration's `pseudo_labels` that the method sets.
+        bank: Keys of the configuration's `bank` that the method sets.
+        decision: Keys of the configuration's `decision` that the method sets.
+        increment: Keys of the configuration's `increment` that the method sets.
         teacher: Who provides the targets of `gkd`: the previous "network", or from step
             `FIRST_CORRECTED_STEP` on network and bank together, "fused", where the
             label is background (`kproba.bank.teacher`).
-        trains: "all"; "heads": everything but the backbone; or "newest": the newest
-            branch alone, or what the head names instead (`Head.newest`).
+        trains: "all"; "heads": everything but the backbone; "newest": the newest
+            branch alone, or what the head names instead (`Head.newest`); or "nothing":
+            the bank learns alone.
         prediction: How classes are predicted: "network": by the network alone; "lda",
-            "klda" or "kappa": by network and bank with this evidence; "fused": with the
-            evidence of the pseudo-label rule, or "lda" if that rule uses no bank. It
-            affects the training only if the teacher is "fused".
+            "klda", "kappa" or "ridge": by network and bank with this evidence; "fused":
+            with the evidence of the pseudo-label rule, or "lda" if that rule uses no
+            bank. It affects the training only if the teacher is "fused".
         start_from_background: Whether new classes start from the weights of the
             background instead of random ones. Some heads ignore this.
         dropout: Whether the dropout of the ASPP is active in an increment.
@@ -104,8 +108,11 @@ class Method:
     joint: bool = False
     use_pseudo_labels: bool = True
     pseudo_labels: Mapping[str, Any] = field(default_factory=dict)
+    bank: Mapping[str, Any] = field(default_factory=dict)
+    decision: Mapping[str, Any] = field(default_factory=dict)
+    increment: Mapping[str, Any] = field(default_factory=dict)
     teacher: Literal["network", "fused"] = "network"
-    trains: Literal["all", "heads", "newest"] = "all"
+    trains: Literal["all", "heads", "newest", "nothing"] = "all"
     prediction: str = "network"
     start_from_background: bool = False
     dropout: bool = True
@@ -146,6 +153,18 @@ class Method:
         defaults = collect_options(self.terms)
         known = {key: value for key, value in self.options.items() if key in defaults}
         return {key: float(value) for key, value in {**defaults, **known}.items()}
+
+    @property
+    def sections(self) -> dict[str, Mapping[str, Any]]:
+        """The keys that the method sets, by section of the configuration."""
+        names = ("bank", "decision", "pseudo_labels", "increment")
+        found = {name: getattr(self, name) for name in names}
+        return {name: keys for name, keys in found.items() if keys}
+
+    @property
+    def trains_nothing(self) -> bool:
+        """Whether an increment leaves the network as it is."""
+        return self.trains == "nothing"
 
     @property
     def distils(self) -> bool:

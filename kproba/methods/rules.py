@@ -27,11 +27,12 @@ class LabelRule:
         reads: Keys of `pseudo_labels` that it uses.
         decision: Keys of `decision` that it uses.
         bank: The kind of bank that it uses: "identity" for features without a map
-            (LDA), "rff" for random Fourier features; None: no bank.
+            (LDA), "rff" for random Fourier features, "relu" for a ridge regression on
+            random ReLU features; None: no bank.
         combines: The rule for predictions by network and bank if this rule makes the
             pseudo labels; None: the default, `lda`.
         by_distance: Whether the bank's evidence is the distance to its prototypes, and
-            not the posterior of the discriminant analysis.
+            not a posterior.
         scores: Whether it scores every class by network and bank, and so can predict.
         quick: Takes the `Labeller`, a `kproba.bank.views.View` and the hidden pixels,
             and returns the same labels without the scores of all classes, or None where
@@ -45,7 +46,7 @@ class LabelRule:
     function: Reference
     reads: tuple[str, ...] = ()
     decision: tuple[str, ...] = ()
-    bank: Literal["identity", "rff"] | None = None
+    bank: Literal["identity", "rff", "relu"] | None = None
     combines: str | None = None
     by_distance: bool = False
     scores: bool = False
@@ -87,6 +88,17 @@ _ENTRIES = (
         bank="rff",
         combines="kappa",
         by_distance=True,
+        scores=True,
+        quick=f"{_LABELS}:quick_scores",
+    ),
+    LabelRule(
+        "ridge",
+        "As `lda`, with a ridge regression on random ReLU features (SegACIL).",
+        f"{_LABELS}:by_score",
+        reads=("score_threshold",),
+        decision=POSTERIOR,
+        bank="relu",
+        combines="ridge",
         scores=True,
         quick=f"{_LABELS}:quick_scores",
     ),

@@ -196,15 +196,16 @@ class SegmentationNetwork(nn.Module):
         if not batch_norm:
             self.freeze_batch_norm()
 
-    def train_only(self, part: Literal["heads", "newest"]) -> None:
-        """Freeze the backbone or, for "newest", all but what the head names.
+    def train_only(self, part: Literal["heads", "newest", "nothing"]) -> None:
+        """Freeze the backbone, or for "newest" all but what the head names.
 
-        This is the newest step, unless `Head.newest` names more.
+        This is the newest step, unless `Head.newest` names more. For "nothing", freeze
+        everything.
         """
         if part == "heads":
             self.backbone.requires_grad_(False)
             return
-        modules = self.head.newest(self)
+        modules = self.head.newest(self) if part == "newest" else []
         kept = {id(weight) for module in modules for weight in module.parameters()}
         for weight in self.parameters():
             if id(weight) not in kept:

@@ -1,7 +1,7 @@
 """The chain of a run: the jobs of each step, built from the jobs before them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -23,6 +23,7 @@ from kproba.plan.jobs import (
 )
 from kproba.plan.methods import PlannedMethod
 from kproba.plan.received import check_packed, received_bank, received_network
+from kproba.plan.run import Run
 from kproba.plan.step_settings import (
     bank_settings,
     length_of_step,
@@ -33,22 +34,6 @@ from kproba.plan.step_settings import (
 )
 
 Config = dict[str, Any]
-
-
-@dataclass(frozen=True, order=True)
-class Run:
-    """One run, that is, a chain of steps, with its names in the paths.
-
-    Attributes:
-        dataset, task, setting, method, seed: As in the configuration. For a shared step
-            0, the task has one step and the method is the name of that training.
-    """
-
-    dataset: str
-    task: str
-    setting: str
-    method: str
-    seed: int
 
 
 def _cached(build: Any) -> Any:
@@ -143,7 +128,9 @@ class Chain:
                 f"step {step} of task '{run.task}'. Name a method instead."
             )
         corrected = planned.training_reads_bank(step)
-        labels = planned.uses_labels(run.setting)
+        # The network of a step that trains nothing does not depend on labels.
+        learns = not planned.method.trains_nothing
+        labels = learns and planned.uses_labels(run.setting)
         return Training(
             settings=self._training_settings(
                 run,
@@ -361,7 +348,13 @@ class Chain:
         )
 
     def _increment(self, run: Run, step: int, planned: PlannedMethod) -> Config:
-        """Settings of `Optimisation` for a later step."""
+        """Settings of `Optimisation` for a later step.
+
+        If it trains nothing, no key of `increment` counts. A change of `base` makes
+        another network of step 0 anyway.
+        """
+        if planned.method.trains_nothing:
+            return {**self._config["base"], "iterations": 0}
         epochs = self._datasets.epochs(run.dataset, self._groups(run, step))
         if epochs is None:
             return planned.increment

@@ -6,7 +6,12 @@ from typing import Any
 
 from kproba.methods.builtin import METHODS, base_methods
 from kproba.methods.method import FIRST_CORRECTED_STEP, Method
-from kproba.methods.rules import DEFAULT_COMBINATION, RULES, needs_scatter
+from kproba.methods.rules import (
+    DEFAULT_COMBINATION,
+    RULES,
+    needs_scatter,
+    scoring_rules,
+)
 from kproba.methods.terms import (
     NEEDS,
     TEACHER_LOGITS,
@@ -45,7 +50,8 @@ class PlannedMethod:
             after step 0 at every step; "after", the step's network; "before", the
             step's network before its training.
         bank: Settings of `BankSettings`, except for those of later steps.
-        bank_momentum: `BankSettings.momentum` of later steps.
+        bank_momentum: `BankSettings.momentum` of later steps; None for a bank that
+            joins the statistics of all steps exactly.
         labels: Settings of `LabelSettings` that the rule uses.
         decision: Settings of `Decision` that its rule uses.
         memory: The section `memory`.
@@ -56,7 +62,7 @@ class PlannedMethod:
     increment: Config
     bank_network: str
     bank: Config
-    bank_momentum: float
+    bank_momentum: float | None
     labels: Config
     decision: Config
     memory: Config
@@ -64,7 +70,8 @@ class PlannedMethod:
     @property
     def has_memory(self) -> bool:
         """Whether later steps train on images of earlier steps, too."""
-        return self.memory["images"] > 0 and not self.method.joint
+        learns = not self.method.joint and not self.method.trains_nothing
+        return learns and self.memory["images"] > 0
 
     @property
     def replays(self) -> bool:
@@ -199,9 +206,10 @@ def _planned(config: Config, name: str, method: Method, *, used: bool) -> Planne
     changes = config["methods"].get(name, {})
 
     def section(key: str) -> Config:
-        below = config[key]
-        if key == "pseudo_labels":
-            below = merged(below, method.pseudo_labels)
+        keys = method.sections.get(key, {})
+        if "epochs" in keys:  # over iterations of the section
+            keys = {"iterations": None, **keys}
+        below = merged(config[key], keys)
         return merged(below, changes.get(key, {}))
 
     labels, decision, bank = map(section, ("pseudo_labels", "decision", "bank"))
@@ -217,24 +225,88 @@ def _planned(config: Config, name: str, method: Method, *, used: bool) -> Planne
                 f"as pseudo_labels.rule '{label_rule.name}', but got '{combination}'. "
                 f"Set it to 'fused', or change pseudo_labels.rule."
             )
-    rff = {key: bank[key] for key in ("dimension", "maps", "gamma")}
-    return PlannedMethod(
+    planned = PlannedMethod(
         name=name,
         method=method,
         increment=section("increment"),
         bank_network=bank["network"],
-        bank={
-            "feature": bank["feature"],
-            **kind,
-            "ridge": bank["ridge"],
-            "calibration_cells": bank["calibration_cells"],
-            **(rff if kind["map"] == "rff" else {}),
-        },
-        bank_momentum=bank["momentum"],
+        bank=_bank_settings(kind, bank),
+        bank_momentum=None if kind["map"] == "relu" else bank["momentum"],
         labels=_label_settings(labels, decision),
         decision=_decision(combination, decision),
         memory=section("memory"),
     )
+    if used:
+        _check_bank_network(planned)
+        if method.trains_nothing:
+            _check_bank_alone(planned)
+    return planned
+
+
+def _check_bank_network(planned: PlannedMethod) -> None:
+    """Refuse a ridge regression on the features of several networks.
+
+    Raises:
+        ConfigError: Its sums over all steps would mix them.
+    """
+    exact = planned.bank["map"] == "relu" and planned.reads_bank
+    if exact and planned.bank_network != "base":
+        raise ConfigError(
+            f"methods.{planned.name}.bank.network: expected 'base', because the rule "
+            f"'ridge' adds up the features of all steps, which must come from one "
+            f"network, but got '{planned.bank_network}'. Remove it, or choose another "
+            f"prediction."
+        )
+
+
+def _check_bank_alone(planned: PlannedMethod) -> None:
+    """Refuse a method that trains nothing if it needs a network that is trained.
+
+    Raises:
+        ConfigError: The message names the first key that does not fit.
+    """
+    where, method = f"methods.{planned.name}", planned.method
+    terms = [term for term in method.terms if term != method.cross_entropy]
+    decision, rule = planned.decision, RULES[planned.labels["rule"]]
+    by_network = method.prediction == "network" or decision["foreground"] == "network"
+    if terms:
+        raise ConfigError(
+            f"{where}.losses: expected no loss terms with trains: nothing, but got "
+            f"{', '.join(terms)}. Set them to 0, or base the method on 'ridge'."
+        )
+    if by_network or decision["probability_weight"]:
+        raise ConfigError(
+            f"{where}.decision: expected foreground: both, probability_weight: 0 and a "
+            f"prediction by the bank with trains: nothing, because no network learns "
+            f"the new classes, but got foreground: {decision['foreground']}, "
+            f"probability_weight: {decision['probability_weight']} and prediction: "
+            f"{method.prediction}. Change these keys, or `trains`."
+        )
+    if method.use_pseudo_labels and not rule.scores:
+        raise ConfigError(
+            f"{where}.pseudo_labels.rule: expected one of "
+            f"{', '.join(scoring_rules())} with trains: nothing, because no network "
+            f"learns the new classes, but got '{rule.name}'. Change it, or set "
+            f"use_pseudo_labels to false."
+        )
+
+
+# Keys of the section `bank` that a bank with a map reads, beside those of every bank.
+_KEYS_OF_MAP = {
+    "rff": ("dimension", "maps", "gamma"),
+    "relu": ("dimension", "regularisation"),
+}
+
+
+def _bank_settings(kind: Config, bank: Config) -> Config:
+    """The settings of a bank that its map uses."""
+    return {
+        "feature": bank["feature"],
+        **kind,
+        "ridge": None if kind["map"] == "relu" else bank["ridge"],
+        "calibration_cells": bank["calibration_cells"],
+        **{key: bank[key] for key in _KEYS_OF_MAP.get(kind["map"], ())},
+    }
 
 
 def _combination(method: Method, of_labels: str | None) -> str:

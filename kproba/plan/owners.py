@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from kproba import artifacts
 from kproba.data.splits import SETTINGS
 from kproba.methods.builtin import base_methods
-from kproba.plan.chain import Chain, Run
+from kproba.plan.chain import Chain
 from kproba.plan.datasets import Datasets
 from kproba.plan.errors import ConfigError
 from kproba.plan.jobs import Job
 from kproba.plan.methods import PlannedMethod
 from kproba.plan.received import can_go_on
+from kproba.plan.run import Run
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,17 @@ from kproba.data.labels import check_room_for_unknown
 from kproba.data.task_check import TaskSteps, describe_empty, empty_steps
 from kproba.methods.builtin import base_methods
 from kproba.network.backbones import BACKBONES
-from kproba.plan.chain import Chain, Run
+from kproba.plan.chain import Chain
 from kproba.plan.checks import check_batches, check_model, check_shares
 from kproba.plan.dataset_state import training_classes
 from kproba.plan.datasets import Datasets, Locate
 from kproba.plan.errors import ConfigError, suggestion
-from kproba.plan.jobs import Job, Received, ReceivedBank, Test
+from kproba.plan.jobs import Bank, Job, Labels, Received, ReceivedBank, Test
 from kproba.plan.methods import PlannedMethod, plan_methods
 from kproba.plan.owners import Owners, Place
 from kproba.plan.results import StepResult
 from kproba.plan.rule_inputs import Files, RuleInputs
+from kproba.plan.run import Run
 from kproba.plan.saliency import PlannedSaliency
 from kproba.plan.step_settings import PUBLISHED
 from kproba.runtime.compute import Compute
@@ -65,7 +66,11 @@ class Plan(RuleInputs):
             runs |= dict.fromkeys(self._add(f"experiments.{number}", experiment))
         self.runs = list(runs)
         names = dict.fromkeys(run.method for run in self.runs)
-        increments = {name: self.method(name).increment for name in names}
+        increments = {
+            name: self.method(name).increment
+            for name in names
+            if not self.method(name).method.trains_nothing
+        }
         check_batches(config["base"], increments, self.compute)
         check_shares(map(self.method, names))
         check_model(config)
@@ -224,7 +229,7 @@ class Plan(RuleInputs):
         test = self.chain.test(run, step)
         place = self.owner(test, run)
         model = self.owner(test.network, run)
-        labels = test.network.labels
+        labels = self._labels_of(test)
         label_place = self.owner(labels, run) if labels else None
         split = labels and self.owner(labels.split, run)
         bank = test.bank and self.owner(test.bank, run)
@@ -248,12 +253,20 @@ class Plan(RuleInputs):
             joint=self.method(run.method).method.joint,
         )
 
+    @staticmethod
+    def _labels_of(test: Test) -> Labels | None:
+        """The pseudo labels of a step: of its training or, without one, of its bank."""
+        bank = test.bank
+        of_bank = bank.labels if isinstance(bank, Bank) else None
+        return test.network.labels or of_bank
+
     def _times(self, test: Test, run: Run) -> dict[str, str]:
         """Snakemake's benchmark files of the jobs behind a step's network and bank."""
         training = test.network
         times = {"training": self.owner(training, run).path(artifacts.TRAINING_TIME)}
-        if training.labels:
-            place = self.owner(training.labels, run)
+        labels = self._labels_of(test)
+        if labels:
+            place = self.owner(labels, run)
             times["pseudo labels"] = place.path(artifacts.LABELS_TIME)
         if training.memory:
             place = self.owner(training.memory, run)

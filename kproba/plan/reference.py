@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kproba.data.kinds import KINDS
-from kproba.plan.schema import RENAMED, REPLACED, Config, load_schema
+from kproba.plan.old_keys import RENAMED, REPLACED
+from kproba.plan.schema import Config, load_schema
 from kproba.runtime.files import atomic_path
 
 SCHEMA = Path("workflow/schemas/config.schema.yaml")

@@ -6,10 +6,11 @@ from typing import Any
 from kproba import artifacts
 from kproba.methods.method import Method
 from kproba.methods.terms import SALIENCY
-from kproba.plan.chain import Chain, Run
+from kproba.plan.chain import Chain
 from kproba.plan.datasets import Datasets
 from kproba.plan.jobs import Bank, Job, Received, ReceivedBank, Training
 from kproba.plan.owners import Place
+from kproba.plan.run import Run
 from kproba.plan.saliency import PlannedSaliency
 
 # A rule's input: no file, one, or several.

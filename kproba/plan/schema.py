@@ -18,6 +18,7 @@ import yaml
 from kproba.data.kinds import KINDS
 from kproba.data.memory_rules import MEMORY_RULES
 from kproba.extensions import ExtensionError, load_extensions
+from kproba.methods.builtin import METHODS
 from kproba.methods.rules import RULES, scoring_rules
 from kproba.methods.terms import (
     TERMS,
@@ -28,29 +29,12 @@ from kproba.methods.terms import (
 from kproba.network.backbones import BACKBONES
 from kproba.network.heads import HEADS
 from kproba.plan.errors import ConfigError, suggestion
+from kproba.plan.old_keys import find_old_keys
 
 Config = dict[str, Any]
 
 # Sections of which a method may change keys.
 SECTIONS = ("bank", "decision", "pseudo_labels", "memory", "increment")
-_DECISION = (
-    *("foreground", "probability_weight", "posterior_weight", "foreground_bias"),
-    *("image_prior", "temperature", "metric"),
-)
-# Keys of earlier versions, by section, and their new names.
-RENAMED: dict[str, dict[str, str]] = {
-    "compute": {"looks": "compute.val_times", "look_images": "compute.val_images"},
-    "pseudo_labels": {key: f"decision.{key}" for key in _DECISION},
-}
-# Removed keys of methods, with a remedy for each value.
-REPLACED: dict[tuple[str, Any], str] = {
-    ("scale_by_certainty", True): "Write `cross_entropy: certain_ce` instead.",
-    ("scale_by_certainty", False): "Write `cross_entropy: ce` instead.",
-    ("keeps_background", "pseudo"): (
-        "Write `losses: {bga_t: 0, bga_t_remaining: 5}` instead."
-    ),
-    ("keeps_background", "raw"): "This is the default: remove the key.",
-}
 
 
 def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
@@ -71,7 +55,7 @@ def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
             raise ConfigError(f"extensions: {error}") from error
     schema = load_schema(schema_path)
     config = dict(_typed(config, schema, schema))
-    _refuse(_renamed(config) + _counted_twice(config))
+    _refuse(find_old_keys(config) + _counted_twice(config))
     _refuse(_errors(config, schema) + _not_finite(config))
     filled = _with_defaults(config, schema, schema)
     errors = _wrong_ranges(filled)
@@ -79,9 +63,12 @@ def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
         increment = changes.get("increment", {})
         if "epochs" in increment:  # of a method, over iterations of the section
             increment.setdefault("iterations", None)
+    own = {name: method.sections for name, method in METHODS.items()}
     for name, changes in filled["methods"].items():
-        for section in SECTIONS:
-            laid_over = merged(filled[section], changes.get(section, {}))
+        own[name] = merged(own.get(changes["based_on"], {}), changes)
+    for name, keys in own.items():
+        for section in [section for section in SECTIONS if section in keys]:
+            laid_over = merged(filled[section], keys[section])
             where = f"methods.{name}.{section}"
             errors += _errors(laid_over, _section(schema, section), where)
     _refuse(errors)
@@ -159,31 +146,6 @@ def _close_patterns(schema: Any) -> None:
             schema["pattern"] = pattern[:-1] + r"\Z"
         for item in schema.values():
             _close_patterns(item)
-
-
-def _renamed(config: Config) -> list[str]:
-    """Yield messages about keys of earlier versions, with their new names."""
-    errors = []
-
-    def collect(section: Any, where: str, names: Mapping[str, str]) -> None:
-        for key in names if isinstance(section, Mapping) else ():
-            if key in section:
-                errors.append(
-                    f"{where}.{key}: this key is now `{names[key]}`. Rename it."
-                )
-
-    for name, names in RENAMED.items():
-        collect(config.get(name), name, names)
-    methods = config.get("methods")
-    for method, changes in methods.items() if isinstance(methods, Mapping) else ():
-        if not isinstance(changes, Mapping):
-            continue
-        for (key, value), remedy in REPLACED.items():
-            if key in changes and changes[key] == value:
-                errors.append(f"methods.{method}.{key}: this key was removed. {remedy}")
-        for name, names in RENAMED.items():
-            collect(changes.get(name), f"methods.{method}.{name}", names)
-    return errors
 
 
 def _counted_twice(config: Config) -> list[str]:

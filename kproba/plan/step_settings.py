@@ -100,7 +100,7 @@ def bank_settings(
 ) -> Config:
     """Settings of `build_prototypes`; arguments as for `training_settings`."""
     settings, later = dict(planned.bank), len(groups) > 1
-    if later:
+    if later and planned.bank_momentum is not None:
         settings["momentum"] = planned.bank_momentum
     return {
         "settings": settings,

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 from kproba import artifacts
 from kproba.data.splits import SETTINGS
-from kproba.plan.chain import Run
 from kproba.plan.errors import ConfigError, suggestion
 from kproba.plan.plan import Plan
+from kproba.plan.run import Run
 
 _STEP = re.compile(
     re.escape(artifacts.STEP)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kproba.bank.decision import Decision
 from kproba.bank.description import (
     FILES,
     PREDICTOR,
@@ -171,7 +172,9 @@ def _describe_classes(description: StepDescription) -> list[str]:
 
 def _describe_predictor(description: StepDescription) -> str:
     if description.bank is not None and description.decision is not None:
-        return f"network and bank ({description.decision['rule']})"
+        decision = Decision.from_dict(description.decision)
+        who = "bank" if decision.bank_alone else "network and bank"
+        return f"{who} ({decision.rule})"
     return "network"
 
 
@@ -200,13 +203,16 @@ def _describe_bank(description: StepDescription) -> list[str]:
     assert description.bank is not None
     bank = read_bank_record(description.bank)
     settings = bank.settings
-    kind = (
-        "linear (LDA)"
-        if settings.map == "identity"
-        else f"{settings.maps} maps of {settings.dimension} Fourier features"
-    )
+    kind = {
+        "identity": "linear (LDA)",
+        "rff": f"{settings.maps} maps of {settings.dimension} Fourier features",
+        "relu": f"ridge regression of {settings.dimension} ReLU features",
+    }[settings.map]
+    added = f"ridge {settings.ridge}"
+    if settings.regularisation is not None:
+        added = f"regularisation {settings.regularisation:g}"
     lines = [
-        f"bank: {kind} on {settings.feature}, ridge {settings.ridge}, "
+        f"bank: {kind} on {settings.feature}, {added}, "
         f"temperature {bank.temperature:.2f}"
     ]
     counts = bank.content.get("cells_per_class", [])

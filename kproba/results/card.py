@@ -16,6 +16,7 @@ import jinja2
 import yaml
 
 from kproba.artifacts import RESULTS, SPLIT, fill
+from kproba.bank.decision import Decision
 from kproba.bank.description import (
     FILES,
     StepDescription,
@@ -198,7 +199,9 @@ def _groups(description: StepDescription) -> list[tuple[int, list[str]]]:
 
 def _prediction(description: StepDescription) -> str:
     if description.bank is not None and description.decision is not None:
-        return f"network and prototype bank, rule `{description.decision['rule']}`"
+        decision = Decision.from_dict(description.decision)
+        who = "prototype bank" if decision.bank_alone else "network and prototype bank"
+        return f"{who}, rule `{decision.rule}`"
     return "network"
 
 

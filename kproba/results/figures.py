@@ -198,6 +198,8 @@ def _draw_training(results: Sequence[StepResult]) -> Figure:
     for axis, step in zip(axes[0], steps, strict=True):
         for number, (path, method) in enumerate(trainings[step].items()):
             curve = read_table(path, {"iteration": int, "loss": float})
+            if curve.empty:  # the method trains nothing
+                continue
             style = ["-", "--", ":"][number // len(SERIES) % 3]
             colour = styles[method].colour
             share = curve["loss"] / curve["loss"].head(1).sum()
@@ -206,7 +208,7 @@ def _draw_training(results: Sequence[StepResult]) -> Figure:
         axis.yaxis.set_major_formatter(_PlainLog())
         axis.yaxis.set_minor_formatter(_PlainLog(labelOnlyBase=False))
         axis.grid(alpha=0.3)
-        if len(trainings[step]) <= MOST_CURVES:
+        if axis.lines and len(trainings[step]) <= MOST_CURVES:
             axis.legend(loc="best", fontsize=7)
     axes[0][0].set_ylabel("loss / its first value (first seed)")
     return figure

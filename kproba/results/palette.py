@@ -89,6 +89,7 @@ def method_styles(
     free = [n for n in range(len(SERIES)) if n not in BUILT_IN.values()]
     used = {BUILT_IN[name] for name in methods if name in BUILT_IN}
     free += [n for n in BUILT_IN.values() if n not in used]
+    free = free or list(range(len(SERIES)))  # all are taken: colours repeat
     styles, others = {}, 0
     for method in methods:
         if method in joint:

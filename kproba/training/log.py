@@ -24,9 +24,10 @@ def measure_cost(
     """Cost of a training so far; all processes call this.
 
     Returns:
-        device; processes; seconds, over all restarts; images_per_second; and the
-        largest peak_memory_bytes of a process since the last start: the memory that
-        PyTorch reserved on the GPU, or the resident set on the CPU.
+        device; processes; seconds, over all restarts; images_per_second, if there was
+        an iteration; and the largest peak_memory_bytes of a process since the last
+        start: the memory that PyTorch reserved on the GPU, or the resident set on the
+        CPU.
     """
     if process.device == "cpu":
         device = "CPU"
@@ -35,11 +36,12 @@ def measure_cost(
         device = torch.cuda.get_device_name()
         peak = torch.cuda.max_memory_reserved()
     images = progress.iteration * optimisation.batch_size
+    speed = round(images / max(progress.seconds, 1e-9), 2)
     return {
         "device": device,
         "processes": process.world_size,
         "seconds": round(progress.seconds, 3),
-        "images_per_second": round(images / max(progress.seconds, 1e-9), 2),
+        **({"images_per_second": speed} if images else {}),
         "peak_memory_bytes": max(process.gather(peak)),
     }
 

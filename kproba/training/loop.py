@@ -8,6 +8,7 @@ artifact; the other arguments are files and compute options.
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -59,6 +60,7 @@ def train(
 ) -> SegmentationNetwork:
     """Train one step and write its model, metrics and TensorBoard files.
 
+    A step that trains nothing writes the same files (`keep_network`).
     After a kill, a second call continues from the last saved state. It writes the same
     files as a training without interruption on the same kind of machine. (Over 60
     lines, so that the whole loop can be read in one place.)
@@ -77,6 +79,8 @@ def train(
         Stopped: `stop` was set; the message says if the state was saved.
         FloatingPointError: A loss is not finite; the message names the images.
     """
+    if settings.method.trains_nothing:
+        return keep_network(settings, files, process)
     stop = stop or StopFlag()
     split = read_split(settings, files)
     networks = build_networks(settings, files, process)
@@ -129,6 +133,35 @@ def train(
         write_json(files.usage, cost)
         write_outputs(student, settings, files, progress, len(split))
         checkpoint.remove()  # last: until the outputs exist, the state is needed
+    return student
+
+
+def keep_network(
+    settings: StepSettings, files: Files, process: Process
+) -> SegmentationNetwork:
+    """Write the files of a step that trains nothing.
+
+    The model is the previous network with an untrained branch for the new classes, so
+    that it has the channels of the step's bank, which predicts alone.
+
+    Args:
+        settings: Settings of a step after step 0.
+        files: Inputs and outputs.
+        process: This process of several.
+
+    Returns:
+        The network, the same in every process.
+    """
+    start = time.monotonic()
+    split = read_split(settings, files)
+    student = build_networks(settings, files, process).student
+    progress = Progress(seconds=time.monotonic() - start)
+    cost = measure_cost(progress, settings.optimisation, process)
+    if process.first:
+        log.info("step %d trains nothing: its bank predicts alone", settings.step)
+        start_curves(files, settings, progress).close()
+        write_json(files.usage, cost)
+        write_outputs(student, settings, files, progress, len(split))
     return student
 
 
@@ -212,8 +245,11 @@ def write_outputs(
     images: int,
 ) -> None:
     """Write metrics.csv, then the model, and log a summary of the step as JSON."""
+    rows = pd.DataFrame(progress.rows)
+    if rows.empty:  # a table needs headings
+        rows = pd.DataFrame(columns=["iteration", "loss"])
     with atomic_path(files.metrics) as temporary:
-        pd.DataFrame(progress.rows).to_csv(temporary, index=False)
+        rows.to_csv(temporary, index=False)
     save_model(student, files.model, about=describe_model(settings))
     summary = {
         "step": settings.run.step,
@@ -221,7 +257,7 @@ def write_outputs(
         "iterations": progress.iteration,
         "images": images,
         "seconds": round(progress.seconds, 1),
-        "loss": progress.rows[-1]["loss"],
+        "loss": progress.rows[-1]["loss"] if progress.rows else None,
     }
     log.info("%s", json.dumps(summary))
 

@@ -44,7 +44,7 @@ OPTIMISATION = records.record(
         "precision": records.choice("auto", "float32", "bfloat16", "float16"),
     },
     {
-        "iterations": records.maybe(records.integer(1, 10**9)),
+        "iterations": records.maybe(records.integer(0, 10**9)),
         "chain": records.list_of(CHAIN_STEP, least=1, most=10_000),
     },
 )
@@ -63,7 +63,7 @@ METHOD = records.record(
     {
         "head": records.text(100),
         "cross_entropy": records.text(100),
-        "trains": records.choice("all", "heads", "newest"),
+        "trains": records.choice("all", "heads", "newest", "nothing"),
         "start_from_background": records.flag,
         "losses": records.mapping_of(records.number(0), most=1000),
     },
@@ -163,7 +163,8 @@ class Optimisation:
         gradient_clip: Largest norm of the gradient, None for no clipping.
         precision: "auto": bfloat16 on a GPU that supports it, else float16 with loss
             scaling; float32 on the CPU. Or one of "float32", "bfloat16", "float16".
-        iterations: Iterations of the step, in place of `epochs`; None: by epochs.
+        iterations: Iterations of the step, in place of `epochs`; None: by epochs; 0: a
+            step that trains nothing.
         chain: The steps 0..T of a chain. The training has as many iterations as all of
             them together, in place of `epochs`; empty for other trainings.
     """
