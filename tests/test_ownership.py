@@ -118,7 +118,7 @@ def test_a_test_by_network_and_bank_of_step_0_is_made_once():
     }
     plan = make_plan(methods=methods)
     fused = [name for name in plan.methods if plan.method(name).test_reads_bank]
-    assert fused == ["kproba", "without_bfd", "klda", "sure", "weighted"]
+    assert fused == ["kproba", "ridge", "without_bfd", "klda", "sure", "weighted"]
     by_method = owners(plan, "test", 0)
     assert {name: by_method[name] for name in methods} == {
         "without_bfd": "kproba",

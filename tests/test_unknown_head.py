@@ -210,6 +210,13 @@ def test_the_fast_labels_leave_out_only_what_cannot_win(monkeypatch):
     assert set(merged) == {6}
 
 
+def test_background_and_unknown_win_together_where_neither_wins_alone():
+    logits = torch.tensor([0.0, 1.0, 0.1]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    labels = likeliest.largest_logits(logits, (16, 16), UnknownHead())
+    assert not labels.any()  # σ(0) + σ(0.1) > σ(1)
+    assert likeliest.largest_logits(logits, (16, 16)).eq(1).all()
+
+
 def assert_argmax_without(labels, p, *, left_out):
     chosen = p.gather(1, labels[:, None])[:, 0]
     assert (p.amax(dim=1) - chosen < 1e-5).all()

@@ -18,7 +18,7 @@ from kproba.data.labels import IGNORE
 from kproba.runtime.distributed import ALONE, Process
 
 CELLS_PER_IMAGE = 64  # at least, of the sample
-EXACT_NUMBERS = 2**26  # of φ in float64 at once, 512 MiB
+EXACT_NUMBERS = 2**25  # of φ in float64 at once, 256 MiB
 
 
 class FeatureBatch(NamedTuple):

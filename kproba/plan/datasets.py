@@ -103,9 +103,8 @@ class Datasets:
         return str(path / "predictor.json" if path.is_dir() else path)
 
     def settings(self, part: str) -> Config:
-        """The settings of a dataset or addition; they must not be changed."""
-        settings: Config = self._parts[part]
-        return settings
+        """The settings of a dataset or addition."""
+        return dict(self._parts[part])
 
     # Classes
 
@@ -342,8 +341,7 @@ class Datasets:
     def drawing_settings(self, part: str) -> Config:
         """Settings of a dataset that a rule draws."""
         others = ("kind", "additions")
-        settings = self._parts[part].items()
-        # A switch that is off draws nothing.
+        settings = self._parts[part].items()  # without switches that are off
         return {k: v for k, v in settings if k not in others and v is not False}
 
     def index_settings(self, part: str) -> Config:

@@ -40,6 +40,8 @@ SERIES = [
     ("#62761a", "#b5c95a"),  # olive
     ("#7d5646", "#cfa38f"),  # brown
     ("#475a75", "#a3b6d3"),  # slate
+    ("#8c2f8c", "#f0a3f0"),  # magenta
+    ("#2d6a4f", "#95d5b2"),  # pine
 ]
 MARKERS = ["o", "s", "^", "D", "v"]  # names of matplotlib
 BUILT_IN = {
@@ -58,7 +60,7 @@ class Style:
     """How a method is drawn.
 
     Attributes:
-        name: Name of the CSS variable of its colour: "s0" to "s9", or one of
+        name: Name of the CSS variable of its colour: "s0" to "s12", or one of
             `LEVEL_LINES`.
         colour: The colour on white, as "#rrggbb".
         marker: Marker, as matplotlib calls it; "" for a level line.
