@@ -271,6 +271,9 @@ class Plan(RuleInputs):
         if training.memory:
             place = self.owner(training.memory, run)
             times["old images"] = place.path(artifacts.MEMORY_TIME)
+        if training.statistics:
+            place = self.owner(training.statistics, run)
+            times["features"] = place.path(artifacts.STATISTICS_TIME)
         # The bank of the step if it predicts, else the bank that the training used.
         bank = test.bank or training.bank or (training.labels and training.labels.bank)
         if bank:

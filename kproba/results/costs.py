@@ -14,7 +14,9 @@ from kproba.runtime.tables import read_table
 # Kinds of jobs that make a step: the keys of `StepResult.times`.
 TRAINING = "training"
 KINDS = (TRAINING, "pseudo labels", "bank")
-OLD_IMAGES = "old images"  # the same, of methods with a memory alone
+# The same, of methods alone that have a memory or draw features of old classes.
+OLD_IMAGES, FEATURES = "old images", "features"
+RARE = (OLD_IMAGES, FEATURES)
 
 MIB = 2**20
 

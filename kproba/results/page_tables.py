@@ -19,7 +19,14 @@ from kproba.results.cells import (
     percent_of,
     size_cell,
 )
-from kproba.results.costs import KINDS, OLD_IMAGES, TRAINING, read_costs
+from kproba.results.costs import (
+    FEATURES,
+    KINDS,
+    OLD_IMAGES,
+    RARE,
+    TRAINING,
+    read_costs,
+)
 from kproba.results.measures import CostMeasure, Measure
 
 SIZES = ("memory", "model", "bank size")  # columns of costs in MiB
@@ -164,7 +171,7 @@ def total_table(costs: pd.DataFrame, last: pd.DataFrame) -> Table:
 
 def _kinds(costs: pd.DataFrame) -> list[str]:
     """The columns of costs that are times of jobs."""
-    return [name for name in (*KINDS, OLD_IMAGES) if name in costs]
+    return [name for name in (*KINDS, *RARE) if name in costs]
 
 
 def cost_table(results: Sequence[StepResult]) -> Table:
@@ -189,6 +196,7 @@ def step_costs(costs: pd.DataFrame) -> Table:
         "pseudo labels": "of this step alone",
         "bank": "of this step alone",
         OLD_IMAGES: "of choosing those that this step trains on",
+        FEATURES: "of measuring those of old classes, from which this step draws",
         "images/s": "of training",
         "memory": "of the largest process of the training, or on its GPU",
         "model": "on disk",
@@ -200,6 +208,6 @@ def step_costs(costs: pd.DataFrame) -> Table:
 
 
 def _cost_cell(name: str, values: pd.Series) -> Cell:
-    if name in (*KINDS, OLD_IMAGES):
+    if name in (*KINDS, *RARE):
         return duration_cell(values)
     return size_cell(values) if name in SIZES else number_cell(values)
