@@ -8,7 +8,7 @@ from snakemake_calls import ROOT
 
 TEXT = (ROOT / "profiles" / "slurm" / "profile.yaml").read_text()
 GPU_RULES = {
-    *("train_base", "train_step"),
+    *("train_base", "train_joint", "train_step", "measure_features", "update_memory"),
     *("build_prototypes", "export_pseudo_labels", "evaluate"),
 }
 
@@ -56,7 +56,7 @@ def test_account_and_model_are_left_to_slurm_by_default():
 def test_no_attempt_exceeds_the_limit_of_its_partition(attempt):
     content = edited(cpu_minutes=100, gpu_minutes=500)
     entries = [content["default-resources"], *content["set-resources"].values()]
-    for entry, limit in zip(entries, [100, *[500] * 5], strict=True):
+    for entry, limit in zip(entries, [100, *[500] * len(GPU_RULES)], strict=True):
         assert 0 < eval(entry["runtime"], {"attempt": attempt}) <= limit
 
 

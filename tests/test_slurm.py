@@ -28,7 +28,8 @@ KPROBA, FINETUNE = (
     for method in ("kproba", "finetune")
 )
 NETWORKS = {  # jobs that run a network, by rule
-    "train_base": 2,  # step 0, and joint
+    "train_base": 1,
+    "train_joint": 1,
     "build_prototypes": 3,
     "export_pseudo_labels": 2,
     "train_step": 4,
@@ -36,6 +37,7 @@ NETWORKS = {  # jobs that run a network, by rule
 }
 LOGS = {
     "train_base": "train",
+    "train_joint": "train",
     "train_step": "train",
     "build_prototypes": "prototypes",
     "export_pseudo_labels": "pseudo_labels",

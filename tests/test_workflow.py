@@ -243,7 +243,7 @@ def test_banks_of_earlier_steps_teach_the_next_one(run: Path) -> None:
         for line in output.splitlines()
         if f"kproba.jobs.train {chain}/step{step}/settings.json" in line
     }
-    assert "--bank  --feature-network  --weights" in calls[1]
+    assert "--bank  --feature-network  --statistics  " in calls[1]
     assert f"--bank {chain}/step1/prototypes.safetensors" in calls[2]
     assert f"--feature-network {BASE}/model.safetensors" in calls[2]
     decisions = [
@@ -264,13 +264,14 @@ def test_increment_setting_keeps_step_0(run: Path) -> None:
     write_config(run, {"increment": {"epochs": 2, "batch_size": 4}})
     again = jobs(run)
     assert again["train_step"] == 4
+    assert again["train_joint"] == 1  # it has as many iterations as the chain
     assert "train_base" not in again
 
 
 def test_base_setting_trains_all_again(run: Path) -> None:
     write_config(run, {"base": {"epochs": 2}})
     again = jobs(run)
-    assert again["train_base"] == 2
+    assert again["train_base"] == again["train_joint"] == 1
     assert again["train_step"] == 4
     assert "make_split" not in again
 
@@ -512,5 +513,5 @@ def test_wrong_configuration_stops_before_any_work(
 def test_default_configuration_is_a_valid_dag(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((ROOT / "config/config.yaml").read_text())
     planned = jobs(tmp_path)
-    assert planned["train_base"] == 2
+    assert planned["train_base"] == planned["train_joint"] == 1
     assert planned["train_step"] == 4

@@ -91,6 +91,11 @@ class Plan(RuleInputs):
             )
         return self.methods[name]
 
+    def joint_methods(self) -> list[str]:
+        """The methods that are trained on everything at once."""
+        names = (name for name in self.methods if name not in self._bases)
+        return [name for name in names if self.methods[name].method.joint]
+
     def steps(self, run: Run) -> range:
         """Steps whose model is evaluated; `joint` has only the last one."""
         count = len(self.datasets.groups(run.dataset, run.task))

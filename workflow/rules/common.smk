@@ -86,6 +86,10 @@ if not is_module:
         settle_times(artifacts.RESULTS, ".snakemake/metadata")
 
 
+# The methods that are trained on everything at once, as a pattern; "(?!)" matches nothing.
+joint_methods = "|".join(map(re.escape, plan.joint_methods())) or "(?!)"
+
+
 wildcard_constraints:
     dataset=r"[^/]+",
     task=r"[^/]+",

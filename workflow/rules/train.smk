@@ -82,6 +82,20 @@ rule train_step:
         " --tensorboard {output.tensorboard:q} {resources.own_weights}"
 
 
+# A method that is trained on everything at once has one training, the longest of all.
+use rule train_step as train_joint with:
+    """Train on everything at once; such a method has only the last step."""
+    wildcard_constraints:
+        step=r"[1-9]\d*",
+        method=joint_methods,
+    message:
+        "Training on everything at once: {wildcards.dataset} {wildcards.task} "
+        "{wildcards.setting}, {wildcards.method}, seed {wildcards.seed}"
+
+
+ruleorder: train_joint > train_step
+
+
 # All methods with the same head share one training of step 0.
 use rule train_step as train_base with:
     """Train step 0, once for all methods with the same head."""
