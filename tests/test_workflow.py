@@ -513,5 +513,5 @@ def test_wrong_configuration_stops_before_any_work(
 def test_default_configuration_is_a_valid_dag(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((ROOT / "config/config.yaml").read_text())
     planned = jobs(tmp_path)
-    assert planned["train_base"] == planned["train_joint"] == 1
+    assert planned["train_base"] == 2  # step 0, and joint, which is as long
     assert planned["train_step"] == 4
