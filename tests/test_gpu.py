@@ -151,7 +151,7 @@ def gradients(
     prepared = [prepare(next(loader), student, step)]
     counts, *_ = global_counts(prepared, StopFlag(), False, process)
     tally = Tally(progress)
-    learner.iterate(prepared, counts, tally)
+    learner.iterate(0, prepared, counts, tally)
     tally.settle()
     parts: dict[str, list[torch.Tensor]] = {}
     for name, parameter in student.named_parameters():

@@ -43,7 +43,7 @@ def test_processes_and_micro_batches_give_the_weights_of_one_process(
         processes=processes,
         accumulation=accumulation,
     )
-    assert largest_relative_difference(alone, shared) < 1e-5
+    assert largest_relative_difference(alone, shared) < 2e-5
     columns = [pd.read_csv(path / "metrics.csv")["loss"] for path in (alone, shared)]
     torch.testing.assert_close(*(torch.tensor(c.to_numpy()) for c in columns))
     ranks = [load_file(shared / f"rank{r}.safetensors") for r in range(processes)]

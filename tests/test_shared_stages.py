@@ -282,7 +282,7 @@ def iteration(
     prepared = [prepare(next(loader), student, step)]
     counts, *_ = global_counts(prepared, StopFlag(), False, process)
     tally = Tally(progress)
-    learner.iterate(prepared, counts, tally)
+    learner.iterate(0, prepared, counts, tally)
     tally.settle()
     named = student.named_parameters()
     gradients = {n: p.grad for n, p in named if p.grad is not None}

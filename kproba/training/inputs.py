@@ -7,7 +7,6 @@ import pandas as pd
 from kproba.data.labels import check_room_for_unknown
 from kproba.data.memory import Memory, check_memory, read_memory
 from kproba.data.memory_rules import MEMORY_RULES
-from kproba.data.saliency_table import with_saliency
 from kproba.data.splits import read_index
 from kproba.data.stream import count_iterations
 from kproba.methods.terms import SALIENCY
@@ -41,6 +40,9 @@ def _with_maps(
             "unknown objects, but got none. Name saliency.csv of every dataset with "
             "--saliency, or use the method ssul_light, which needs none."
         )
+    # Late, because it loads libraries that few trainings need.
+    from kproba.data.saliency_table import with_saliency
+
     return with_saliency(rows, files.saliency, files.folders)
 
 
