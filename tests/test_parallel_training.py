@@ -43,7 +43,7 @@ def test_processes_and_micro_batches_give_the_weights_of_one_process(
         processes=processes,
         accumulation=accumulation,
     )
-    assert largest_relative_difference(alone, shared) < 2e-5
+    assert largest_relative_difference(alone, shared) < 3e-5
     columns = [pd.read_csv(path / "metrics.csv")["loss"] for path in (alone, shared)]
     torch.testing.assert_close(*(torch.tensor(c.to_numpy()) for c in columns))
     ranks = [load_file(shared / f"rank{r}.safetensors") for r in range(processes)]
@@ -87,7 +87,7 @@ def trained_twice(
         )
         for processes, accumulation in ((1, 1), (2, 3))
     )
-    assert largest_relative_difference(one, two) < 1e-5
+    assert largest_relative_difference(one, two) < 3e-5
     return one
 
 
@@ -207,7 +207,7 @@ def test_two_nodes_give_the_weights_of_one_process(
     outputs = [agent.communicate(timeout=300)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], outputs
     assert sum("= 4 process(es) x 1" in output for output in outputs) == 1
-    assert largest_relative_difference(alone, tmp_path) < 1e-5
+    assert largest_relative_difference(alone, tmp_path) < 3e-5
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
