@@ -1,7 +1,7 @@
 """The statistics of the features of a step's classes, from files to a file."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from kproba.data.augmentation import Augmentation
 from kproba.data.crops import crop_batches
 from kproba.data.folders import Folders
 from kproba.data.labels import IGNORE, LabelMap
+from kproba.data.loaders import Batch
 from kproba.data.splits import read_index
 from kproba.jobs.batches import to_groups
 from kproba.methods.replay import (
@@ -86,23 +87,8 @@ def measure_step(
         process,
         "measuring features",
     )
+    statistics, recognised = _measure(batches, network, teacher, label_map, process)
     first_new = label_map.first_new
-    new_classes = label_map.channels - first_new
-    channels = network.architecture.aspp_channels
-    sums = FeatureSums(new_classes, channels, process.device)
-    recognised = torch.zeros(first_new, dtype=torch.float64, device=process.device)
-    with torch.inference_mode():
-        for batch in batches:
-            images = batch.images.to(process.device, non_blocking=True)
-            targets = batch.targets.to(process.device, non_blocking=True)
-            features, labels = cells_of(network(images), targets)
-            known = (labels == 0) | ((labels >= first_new) & (labels != IGNORE))
-            labels = (labels[known] - first_new + 1).clamp(min=0)
-            sums.add(features[known], labels)
-            if teacher is not None:
-                recognised += count_recognised(teacher(images), targets, first_new)
-    process.add_up(recognised)
-    statistics = sums.statistics(process)
     if files.previous is not None and files.teacher is not None:
         previous = _previous(files.previous, files.teacher, network, first_new)
         statistics = next_statistics(
@@ -120,9 +106,39 @@ def measure_step(
         statistics.save(files.statistics, about=about)
         log.info(
             "measured the features of %d new classes and wrote %s",
-            new_classes,
+            label_map.channels - first_new,
             files.statistics,
         )
+
+
+@torch.inference_mode()
+def _measure(
+    batches: Iterable[Batch],
+    network: SegmentationNetwork,
+    teacher: SegmentationNetwork | None,
+    label_map: LabelMap,
+    process: Process,
+) -> tuple[ClassStatistics, torch.Tensor]:
+    """Statistics of the new classes, and the cells of old ones that the teacher sees.
+
+    Both are over the images of all processes.
+    """
+    first_new = label_map.first_new
+    new_classes = label_map.channels - first_new
+    channels = network.architecture.aspp_channels
+    sums = FeatureSums(new_classes, channels, process.device)
+    recognised = torch.zeros(first_new, dtype=torch.float64, device=process.device)
+    for batch in batches:
+        images = batch.images.to(process.device, non_blocking=True)
+        targets = batch.targets.to(process.device, non_blocking=True)
+        features, labels = cells_of(network(images), targets)
+        known = (labels == 0) | ((labels >= first_new) & (labels != IGNORE))
+        labels = (labels[known] - first_new + 1).clamp(min=0)
+        sums.add(features[known], labels)
+        if teacher is not None:
+            recognised += count_recognised(teacher(images), targets, first_new)
+    process.add_up(recognised)
+    return sums.statistics(process), recognised
 
 
 def _previous(
