@@ -39,6 +39,7 @@ from kproba.data.kinds.pairs import (
     printable,
 )
 from kproba.data.pictures import UnreadableError, read_file
+from kproba.data.selection import hold_out
 from kproba.runtime.files import atomic_directory, atomic_path, write_json
 from kproba.runtime.progress import Stage
 
@@ -67,6 +68,8 @@ class IndexSettings:
             are used.
         classes: Raw labels that the images should show; None for all.
         crop_size: Side of the crops in training, for a warning.
+        selection: Share of the training images that takes the place of the validation
+            images (`kproba.data.selection`); 0 for none.
     """
 
     kind: str
@@ -81,6 +84,7 @@ class IndexSettings:
     names: Sequence[str] = ()
     classes: Sequence[int] | None = None
     crop_size: int | None = None
+    selection: float = 0.0
 
 
 def index_dataset(
@@ -150,7 +154,7 @@ def _read(
 ) -> tuple[list[ImageRecord], list[Problem]]:
     """The records of the images that can be used, and all problems, both sorted."""
     pairs, problems = kind.find_pairs(Path(settings.folder), settings.val_share)
-    pairs, unusable = _check_ids(pairs)
+    pairs, unusable = _check_ids(hold_out(pairs, settings.selection))
     problems = [*problems, *unusable]
     records: list[ImageRecord] = []
     results = read_all(pairs, reading, workers)
@@ -215,11 +219,23 @@ def _refuse(
         besides = f" besides the {len(problems)} skipped" if problems else ""
         raise ValueError(
             f"Expected {empty[0]} images in {settings.folder}, but there are "
-            f"none{besides}. Add some. (In a folder dataset without val folders, a "
-            f"hash of the file name holds out a share of {settings.val_share:g} for "
-            f"validation. The key `val_share` sets this "
-            f"share.){_list(problems, problems_file)}"
+            f"none{besides}. Add some. {_shares(settings)}"
+            f"{_list(problems, problems_file)}"
         )
+
+
+def _shares(settings: IndexSettings) -> str:
+    """Which key decides how many training and validation images there are."""
+    if settings.selection:
+        return (
+            f"(The key `selection` holds out a share of {settings.selection:g} of the "
+            f"training images in place of the validation images.)"
+        )
+    return (
+        f"(In a folder dataset without val folders, a hash of the file name holds out "
+        f"a share of {settings.val_share:g} for validation. The key `val_share` sets "
+        f"this share.)"
+    )
 
 
 def _list(problems: Sequence[Problem], file: Path) -> str:
@@ -303,7 +319,11 @@ def _make_report(
         *(warning for record in records for warning in record.warnings),
         *kind.find_unread(Path(settings.folder)),
         *index_warnings.find_equal_images(records),
-        *index_warnings.compare_with_published(kind, folder, images, digest),
+        *(
+            ()  # other images on purpose
+            if settings.selection
+            else index_warnings.compare_with_published(kind, folder, images, digest)
+        ),
         *index_warnings.find_shift(folder, images_of_label, count),
         *index_warnings.describe_absent(folder, absent, _names(kind, settings)),
         *index_warnings.find_small_crop(folder, records, settings.crop_size),
@@ -318,6 +338,7 @@ def _make_report(
         "classes_without_images": absent,
         "labels_sha256": digest,
         "on_error": settings.on_error,
+        **({"selection": settings.selection} if settings.selection else {}),
         "problems_by_kind": dict(Counter(problem.kind for problem in problems)),
         "problems": [asdict(problem) for problem in problems],
         "warnings_by_kind": dict(Counter(warning.kind for warning in warnings)),

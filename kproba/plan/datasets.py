@@ -24,6 +24,7 @@ from kproba.plan.errors import ConfigError
 from kproba.plan.named_tasks import named_groups
 from kproba.plan.packed_steps import groups_of_packed, packed_names, read_packed_step
 from kproba.plan.parts import archives_of, part_names, with_additions
+from kproba.plan.selection import SHARE, files_name
 from kproba.predict.packed import PackedStep
 
 Config = dict[str, Any]
@@ -54,6 +55,9 @@ class Datasets:
         self._part_names = {
             name: part_names(config["datasets"], name) for name in config["datasets"]
         }
+        # The rules that draw or unpack a dataset know it by the name of its files.
+        of_files = {files_name(part, self._parts[part]): part for part in self._parts}
+        self._parts |= {name: self._parts[part] for name, part in of_files.items()}
         self._names: dict[str, list[str]] = {}
         self._counts: dict[str, int] = {}  # classes up to and including a part
         self._added: dict[str, tuple[int, ...]] = {}  # raw labels of an addition
@@ -263,6 +267,11 @@ class Datasets:
         folder: str = self._parts[part]["path"]
         return folder
 
+    def selection(self, part: str) -> float:
+        """Share of the training images that are held out for a selection, or 0."""
+        share: float = self._parts[part].get(SHARE, 0)
+        return share
+
     def long_side(self, part: str) -> int | None:
         """Longer side to which large pictures are scaled down; None for no scaling."""
         side: int | None = self._parts[part].get("long_side")
@@ -270,10 +279,11 @@ class Datasets:
 
     def made_folders(self, part: str) -> list[str]:
         """The folder of a dataset, as an input, if a rule makes it; else nothing."""
+        name = {"dataset": files_name(part, self._parts[part])}
         if self.kind(part).drawn:
-            return [artifacts.fill(artifacts.SCENES, {"dataset": part})]
+            return [artifacts.fill(artifacts.SCENES, name)]
         if self._downloads(part):
-            return [artifacts.fill(artifacts.UNPACKED, {"dataset": part})]
+            return [artifacts.fill(artifacts.UNPACKED, name)]
         return []
 
     def folders(self, dataset: str) -> dict[str, tuple[str, str]]:
@@ -340,7 +350,7 @@ class Datasets:
 
     def drawing_settings(self, part: str) -> Config:
         """Settings of a dataset that a rule draws."""
-        others = ("kind", "additions")
+        others = ("kind", "additions", SHARE)
         settings = self._parts[part].items()  # without switches that are off
         return {k: v for k, v in settings if k not in others and v is not False}
 
@@ -362,6 +372,7 @@ class Datasets:
             "long_side": settings.get("long_side"),
             "on_error": settings.get("on_error", "stop"),
             "val_share": settings.get("val_share", VAL_SHARE),
+            **({"selection": self.selection(part)} if self.selection(part) else {}),
             **({"extensions": origins} if origins else {}),
         }
 

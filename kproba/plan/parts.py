@@ -6,6 +6,7 @@ from typing import Any
 from kproba.data.download import Archive
 from kproba.data.kinds import DatasetKind
 from kproba.data.kinds.pairs import VAL_SHARE
+from kproba.plan.selection import SHARE
 
 Config = dict[str, Any]
 
@@ -34,6 +35,7 @@ def with_additions(datasets: Config) -> Config:
                 "on_error": settings.get("on_error", "stop"),
                 "val_share": entry["val_share"] or settings.get("val_share", VAL_SHARE),
                 "long_side": settings.get("long_side"),
+                SHARE: settings.get(SHARE, 0),
                 **{
                     key: entry.get(key) for key in ("labels", "labelmap", "mask_suffix")
                 },

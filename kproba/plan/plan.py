@@ -301,6 +301,7 @@ class Plan(RuleInputs):
             "names": self.datasets.names(run.dataset, groups),
             "indices": self._locate_all(self.datasets.indices(run.dataset, groups)),
             "checks": self._locate_all(self.datasets.checks(run.dataset, groups)),
+            "selection": self.datasets.selection(run.dataset),
         }
 
     def _locate_all(self, paths: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 from kproba import artifacts
 from kproba.data.kinds.pairs import VAL_SHARE
 from kproba.data.saliency import ALTERNATIVE, SaliencyFolders, describe_missing
+from kproba.data.selection import hold_out
 from kproba.data.tasks import Groups
 from kproba.plan.dataset_state import state_of_files, training_images
 from kproba.plan.datasets import Datasets, Locate
@@ -113,4 +114,5 @@ class PlannedSaliency:
             pairs, _ = self._datasets.kind(part).find_pairs(folder, share)
         except (OSError, ValueError):
             return []  # the job that reads them reports the error
+        pairs = hold_out(pairs, self._datasets.selection(part))
         return [pair.image for pair in pairs if pair.subset == "train"]

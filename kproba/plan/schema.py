@@ -30,6 +30,7 @@ from kproba.network.backbones import BACKBONES
 from kproba.network.heads import HEADS
 from kproba.plan.errors import ConfigError, suggestion
 from kproba.plan.old_keys import find_old_keys
+from kproba.plan.selection import for_selection
 
 Config = dict[str, Any]
 
@@ -39,6 +40,8 @@ SECTIONS = ("bank", "decision", "pseudo_labels", "memory", "increment")
 
 def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
     """Validate a configuration and fill in the defaults.
+
+    With the key `selection`, its datasets are those of `kproba.plan.selection`.
 
     Files under `extensions` are loaded first: they may add names that it uses.
 
@@ -72,7 +75,7 @@ def check(config: Mapping[str, Any], schema_path: str | Path) -> Config:
             where = f"methods.{name}.{section}"
             errors += _errors(laid_over, _section(schema, section), where)
     _refuse(errors)
-    return filled
+    return for_selection(filled)
 
 
 def _readers(option: str) -> str:

@@ -27,6 +27,8 @@ class Experiment:
         indices: Index of the dataset and of its additions.
         checks: integrity.json of the dataset and of its additions.
         folders: Where the pictures of the dataset and its additions are.
+        selection: Share of the training images that was held out, and that the results
+            were measured on; 0: they were measured on the validation images.
     """
 
     dataset: str
@@ -38,6 +40,14 @@ class Experiment:
     indices: Sequence[str]
     checks: Sequence[str] = ()
     folders: Mapping[str, Folders] = field(default_factory=dict)
+    selection: float = 0.0
+
+    @property
+    def evaluated_images(self) -> str:
+        """What the evaluated images are, in words."""
+        if not self.selection:
+            return "validation"
+        return f"held out: {self.selection:.0%} of the training images, for a selection"
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -111,7 +111,7 @@ def key_facts(experiment: Experiment, results: Sequence[StepResult]) -> list[Fac
         Fact("task", experiment.task, experiment.setting),
         Fact("classes per step", _class_counts(sizes)),
         Fact("images per step", _per_step(_count_images(results), ", "), "training"),
-        Fact("evaluated on", f"{test['images']} images", "validation"),
+        Fact("evaluated on", f"{test['images']} images", experiment.evaluated_images),
         Fact("seeds", ", ".join(map(str, seeds))),
         Fact("policy", test["protocol"]["policy"], _size(test["protocol"])),
         Fact("backbone", join_words(m["architecture"]["backbone"] for m in models)),

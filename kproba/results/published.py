@@ -54,6 +54,8 @@ def compare_published(
     table = table[(table[EXPERIMENT] == wanted).all(axis=1)]
     if table.empty or len(experiment.indices) > 1:  # with additions it is another task
         return None
+    if experiment.selection:  # measured on other images
+        return None
     own, choices = [], {"backbone": "", "background": ""}
     ranked = last.groupby("method", sort=False)[measures.ALL.name].mean()
     order = sorted(ranked.index, key=lambda name: (name in joint, -ranked[name]))
