@@ -1,5 +1,6 @@
 """Prediction by network and bank against the formula in float64."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,7 @@ def test_a_bank_without_weight_changes_nothing(network, images):
 def test_defaults_of_a_decision_are_those_of_the_configuration():
     keys = load_schema(SCHEMA)["$defs"]["decision"]["properties"]
     defaults = {key: entry["default"] for key, entry in keys.items()}
-    assert Decision().to_dict() == {"rule": "lda", **defaults}
+    assert asdict(Decision()) == {"rule": "lda", **defaults}
 
 
 @pytest.mark.parametrize(("map_", "rule"), [("identity", "lda"), ("rff", "klda")])

@@ -18,7 +18,7 @@ from label_inputs import (
 )
 
 from kproba.bank.decision import Decision
-from kproba.bank.fusion import Combination, fit_to_image
+from kproba.bank.fusion import Combination, fit_to_image, trained_shares
 from kproba.methods.labels import (
     LabelCase,
     LabelSettings,
@@ -144,7 +144,9 @@ def test_an_image_prior_follows_what_the_image_shows():
 
     def fitted(background, share, iterations):
         s = torch.cat([background[None], (1 - background) * of_class])
-        found = fit_to_image(s.log().view(1, 3, 1, 3), share, iterations)
+        found = fit_to_image(
+            s.log().view(1, 3, 1, 3), trained_shares(share), iterations
+        )
         found = found.exp().view(3, 3)
         torch.testing.assert_close(found.sum(0), torch.ones(3))
         torch.testing.assert_close(found[0], background)
@@ -163,7 +165,8 @@ def test_an_image_prior_follows_what_the_image_shows():
     # Pixels that are background say nothing of the classes.
     sure = torch.tensor([1 - 1e-7, 1 - 1e-7, 0.2])
     assert fitted(sure, share, 5)[2] == pytest.approx(0.5, abs=1e-4)
-    nothing = fit_to_image(torch.tensor([0.0, -90.0, -90.0]).view(1, 3, 1, 1), share, 3)
+    log_s = torch.tensor([0.0, -90.0, -90.0]).view(1, 3, 1, 1)
+    nothing = fit_to_image(log_s, trained_shares(share), 3)
     assert nothing.isfinite().all()
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from kproba.bank.feature_maps import FeatureMap, make_maps
 from kproba.bank.record import BankRecord, read_bank_record
@@ -60,7 +61,8 @@ class PrototypeBank:
             features, in all steps.
         share: (C,) count divided by all labelled cells of that step, or of all steps.
         means: Per map (C, D) prototypes μ_c.
-        scatter: Per map (D, D) within-class scatter, summed over the steps.
+        scatter: Per map (D, D) within-class scatter, summed over the steps; without the
+            cells of the background if `BankSettings.background` is False.
         scatter_count: Cells that the scatter holds.
         temperature: T of the posterior, calibrated on training images.
     """
@@ -153,7 +155,10 @@ class PrototypeBank:
                 "Expected a bank with a ridge for a Mahalanobis score, but this bank "
                 "has None. Set BankSettings.ridge."
             )
-        ridge = self.settings.ridge * covariance.diagonal().mean()
+        spread = covariance.diagonal().mean()
+        # Without any cell of a class there is no scatter yet: the classes are then
+        # compared by their distances.
+        ridge = self.settings.ridge * torch.where(spread > 0, spread, 1.0)
         return covariance + ridge * torch.eye(
             len(covariance), dtype=torch.float64, device=covariance.device
         )
@@ -377,7 +382,20 @@ def load_bank_of_model(
 
 
 def bank_features(outputs: Outputs, settings: BankSettings) -> torch.Tensor:
-    """The feature map that the bank reads, (B, d, h, w)."""
+    """The feature map that the bank reads, (B, d, h, w).
+
+    With `BankSettings.context`, the second half are the means over 3×3 cells. A cell at
+    the border of the map has fewer neighbours.
+    """
+    features = outputs.backbone
     if settings.feature == "both":
-        return torch.cat([outputs.backbone, outputs.blocks[0]], dim=1)
-    return outputs.blocks[0] if settings.feature == "block" else outputs.backbone
+        features = torch.cat([features, outputs.blocks[0]], dim=1)
+    elif settings.feature == "block":
+        features = outputs.blocks[0]
+    if settings.context == 1:
+        return features
+    side = settings.context
+    around = F.avg_pool2d(
+        features, side, stride=1, padding=side // 2, count_include_pad=False
+    )
+    return torch.cat([features, around], dim=1)

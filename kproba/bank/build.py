@@ -147,7 +147,9 @@ def build_bank(
     if settings.map != "identity" and settings.dimension is not None:
         dimension = settings.dimension
     empty = partial(Moments.empty, classes, dimension, device=str(cells.device))
-    moments = [empty(scatter=settings.scatter) for _ in maps]
+    moments = [
+        empty(scatter=settings.scatter, background=settings.background) for _ in maps
+    ]
     for features, targets, _ in batches:
         vectors, labels = labelled_cells(features, targets)
         x = (vectors - centre) / spread
@@ -281,7 +283,7 @@ def _step_bank(
         share=count / count.sum().clamp(min=1),
         means=[part.mean for part in moments],
         scatter=scatter if settings.scatter else None,
-        scatter_count=float(count.sum()),
+        scatter_count=moments[0].scatter_count,
         temperature=1.0,
     )
 
@@ -346,12 +348,20 @@ def _calibrate(
 ) -> float:
     """Temperature with the lowest negative log-likelihood of the sample's labels.
 
-    Golden-section search over log T in [-3, 5]; the mean over the sample's cells.
+    Golden-section search over log T in [-3, 5]; the mean over the sample's cells. If
+    the scatter leaves the background out, the bank tells classes apart, so only their
+    cells count, among the classes. One class alone would fit with any temperature; then
+    the background counts.
     """
+    first = 0 if bank.settings.background or len(labels[labels > 0].unique()) < 2 else 1
+    sample, labels = sample[labels >= first], labels[labels >= first] - first
 
     def cost(log_temperature: float) -> float:
         bank.temperature = math.exp(log_temperature)
-        return float(F.nll_loss(bank.log_posterior(sample).double(), labels))
+        log_q = bank.log_posterior(sample)
+        if first:
+            log_q = log_q[:, first:].log_softmax(1)
+        return float(F.nll_loss(log_q.double(), labels))
 
     low, high = -3.0, 5.0
     ratio = (math.sqrt(5) - 1) / 2

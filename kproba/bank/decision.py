@@ -20,6 +20,7 @@ DECISION = records.record(
         "image_prior": records.integer(0, 1000),
         "temperature": records.number(most=1e12, above=0),
         "metric": records.choice("euclidean", "mahalanobis"),
+        "least_share": records.number(0, 1),
     },
 )
 _OLD = ("threshold", "score_threshold")
@@ -46,6 +47,8 @@ class Decision:
             no fit.
         temperature: τ of `kappa`.
         metric: Distance of `kappa`.
+        least_share: Smallest share of a class in the training that the image prior
+            divides by, as a part of the equal share 1 / (C - 1).
     """
 
     rule: str = "lda"
@@ -56,6 +59,7 @@ class Decision:
     image_prior: int = 1
     temperature: float = 1.0
     metric: Literal["euclidean", "mahalanobis"] = "euclidean"
+    least_share: float = 0.0
 
     @property
     def by_distance(self) -> bool:
@@ -78,8 +82,11 @@ class Decision:
         return self.foreground == "both" and not self.probability_weight
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for an artifact."""
-        return asdict(self)
+        """Return plain values for an artifact, as far as earlier versions know them."""
+        content = asdict(self)
+        if not self.least_share:
+            del content["least_share"]
+        return content
 
     @classmethod
     def from_dict(

@@ -166,7 +166,12 @@ class Combination:
         iterations = self.decision.image_prior
         if not iterations:
             return log_s
-        return fit_to_image(log_s, self.bank.share, iterations, counted, sample)
+        return fit_to_image(log_s, self.trained_shares, iterations, counted, sample)
+
+    @property
+    def trained_shares(self) -> torch.Tensor:
+        """π of the image prior, (C - 1,); see `trained_shares`."""
+        return trained_shares(self.bank.share, self.decision.least_share)
 
 
 def pixel_log_probabilities(
@@ -211,9 +216,28 @@ def fuse(
     return torch.cat([log_p[:, :1], foreground + score[:, 1:].log_softmax(1)], dim=1)
 
 
+def trained_shares(share: torch.Tensor, least: float = 0.0) -> torch.Tensor:
+    """π, the shares of the classes c > 0 in the training, for the image prior.
+
+    The prior multiplies the score of a class by π'_c / π_c. The shares of the classes
+    of ADE20K span three orders of magnitude. A very rare class would be raised so much
+    that it wins wherever it has any score at all. A floor limits that.
+
+    Args:
+        share: Share of every class in the training, the background first, (C,), any
+            scale.
+        least: The floor, as a part of the equal share 1 / (C - 1); 0 for none.
+
+    Returns:
+        (C - 1,). Without floor the sum is 1.
+    """
+    classes = share[1:] / share[1:].sum()
+    return classes.clamp(min=max(LEAST_SHARE, least / len(classes)))
+
+
 def fit_to_image(
     log_s: torch.Tensor,
-    share: torch.Tensor,
+    trained: torch.Tensor,
     iterations: int,
     counted: torch.Tensor | None = None,
     sample: torch.Tensor | None = None,
@@ -230,7 +254,7 @@ def fit_to_image(
 
     Args:
         log_s: Result of `fuse`, (B, C, H, W).
-        share: π, the share of every class in training, (C,), any scale.
+        trained: π, the result of `trained_shares`, (C - 1,).
         iterations: Iterations of EM.
         counted: Pixels that count for the class shares, (B, H, W) bool; None: all.
         sample: Scores of pixels that represent the whole image, (B, C, h, w), if
@@ -239,7 +263,7 @@ def fit_to_image(
     Returns:
         Log s after the iterations, (B, C, H, W); s_0 as it was.
     """
-    trained = (share[1:] / share[1:].sum()).clamp(min=LEAST_SHARE).log().to(log_s)
+    log_trained = trained.log().to(log_s)
     part = log_s
     log_s = part if sample is None else sample
     foreground = log_s[:, 1:].logsumexp(dim=1, keepdim=True)
@@ -251,7 +275,7 @@ def fit_to_image(
     fitted, change = first, torch.zeros_like(total)
     for _ in range(iterations):
         image_share = (fitted.exp() * weight).sum(dim=(2, 3)) / total
-        change = image_share.clamp(min=LEAST_SHARE).log() - trained
+        change = image_share.clamp(min=LEAST_SHARE).log() - log_trained
         fitted = (first + change[:, :, None, None]).log_softmax(dim=1)
     if sample is not None:
         foreground = part[:, 1:].logsumexp(dim=1, keepdim=True)
@@ -281,6 +305,7 @@ def _check_sizes(
     reading = read_model_record(feature_network)
     reading.load_extensions()
     width = _WIDTHS[bank.settings.feature](reading.architecture)
+    width *= 1 if bank.settings.context == 1 else 2
     if len(bank.centre) != width:
         raise ArtifactError(
             f"Expected a bank with the {width} features of {feature_network}, but "

@@ -209,8 +209,7 @@ def _fitted(
         combination: The bank, whose shares in training are π, and the decision.
         counted: Pixels that count for the class shares, (B, H, W) bool; None: all.
     """
-    trained = combination.bank.share[1:].to(parts[0].u)
-    trained = (trained / trained.sum()).clamp(min=LEAST_SHARE)
+    trained = combination.trained_shares.to(parts[0].u)
     change = torch.ones_like(parts[0].u[:, 0, 0])  # r, (B, C - 1)
     for iteration in range(combination.decision.image_prior):
         whole, seen = torch.zeros_like(change[:, :1]), torch.zeros_like(change)

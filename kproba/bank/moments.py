@@ -23,15 +23,23 @@ class Moments:
         count: (C,) vectors per class.
         total: (C, D) Σ φ per class.
         second: (D, D) Σ φ φᵀ over all classes, its upper triangle; None if not needed.
+        background: Whether `second` and the scatter hold the vectors of class 0.
     """
 
     count: torch.Tensor
     total: torch.Tensor
     second: torch.Tensor | None
+    background: bool = True
 
     @classmethod
     def empty(
-        cls, classes: int, dimension: int, *, scatter: bool, device: str = "cpu"
+        cls,
+        classes: int,
+        dimension: int,
+        *,
+        scatter: bool,
+        background: bool = True,
+        device: str = "cpu",
     ) -> "Moments":
         """Moments of no vectors."""
         zeros = partial(torch.zeros, dtype=torch.float64, device=device)
@@ -39,6 +47,7 @@ class Moments:
             zeros(classes),
             zeros(classes, dimension),
             zeros(dimension, dimension) if scatter else None,
+            background,
         )
 
     def update(
@@ -57,6 +66,8 @@ class Moments:
             return
         vectors = phi(x)
         self.total += member @ vectors
+        if not self.background:
+            vectors = vectors[labels > 0]
         # Σ φ φᵀ is symmetric: strips from the diagonal to the right are enough.
         for start in range(0, vectors.shape[1], STRIP):
             strip = vectors[:, start : start + STRIP].T @ vectors[:, start:]
@@ -78,6 +89,12 @@ class Moments:
         """(D, D) within-class scatter Σ_c Σ_{i in c} (φ_i - μ_c)(φ_i - μ_c)ᵀ."""
         if self.second is None:
             return None
-        mean = self.mean
+        mean, first = self.mean, 0 if self.background else 1
         second = self.second.triu() + self.second.triu(1).T
-        return second - (mean * self.count[:, None]).T @ mean
+        weighted = (mean * self.count[:, None])[first:]
+        return second - weighted.T @ mean[first:]
+
+    @property
+    def scatter_count(self) -> float:
+        """Number of vectors that the scatter holds."""
+        return float(self.count[0 if self.background else 1 :].sum())

@@ -22,6 +22,8 @@ BANK_SETTINGS = records.record(
         ),
         "momentum": records.maybe(records.number(0, 1)),
         "regularisation": records.maybe(records.number(most=1e12, above=0)),
+        "background": records.flag,
+        "context": records.choice(1, 3),
     },
 )
 
@@ -48,6 +50,11 @@ class BankSettings:
             at step 0, which has no old classes, and for "relu".
         regularisation: λ, added to the diagonal of Σ φφᵀ over all cells; None for all
             maps but "relu".
+        background: Whether the shared scatter holds the cells of the background. They
+            are most of all cells, and hidden classes are among them. If the bank only
+            tells classes apart, the scatter is better without them.
+        context: 3: beside the features of a cell, the bank reads their mean over the
+            3×3 cells around it; 1: the features alone.
     """
 
     feature: Literal["backbone", "block", "both"]
@@ -60,6 +67,8 @@ class BankSettings:
     gamma: float | Literal["median"] | None = None
     momentum: float | None = None
     regularisation: float | None = None
+    background: bool = True
+    context: int = 1
 
     @property
     def exact(self) -> bool:

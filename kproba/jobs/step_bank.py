@@ -29,6 +29,8 @@ from kproba.training.settings import read_settings
 
 log = logging.getLogger("kproba")
 
+OWN_SIZE = ({"factor": 1.0},)
+
 
 @dataclass(frozen=True)
 class BankFiles:
@@ -67,7 +69,8 @@ def build_step_bank(
     Args:
         files: Inputs and output.
         job: `settings` of the bank; `groups`, the raw labels of the classes of the
-            steps 0..t; `sequential`; `seed`; `keep_temperature`.
+            steps 0..t; `sequential`; `seed`; `keep_temperature`; and `sizes`, where
+            the images are not read once at their own size (`scaled_rows`).
         compute: Compute options.
         process: This process of several.
     """
@@ -76,24 +79,28 @@ def build_step_bank(
     label_map = LabelMap(to_groups(job["groups"]), setting)
     rows, table = _targets(files, label_map)
     settings = BankSettings(**job["settings"])
+    sizes = job.get("sizes", OWN_SIZE)
 
     @torch.inference_mode()
     def features(chosen: pd.DataFrame, what: str) -> Iterator[FeatureBatch]:
         anchor = network.backbone.anchor
-        for batch in image_batches(chosen, table, compute, process, what, anchor):
-            for part in cut_batch(batch):
-                images = part.images.to(process.device, non_blocking=True)
-                targets = part.targets.to(process.device, non_blocking=True)
-                for view in views(network, images, part.sizes):
-                    maps = bank_features(view.outputs, settings)
-                    keys = part.keys[view.place[0]].tolist()
-                    yield FeatureBatch(maps, targets[view.place], keys)
+        for number, size in enumerate(sizes):
+            scaled, first = scaled_rows(chosen, size), number * len(chosen)
+            for batch in image_batches(scaled, table, compute, process, what, anchor):
+                for part in cut_batch(batch):
+                    images = part.images.to(process.device, non_blocking=True)
+                    targets = part.targets.to(process.device, non_blocking=True)
+                    for view in views(network, images, part.sizes):
+                        maps = bank_features(view.outputs, settings)
+                        # An image counts as another one at each size.
+                        keys = (part.keys[view.place[0]] + first).tolist()
+                        yield FeatureBatch(maps, targets[view.place], keys)
 
     chosen = rows.iloc[sampled_images(len(rows), settings)].reset_index(drop=True)
     sample = draw_sample(
         features(chosen, "sampling cells"),
         settings,
-        images=len(chosen),
+        images=len(chosen) * len(sizes),
         seed=job["seed"],
         process=process,
     )
@@ -123,6 +130,31 @@ def build_step_bank(
         )
 
 
+def scaled_rows(rows: pd.DataFrame, size: Mapping[str, float]) -> pd.DataFrame:
+    """Rows of a split whose images are read at another size.
+
+    Args:
+        rows: With the columns `width` and `height`.
+        size: `factor` of both sides, or the length of the `shorter_side` in pixels, as
+            the evaluation scales an image for its crop.
+    """
+    width, height = rows["width"], rows["height"]
+    if "factor" in size:
+        factor: Any = size["factor"]
+        least = 1.0
+    else:
+        least = size["shorter_side"]
+        factor = least / np.minimum(width, height)
+    sides = {"width": factor * width, "height": factor * height}
+    if (factor == np.ones(len(rows))).all():
+        return rows
+    scaled = {
+        name: np.maximum(values.round(), least).astype(int)
+        for name, values in sides.items()
+    }
+    return rows.assign(**scaled)
+
+
 def _check_previous(
     bank: PrototypeBank, settings: BankSettings, label_map: LabelMap, path: Path
 ) -> None:
@@ -131,7 +163,7 @@ def _check_previous(
     Raises:
         ArtifactError: It does not have the classes and maps of the previous step.
     """
-    kind: tuple[str, ...] = ("feature", "map", "scatter")
+    kind: tuple[str, ...] = ("feature", "context", "map", "scatter", "background")
     if settings.map != "identity":
         kind += ("dimension", "maps")
     found, expected = (

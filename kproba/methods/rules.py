@@ -11,7 +11,7 @@ from typing import Any, Literal
 from kproba.runtime.references import Reference
 
 # The keys of the section `decision` for rules that combine network and bank.
-COMBINED = ("foreground", "probability_weight", "image_prior")
+COMBINED = ("foreground", "probability_weight", "image_prior", "least_share")
 POSTERIOR = (*COMBINED, "posterior_weight", "foreground_bias")
 KAPPA = (*COMBINED, "temperature", "metric")
 

@@ -50,6 +50,8 @@ class PlannedMethod:
             after step 0 at every step; "after", the step's network; "before", the
             step's network before its training.
         bank: Settings of `BankSettings`, except for those of later steps.
+        bank_sizes: The sizes of the images that the bank reads, one after the other:
+            a factor, or the length of the shorter side in pixels.
         bank_momentum: `BankSettings.momentum` of later steps; None for a bank that
             joins the statistics of all steps exactly.
         labels: Settings of `LabelSettings` that the rule uses.
@@ -62,6 +64,7 @@ class PlannedMethod:
     increment: Config
     bank_network: str
     bank: Config
+    bank_sizes: list[Config]
     bank_momentum: float | None
     labels: Config
     decision: Config
@@ -230,7 +233,8 @@ def _planned(config: Config, name: str, method: Method, *, used: bool) -> Planne
         method=method,
         increment=section("increment"),
         bank_network=bank["network"],
-        bank=_bank_settings(kind, bank),
+        bank=_bank_settings(kind, bank, decision["foreground"]),
+        bank_sizes=_bank_sizes(bank, config["evaluation"]["crop"]),
         bank_momentum=None if kind["map"] == "relu" else bank["momentum"],
         labels=_label_settings(labels, decision),
         decision=_decision(combination, decision),
@@ -298,15 +302,37 @@ _KEYS_OF_MAP = {
 }
 
 
-def _bank_settings(kind: Config, bank: Config) -> Config:
-    """The settings of a bank that its map uses."""
+def _bank_settings(kind: Config, bank: Config, foreground: str) -> Config:
+    """The settings of a bank that its map uses.
+
+    Settings of earlier versions have no `background` and `context`, so their usual
+    values are left out: a bank that is there already stays valid.
+    """
+    analysis = kind["scatter"] and kind["map"] != "relu"
+    # If the bank also decides on the foreground, it has to know the background.
+    asked = foreground == "both" or bank["scatter"] == "all"
     return {
         "feature": bank["feature"],
         **kind,
         "ridge": None if kind["map"] == "relu" else bank["ridge"],
         "calibration_cells": bank["calibration_cells"],
         **{key: bank[key] for key in _KEYS_OF_MAP.get(kind["map"], ())},
+        **({"background": False} if analysis and not asked else {}),
+        **({"context": bank["context"]} if bank["context"] != 1 else {}),
     }
+
+
+def _bank_sizes(bank: Config, crop: int | None) -> list[Config]:
+    """The sizes of the images of a bank, each once."""
+    sizes: list[Config] = []
+    for size in bank["sizes"]:
+        if size == "test" and crop is not None:
+            resolved: Config = {"shorter_side": crop}
+        else:
+            resolved = {"factor": 1.0 if isinstance(size, str) else float(size)}
+        if resolved not in sizes:
+            sizes.append(resolved)
+    return sizes
 
 
 def _combination(method: Method, of_labels: str | None) -> str:
@@ -326,6 +352,8 @@ def _decision(rule: str, decision: Config) -> Config:
     read = set(RULES[rule].decision)
     if decision["foreground"] == "network":
         read.discard("foreground_bias")
+    if not decision["least_share"]:  # decisions of earlier versions have no such key
+        read.discard("least_share")
     settings = {key: value for key, value in decision.items() if key in read}
     return {"rule": rule, **settings}
 

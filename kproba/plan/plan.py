@@ -292,6 +292,7 @@ class Plan(RuleInputs):
     def describe_experiment(self, run: Run) -> dict[str, Any]:
         """The experiment of a run for the report, as plain values."""
         groups = self.datasets.groups(run.dataset, run.task)
+        selection = self.datasets.selection(run.dataset)
         return {
             "dataset": run.dataset,
             "kind": self.datasets.kind(run.dataset).name,
@@ -301,7 +302,7 @@ class Plan(RuleInputs):
             "names": self.datasets.names(run.dataset, groups),
             "indices": self._locate_all(self.datasets.indices(run.dataset, groups)),
             "checks": self._locate_all(self.datasets.checks(run.dataset, groups)),
-            "selection": self.datasets.selection(run.dataset),
+            **({"selection": selection} if selection else {}),
         }
 
     def _locate_all(self, paths: list[str]) -> list[str]:

@@ -17,6 +17,9 @@ Groups = list[list[int]]
 ATROUS_RATES = {16: [6, 12, 18], 8: [12, 24, 36]}
 
 
+# Sizes of a bank that reads every image once, at its own size.
+OWN_SIZE = [{"factor": 1.0}]
+
 # Values of `model.weights` that are not file names.
 PUBLISHED = ("imagenet", "none")
 
@@ -109,6 +112,7 @@ def bank_settings(
         "seed": seed,
         # Features of a new network need a new temperature.
         "keep_temperature": planned.bank_network == "base" and later,
+        **({} if planned.bank_sizes == OWN_SIZE else {"sizes": planned.bank_sizes}),
     }
 
 
