@@ -19,6 +19,7 @@ BANK = records.record(
     },
     {
         "model": records.text(),
+        "network": records.choice("pretrained"),  # that the model is, if of no step
         "sha256": records.digest,
         "cells_per_class": records.list_of(
             records.integer(), least=1, most=MOST_CLASSES + 1

@@ -70,7 +70,8 @@ def build_step_bank(
         files: Inputs and output.
         job: `settings` of the bank; `groups`, the raw labels of the classes of the
             steps 0..t; `sequential`; `seed`; `keep_temperature`; and `sizes`, where
-            the images are not read once at their own size (`scaled_rows`).
+            the images are not read once at their own size (`scaled_rows`), and
+            `network`, which network has the features, if it is not that of a step.
         compute: Compute options.
         process: This process of several.
     """
@@ -123,6 +124,7 @@ def build_step_bank(
             "labels": [0, *label_map.seen],
             "model": fingerprint(files.model),
             "provenance": provenance(),
+            **({"network": job["network"]} if "network" in job else {}),
         }
         bank.save(files.bank, about=about)
         log.info(

@@ -1,6 +1,6 @@
 """The methods that come with the package."""
 
-from kproba.methods.method import Method, Recipe
+from kproba.methods.method import PRETRAINED, Method, Recipe
 from kproba.network.heads import HEADS
 
 BARM_LOSSES = {"bga_ce": 1.0, "bga_t": 5.0, "gkd": 1.0, "bfd": 4.0}
@@ -106,8 +106,12 @@ METHODS: dict[str, Method] = {
 
 
 def base_methods() -> dict[str, Method]:
-    """The trainings of step 0 by name, one per head; `joint` also counts as step 0."""
-    return {
+    """The trainings of step 0 by name, one per head; `joint` also counts as step 0.
+
+    The last one trains nothing: it is the network of step 0 before its training, whose
+    backbone has never been fine-tuned.
+    """
+    bases = {
         head.base: Method(
             head=head.name,
             cross_entropy=head.step_0_loss,
@@ -122,3 +126,7 @@ def base_methods() -> dict[str, Method]:
         )
         for head in HEADS.values()
     }
+    pretrained = Method(
+        cross_entropy="bce", joint=True, trains="nothing", use_pseudo_labels=False
+    )
+    return {**bases, PRETRAINED: pretrained}

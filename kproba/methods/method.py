@@ -28,6 +28,10 @@ from kproba.network.heads import HEADS
 # 1 the bank has nothing to correct.
 FIRST_CORRECTED_STEP = 2
 
+# The run that holds the network of step 0 before its training, and the value of
+# `bank.network` for a bank with its features.
+PRETRAINED = "pretrained"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -191,6 +195,8 @@ class Method:
     @property
     def base(self) -> str:
         """The name of the shared training of step 0 for this head."""
+        if self.joint and self.trains_nothing:
+            return PRETRAINED
         return HEADS[self.head].base
 
     def to_dict(self) -> dict[str, Any]:

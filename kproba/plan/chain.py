@@ -6,7 +6,7 @@ from functools import wraps
 from typing import Any
 
 from kproba.extensions import find_origins
-from kproba.methods.method import Method
+from kproba.methods.method import PRETRAINED, Method
 from kproba.plan.datasets import Datasets
 from kproba.plan.errors import ConfigError, suggestion
 from kproba.plan.jobs import (
@@ -22,7 +22,12 @@ from kproba.plan.jobs import (
     Training,
 )
 from kproba.plan.methods import PlannedMethod
-from kproba.plan.received import check_packed, received_bank, received_network
+from kproba.plan.received import (
+    check_packed,
+    received_bank,
+    received_features,
+    received_network,
+)
 from kproba.plan.run import Run
 from kproba.plan.step_settings import (
     bank_settings,
@@ -196,13 +201,11 @@ class Chain:
             return received_bank(packed, step, planned)
         if self._is_joint(run):
             return self._joint_bank(run, planned)
-        step_training = self.training(run, step)
-        uses_base = planned.bank_network == "base"
         uses_previous = planned.bank_network == "before"
         labels = step > 0 and planned.uses_labels(run.setting)
         return Bank(
             settings=self._bank_settings(run, step, planned),
-            model=self.training(run, 0) if uses_base else step_training,
+            model=self._bank_model(run, step, planned),
             split=self.split(run, step),
             labels=self.labels(run, step) if labels else None,
             previous=self.bank(run, step - 1) if step > 0 else None,
@@ -342,7 +345,9 @@ class Chain:
         assert isinstance(training, Training)  # packed steps have no joint training
         return Bank(
             settings=self._bank_settings(one_step, 0, planned),
-            model=training,
+            model=self._bank_model(one_step, 0, planned)
+            if planned.bank_network == PRETRAINED
+            else training,
             split=self.split(one_step, 0),
             untrained=planned.bank_network == "before",
         )
@@ -362,13 +367,24 @@ class Chain:
 
     def _base_training(self, run: Run, method: Method) -> Training:
         """The training of step 0, which depends only on the head of the method."""
+        base = self._method(replace(run, method=method.base)).method
+        optimisation = self._config["base"]
+        if base.trains_nothing:
+            optimisation = {**optimisation, "iterations": 0}
         settings = self._training_settings(
-            run,
-            0,
-            method=self._method(replace(run, method=method.base)).method,
-            optimisation=self._config["base"],
+            run, 0, method=base, optimisation=optimisation
         )
         return Training(settings, self.split(run, 0))
+
+    def _bank_model(
+        self, run: Run, step: int, planned: PlannedMethod
+    ) -> Training | Received:
+        """The training whose model the bank of a step belongs to."""
+        if planned.bank_network == PRETRAINED:
+            if packed := self._datasets.packed(run.dataset):
+                return received_features(packed)
+            return self.training(replace(run, method=PRETRAINED), 0)
+        return self.training(run, 0 if planned.bank_network == "base" else step)
 
     def _bank_settings(self, run: Run, step: int, planned: PlannedMethod) -> Config:
         groups = self._group_lists(run, step)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kproba.methods.builtin import METHODS, base_methods
-from kproba.methods.method import FIRST_CORRECTED_STEP, Method
+from kproba.methods.method import FIRST_CORRECTED_STEP, PRETRAINED, Method
 from kproba.methods.rules import (
     DEFAULT_COMBINATION,
     RULES,
@@ -24,6 +24,9 @@ from kproba.plan.errors import ConfigError, suggestion
 from kproba.plan.schema import merged
 
 Config = dict[str, Any]
+
+# Values of `bank.network` that mean one network for all steps.
+FIXED = ("base", PRETRAINED)
 
 # Keys of a custom method that replace a field of `Method`.
 SWITCHES = (
@@ -47,8 +50,9 @@ class PlannedMethod:
         method: Its declaration.
         increment: Settings of `Optimisation` for every later step.
         bank_network: The network whose features the prototypes use: "base", the network
-            after step 0 at every step; "after", the step's network; "before", the
-            step's network before its training.
+            after step 0 at every step; "pretrained", the network before step 0 at
+            every step; "after", the step's network; "before", the step's network before
+            its training.
         bank: Settings of `BankSettings`, except for those of later steps.
         bank_sizes: The sizes of the images that the bank reads, one after the other:
             a factor, or the length of the shorter side in pixels.
@@ -69,6 +73,11 @@ class PlannedMethod:
     labels: Config
     decision: Config
     memory: Config
+
+    @property
+    def has_fixed_features(self) -> bool:
+        """Whether one network gives the features of the bank at all steps."""
+        return self.bank_network in FIXED
 
     @property
     def has_memory(self) -> bool:
@@ -241,25 +250,45 @@ def _planned(config: Config, name: str, method: Method, *, used: bool) -> Planne
         memory=section("memory"),
     )
     if used:
-        _check_bank_network(planned)
+        _check_bank_network(planned, config["model"]["weights"])
         if method.trains_nothing:
             _check_bank_alone(planned)
     return planned
 
 
-def _check_bank_network(planned: PlannedMethod) -> None:
-    """Refuse a ridge regression on the features of several networks.
+def _check_bank_network(planned: PlannedMethod, weights: str) -> None:
+    """Refuse features that a bank cannot use.
+
+    Args:
+        planned: The method.
+        weights: `model.weights`.
 
     Raises:
-        ConfigError: Its sums over all steps would mix them.
+        ConfigError: A ridge regression over all steps would mix the features of several
+            networks, or a pretrained network would give random features.
     """
-    exact = planned.bank["map"] == "relu" and planned.reads_bank
-    if exact and planned.bank_network != "base":
+    if not planned.reads_bank:
+        return
+    where = f"methods.{planned.name}.bank"
+    if planned.bank["map"] == "relu" and not planned.has_fixed_features:
         raise ConfigError(
-            f"methods.{planned.name}.bank.network: expected 'base', because the rule "
-            f"'ridge' adds up the features of all steps, which must come from one "
-            f"network, but got '{planned.bank_network}'. Remove it, or choose another "
-            f"prediction."
+            f"{where}.network: expected {' or '.join(FIXED)}, because the rule 'ridge' "
+            f"adds up the features of all steps, which must come from one network, but "
+            f"got '{planned.bank_network}'. Remove it, or choose another prediction."
+        )
+    if planned.bank_network != PRETRAINED:
+        return
+    if planned.bank["feature"] != "backbone":
+        raise ConfigError(
+            f"{where}.feature: expected 'backbone' with network: {PRETRAINED}, because "
+            f"only the backbone has weights before the training of step 0, but got "
+            f"'{planned.bank['feature']}'. Change it, or set network to base."
+        )
+    if weights == "none":
+        raise ConfigError(
+            f"{where}.network: expected another network than '{PRETRAINED}', because "
+            f"with model.weights: none its backbone has random weights. Set it to "
+            f"base, or set model.weights."
         )
 
 

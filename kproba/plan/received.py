@@ -1,12 +1,18 @@
 """The network and bank of a packed step, and the methods that can continue from it."""
 
+from kproba.methods.method import PRETRAINED
 from kproba.plan.errors import ConfigError
 from kproba.plan.jobs import Received, ReceivedBank
 from kproba.plan.methods import PlannedMethod
 from kproba.predict.packed import PackedStep
 
 # The network of a packed bank's features, in the words of `bank.network`.
-_NETWORKS = {"base": "step0", "after": "network", "before": None}
+_NETWORKS = {
+    "base": "step0",
+    PRETRAINED: PRETRAINED,
+    "after": "network",
+    "before": None,
+}
 
 
 def check_packed(packed: PackedStep, method: PlannedMethod) -> None:
@@ -75,6 +81,21 @@ def received_network(packed: PackedStep, step: int) -> Received:
     )
 
 
+def received_features(packed: PackedStep) -> Received:
+    """The network before step 0 in a packed step, whose features its bank uses.
+
+    Raises:
+        ConfigError: The archive does not hold it.
+    """
+    if packed.features != PRETRAINED:
+        raise ConfigError(
+            f"Expected the network before step 0 in {packed.path}, because "
+            f"bank.network is '{PRETRAINED}', but the archive does not hold it. Set "
+            f"bank.network to that of the archive."
+        )
+    return Received(packed.digest, "step0")
+
+
 def received_bank(packed: PackedStep, step: int, method: PlannedMethod) -> ReceivedBank:
     """The bank of a packed step, for a method that continues from it.
 
@@ -89,7 +110,9 @@ def received_bank(packed: PackedStep, step: int, method: PlannedMethod) -> Recei
         )
     network = "step" if packed.features == "network" else "step0"
     wanted = _NETWORKS[method.bank_network]
-    fits = packed.step == 0 or wanted == packed.features
+    fits = wanted == packed.features
+    if packed.step == 0:  # whose network is that of step 0
+        fits = fits or PRETRAINED not in (wanted, packed.features)
     present = vars(packed.bank)
     different = [
         f"`{key}` is {present.get(key)!r} in the archive and {value!r} in the "

@@ -19,6 +19,7 @@ from kproba.data.kinds import KINDS
 from kproba.data.memory_rules import MEMORY_RULES
 from kproba.extensions import ExtensionError, load_extensions
 from kproba.methods.builtin import METHODS
+from kproba.methods.method import PRETRAINED
 from kproba.methods.rules import RULES, scoring_rules
 from kproba.methods.terms import (
     TERMS,
@@ -95,7 +96,7 @@ def load_schema(path: str | Path) -> Config:
     memory["rule"]["x-values"] = {
         name: rule.description for name, rule in MEMORY_RULES.items()
     }
-    reserved = [*(head.base for head in HEADS.values()), "figures"]
+    reserved = [*(head.base for head in HEADS.values()), PRETRAINED, "figures"]
     properties["methods"]["propertyNames"]["not"] = {"enum": reserved}
     method = properties["methods"]["additionalProperties"]["properties"]
     method["head"]["enum"] = list(HEADS)

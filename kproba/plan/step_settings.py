@@ -7,7 +7,7 @@ from typing import Any
 
 from kproba.data.memory_rules import KNOWN, TRUE_LABELS
 from kproba.extensions import find_origins
-from kproba.methods.method import Method
+from kproba.methods.method import PRETRAINED, Method
 from kproba.plan.methods import PlannedMethod
 
 Config = dict[str, Any]
@@ -111,7 +111,8 @@ def bank_settings(
         "sequential": setting == "sequential" and later,
         "seed": seed,
         # Features of a new network need a new temperature.
-        "keep_temperature": planned.bank_network == "base" and later,
+        "keep_temperature": planned.has_fixed_features and later,
+        **({"network": PRETRAINED} if planned.bank_network == PRETRAINED else {}),
         **({} if planned.bank_sizes == OWN_SIZE else {"sizes": planned.bank_sizes}),
     }
 

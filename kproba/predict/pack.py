@@ -167,7 +167,9 @@ def collect(
         if bank is None
         else {
             "settings": vars(bank.settings),
-            "features": "step0" if FIRST_NETWORK in places else "network",
+            "features": bank.content.get("network", "step0")
+            if FIRST_NETWORK in places
+            else "network",
         },
         "long_side": description.long_side,
         "members": members,

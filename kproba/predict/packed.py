@@ -68,7 +68,7 @@ RECORD = records.record(
             records.record(
                 {
                     "settings": BANK_SETTINGS,
-                    "features": records.choice("network", "step0"),
+                    "features": records.choice("network", "step0", "pretrained"),
                 }
             )
         ),
@@ -97,7 +97,8 @@ class PackedStep:
         extensions: Files of the user that the network is made with.
         bank: Settings of the step's bank; None if there is none.
         features: Network of the bank's features: "network", the network of the step;
-            "step0", the network of step 0; None without a bank.
+            "step0", the network of step 0; "pretrained", the network before step 0;
+            None without a bank.
         long_side: As in `kproba.bank.description.StepDescription`.
         members: SHA-256 of every file by its name in an archive.
     """
@@ -115,7 +116,7 @@ class PackedStep:
     architecture: Architecture
     extensions: tuple[Mapping[str, str], ...]
     bank: BankSettings | None
-    features: Literal["network", "step0"] | None
+    features: Literal["network", "step0", "pretrained"] | None
     long_side: int | None
     members: Mapping[str, str]
 
@@ -196,7 +197,7 @@ def _check_members(record: Mapping[str, Any], source: str) -> None:
     needed = set(NEEDED)
     if bank is not None:
         needed |= {BANK, "prototypes.json"}
-        if bank["features"] == "step0":
+        if bank["features"] != "network":
             needed |= {FIRST_NETWORK, "step0/model.json"}
     unknown, missing = sorted(names - set(MEMBERS)), sorted(needed - names)
     if unknown or missing:

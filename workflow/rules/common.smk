@@ -13,6 +13,7 @@ from snakemake.exceptions import WorkflowError
 
 from kproba.extensions import find_origins
 from kproba.methods.builtin import base_methods
+from kproba.methods.method import PRETRAINED
 from kproba.network.backbones import BACKBONES
 from kproba import artifacts
 from kproba.data.splits import SETTINGS

@@ -101,7 +101,20 @@ use rule train_step as train_base with:
     """Train step 0, once for all methods with the same head."""
     wildcard_constraints:
         step="0",
-        method="|".join(map(re.escape, base_methods())),
+        method="|".join(
+            re.escape(name) for name in base_methods() if name != PRETRAINED
+        ),
     message:
         "Training step 0 with {wildcards.task} classes of {wildcards.dataset}, "
         "{wildcards.setting}, seed {wildcards.seed}"
+
+
+# The prototypes may use the features of a backbone that was never fine-tuned.
+use rule train_step as write_pretrained with:
+    """Write the network of step 0 before its training, for the features of banks."""
+    wildcard_constraints:
+        step="0",
+        method=re.escape(PRETRAINED),
+    message:
+        "Writing the network before step 0 with {wildcards.task} classes of "
+        "{wildcards.dataset}, seed {wildcards.seed}"
