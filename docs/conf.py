@@ -27,7 +27,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["measured", "figures", "README.md"]
+exclude_patterns = ["figures", "README.md"]
 
 # Markdown: anchors of headings as on GitHub, and formulas between dollar signs.
 myst_enable_extensions = ["dollarmath", "amsmath"]
@@ -72,7 +72,7 @@ NAVIGATION: dict[str, dict[str, list[str]]] = {
         "Background": [
             *("how_it_works", "methods/index", "protocol", "recipes", "training"),
         ],
-        "Numbers": ["results", "costs", "status", "notes/index"],
+        "Numbers": ["results", "measured/README", "costs", "status", "notes/index"],
         "Change it": ["extending", "architecture", "api/index"],
     },
     "methods/index": {

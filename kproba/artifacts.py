@@ -71,6 +71,7 @@ SUMMARY = f"{REPORTS}/summary.csv"
 CLASS_RESULTS = f"{REPORTS}/classes.csv"
 LABEL_RESULTS = f"{REPORTS}/pseudo_labels.csv"
 REPORT = f"{REPORTS}/report.html"
+CHOICE = f"{REPORTS}/choice.csv"
 LATEST = tuple(
     f"{RESULTS}/{name}"
     for name in ("summary.csv", "classes.csv", "pseudo_labels.csv", "report.html")

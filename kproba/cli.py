@@ -7,6 +7,7 @@ kproba info STEP
 kproba export STEP model.onnx
 kproba pack STEP --out step.zip
 kproba tensorboard results/digits/6-2-overlap
+kproba choose results/summary.csv
 
 Importing torch takes seconds. So each command imports only what it needs, and `--help`,
 `--version` and errors in the arguments do not import torch.
@@ -68,10 +69,14 @@ def run_info(options: argparse.Namespace) -> int:
         from kproba.predict.info import describe
 
         text = "\n".join(describe(options.step)) + "\n"
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    # A name with letters outside of the terminal's encoding must not stop the command.
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    _print_text(text)
     return 0
+
+
+def _print_text(text: str) -> None:
+    """Print letters outside of the terminal's encoding too: they are no errors."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def run_export(options: argparse.Namespace) -> int:
@@ -97,12 +102,27 @@ def run_tensorboard(options: argparse.Namespace) -> int:
     return show_curves(options.folder, port=options.port, host=options.host)
 
 
+def run_choose(options: argparse.Namespace) -> int:
+    """Choose among the methods of summaries; returns the exit status."""
+    from kproba.results import choice
+
+    chosen = choice.choose(
+        choice.read_summaries(options.summaries),
+        reference=options.reference,
+        without=(*choice.JOINT, *options.without),
+    )
+    if options.out:
+        choice.write_choice(chosen, options.out)
+    _print_text(choice.describe_choice(chosen) + "\n")
+    return 0
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line; each command sets `run` to its function."""
     parser = argparse.ArgumentParser(
         prog="kproba",
         description="Run the workflow. Predict with, inspect, export and pack trained "
-        "steps.",
+        "steps. Choose among methods.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -164,6 +184,31 @@ def _add_tensorboard_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--port", type=int, default=6006, help="(%(default)s)")
     command.add_argument("--host", default="localhost", help="(%(default)s)")
+
+
+def _add_choose_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "summaries",
+        nargs="+",
+        type=Path,
+        metavar="SUMMARY.csv",
+        help="tables of results, such as results/reports/NAME/summary.csv",
+    )
+    command.add_argument(
+        "-o", "--out", type=Path, help="also write the table to this CSV file"
+    )
+    command.add_argument(
+        "--reference",
+        help="method that stays unless another one is better (default: the first)",
+    )
+    command.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="METHOD",
+        help="method that is no alternative; may be given several times. joint and "
+        "joint_softmax never are",
+    )
 
 
 def _add_step(command: argparse.ArgumentParser) -> None:
@@ -273,6 +318,12 @@ COMMANDS = (
         _add_tensorboard_arguments,
         run_tensorboard,
         "Show the training curves of all steps.",
+    ),
+    (
+        "choose",
+        _add_choose_arguments,
+        run_choose,
+        "Choose the best of several methods by results on held-out images.",
     ),
 )
 

@@ -8,4 +8,7 @@ page from the templates in templates/. Its parts: `verdict` makes the message fr
 numbers, `facts` reads what was run, `page_tables`, `page_classes` and `published` make
 tables, `charts`, `svg` and `training_curves` charts, and `page_pictures` pictures.
 `palette` has the colours of all of them.
+
+`comparison` compares methods seed by seed, and `choice` chooses among them. `documents`
+writes the tables of results in the documents from docs/measured/.
 """

@@ -376,6 +376,10 @@ def of_configuration(pattern):
     return artifacts.fill(pattern, {"configuration": configuration})
 
 
+# With held-out images, a run is for a choice, so its table is part of the results.
+choice_files = [of_configuration(artifacts.CHOICE)] if config.get("selection") else []
+
+
 # Heading of the figures of an experiment in the report of Snakemake
 EXPERIMENT_NAME = "{dataset} {task} {setting}"
 

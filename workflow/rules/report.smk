@@ -41,6 +41,31 @@ rule summarise:
         script_file("summarise.py")
 
 
+rule choose:
+    """Choose among the methods by their results on held-out images."""
+    input:
+        summary=of_configuration(artifacts.SUMMARY),
+    output:
+        choice=report(
+            of_configuration(artifacts.CHOICE),
+            caption="../report/choice.rst",
+            category="Results",
+            subcategory=of_configuration("{configuration}"),
+            labels={"file": "Choice among the methods", "kind": "table"},
+        ),
+    log:
+        artifacts.log_path(of_configuration(artifacts.CHOICE), "choice"),
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        without=plan.joint_methods(),
+    message:
+        "Choosing among the methods"
+    script:
+        script_file("choose.py")
+
+
 rule draw_figures:
     """Draw the figures of an experiment: a dataset, a task and a setting."""
     input:
