@@ -238,6 +238,7 @@ def _planned(config: Config, name: str, method: Method, *, used: bool) -> Planne
     )
     if used:
         _check_bank_network(planned)
+        _check_first_network(planned)
         if method.trains_nothing:
             _check_bank_alone(planned)
     return planned
@@ -259,6 +260,37 @@ def _check_bank_network(planned: PlannedMethod) -> None:
         )
 
 
+def _check_first_network(planned: PlannedMethod) -> None:
+    """Refuse the network of step 0 in the place of the bank where it is not available.
+
+    Raises:
+        ConfigError: The bank uses the features of another network, or the method has no
+            later step that a network learns.
+    """
+    where, method = f"methods.{planned.name}", planned.method
+    decides = method.prediction != "network" or method.bank_teaches
+    names = [planned.decision["rule"]] if decides else []
+    if method.use_pseudo_labels:
+        names.append(planned.labels["rule"])
+    rules = [name for name in names if RULES[name].by_networks]
+    if not rules:
+        return
+    if planned.bank_network != "base":
+        raise ConfigError(
+            f"{where}.bank.network: expected 'base', because the rule '{rules[0]}' "
+            f"reads the network of step 0, but got '{planned.bank_network}'. Remove "
+            f"it, or choose another rule."
+        )
+    if method.joint or method.trains_nothing:
+        what = "is joint" if method.joint else "trains nothing"
+        raise ConfigError(
+            f"{where}.prediction: expected a rule of one network and its bank, because "
+            f"'{rules[0]}' combines the networks of two steps and the method {what}, "
+            f"but got '{rules[0]}'. Choose another prediction, or base the method on "
+            f"one that learns step by step."
+        )
+
+
 def _check_bank_alone(planned: PlannedMethod) -> None:
     """Refuse a method that trains nothing if it needs a network that is trained.
 
@@ -274,12 +306,13 @@ def _check_bank_alone(planned: PlannedMethod) -> None:
             f"{where}.losses: expected no loss terms with trains: nothing, but got "
             f"{', '.join(terms)}. Set them to 0, or base the method on 'ridge'."
         )
-    if by_network or decision["probability_weight"]:
+    weight = decision.get("probability_weight")
+    if by_network or weight:
         raise ConfigError(
             f"{where}.decision: expected foreground: both, probability_weight: 0 and a "
             f"prediction by the bank with trains: nothing, because no network learns "
             f"the new classes, but got foreground: {decision['foreground']}, "
-            f"probability_weight: {decision['probability_weight']} and prediction: "
+            f"probability_weight: {weight} and prediction: "
             f"{method.prediction}. Change these keys, or `trains`."
         )
     if method.use_pseudo_labels and not rule.scores:
