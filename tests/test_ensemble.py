@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from plan_configs import experiment, make_plan, make_run
+import yaml
+from plan_configs import ROOT, experiment, make_plan, make_run
 from small_banks import bank_of, decision_by, images_of, network_of
 
 from kproba.bank.bank import PrototypeBank
@@ -444,3 +445,22 @@ def test_the_first_network_may_teach_and_label():
     assert plan.settings(run, 2)["decision"] == STEP0
     assert plan.training_inputs(run, 2)["feature_network"]
     assert plan.method("mine").labels["decision"] == STEP0
+
+
+def test_the_comparison_trains_the_networks_of_barm_only():
+    """config/comparisons/where_from.yaml differs in predictions and banks."""
+    path = ROOT / "config" / "comparisons" / "where_from.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    [named] = content["experiments"]
+    assert set(named["methods"]) == {"barm", *content["methods"]}
+    plan = make_plan(
+        methods=content["methods"],
+        **experiment(methods=[*named["methods"], "finetune"], task="5-1"),
+    )
+    runs = {name: make_run(name, "5-1") for name in named["methods"]}
+    results = {name: plan.result(run, 2) for name, run in runs.items()}
+    models = {result.model for result in results.values()}
+    assert models == {plan.result(runs["barm"], 2).model}
+    assert plan.result(make_run("finetune", "5-1"), 2).model not in models
+    assert len({result.evaluation for result in results.values()}) == len(runs)
+    assert len({result.bank for result in results.values()}) == 1 + 3  # none, 3 maps
