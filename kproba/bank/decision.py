@@ -77,6 +77,11 @@ class Decision:
         return self.by_networks or self.evidence_weight != 0
 
     @property
+    def by_parts(self) -> bool:
+        """Whether labels need no scores of all classes (`kproba.bank.likeliest`)."""
+        return self.foreground == "network" or self.rule == "step0_mean"
+
+    @property
     def evidence_weight(self) -> float:
         """The exponent of the bank's evidence: a, or 1 for κ."""
         return 1.0 if self.by_distance else self.posterior_weight

@@ -129,7 +129,7 @@ def likeliest_classes(
 
     Args:
         network: Network of the step.
-        combination: Its bank, with a decision whose `foreground` is "network".
+        combination: Its bank, with a decision that is `by_parts`.
         view: Outputs of the networks for the images.
         counted: Pixels that count for the class shares, (B, H, W) bool; None: all.
 
@@ -221,14 +221,15 @@ def _parts_by_networks(
             for z in pair
         )
         classes, first = (q.permute(0, 2, 3, 1)[..., 1:] for q in (p, first))
-        foreground = classes.sum(dim=3)
-        share = foreground / (foreground + p[:, 0]).clamp(min=LEAST)
         old, later = classes[..., :known], classes[..., known:]
         if decision.rule == "step0_mean":
             old = (old + first) / 2
         else:
             old = _divided(old, first, decision)
-        yield Part(rows, torch.cat([old, later], dim=3), share)
+        u = torch.cat([old, later], dim=3)
+        foreground = (u if decision.foreground == "both" else classes).sum(dim=3)
+        share = foreground / (foreground + p[:, 0]).clamp(min=LEAST)
+        yield Part(rows, u, share)
 
 
 def _divided(p: torch.Tensor, first: torch.Tensor, decision: Decision) -> torch.Tensor:

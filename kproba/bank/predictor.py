@@ -172,7 +172,7 @@ class FusedPredictor:
         for view in views(self.running, images, sizes, combination):
             if decision.bank_alone and not decision.image_prior:
                 labels = likeliest_by_bank(combination, view)
-            elif decision.foreground == "network":
+            elif decision.by_parts:
                 _, labels = likeliest_classes(network, combination, view)
             else:
                 labels = self.fit(self._log_scores(view)).argmax(dim=1)

@@ -168,9 +168,9 @@ def decide(case: LabelCase) -> torch.Tensor:
 def quick_scores(
     labeller: "Labeller", view: View, hidden: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """`by_score` in a fast form; None if network and bank both decide everything."""
+    """`by_score` in a fast form; None if the decision needs all scores."""
     combination = labeller.combination
-    if combination is None or combination.decision.foreground != "network":
+    if combination is None or not combination.decision.by_parts:
         return None
     best, label = likeliest_classes(labeller.network, combination, view, hidden)
     return label * (best >= labeller.settings.score_threshold)
