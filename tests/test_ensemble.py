@@ -14,6 +14,7 @@ from small_banks import bank_of, decision_by, images_of, network_of
 
 from kproba.bank.bank import PrototypeBank
 from kproba.bank.decision import Decision
+from kproba.bank.description import SeenClass, StepDescription, write_description
 from kproba.bank.ensemble import fuse_networks
 from kproba.bank.fusion import Combination, fit_to_image
 from kproba.bank.large import PartlyScored
@@ -25,7 +26,9 @@ from kproba.network.layers import get_classifier
 from kproba.network.logits import compose_logits
 from kproba.network.network import SegmentationNetwork
 from kproba.plan.errors import ConfigError
-from kproba.predict.export import Deployed
+from kproba.predict.export import Deployed, export
+from kproba.predict.info import describe_step
+from kproba.predict.segmenter import load
 from kproba.runtime.provenance import fingerprint
 
 pytestmark = pytest.mark.usefixtures("schema_is_parsed_once")
@@ -276,35 +279,63 @@ def test_without_a_head_the_evidence_is_refused(networks, bank, images):
 # Files
 
 
+def write_step(
+    folder: Path,
+    networks: tuple[SegmentationNetwork, SegmentationNetwork],
+    bank: PrototypeBank,
+    decision: Decision,
+) -> None:
+    """The files of an evaluated step 1."""
+    first = folder / "step0" / "model.safetensors"
+    paths = (folder / "model.safetensors", first)
+    for path, network in zip(paths, networks, strict=True):
+        path.parent.mkdir(exist_ok=True)
+        labels = [{"label": label} for label in range(network.channels)]
+        save_model(network, path, about={"classes": labels})
+    bank.save(folder / "prototypes.safetensors", about={"model": fingerprint(first)})
+    run = {"dataset": "pets", "task": "2-2", "setting": "overlap", "method": "mine"}
+    description = StepDescription(
+        network=paths[0],
+        bank=folder / "prototypes.safetensors",
+        feature_network=first,
+        decision=decision.to_dict(),
+        classes=tuple(SeenClass(c, f"class {c}", int(c > 2)) for c in range(CLASSES)),
+        channels=tuple(range(CLASSES)),
+        about={**run, "seed": 0, "step": 1},
+    )
+    write_description(folder / "predictor.json", description)
+
+
 @pytest.mark.parametrize("rule", RULES)
-def test_files_of_a_step_give_the_same(networks, bank, images, rule, tmp_path):
+def test_a_step_is_loaded_and_exported(networks, bank, images, rule, tmp_path):
     """The head comes from the record of the model."""
-    network, first = networks
-    paths: dict[str, Path] = {}
-    for name, each in (("model", network), ("first", first)):
-        paths[name] = tmp_path / f"{name}.safetensors"
-        labels = [{"label": label} for label in range(each.channels)]
-        save_model(each, paths[name], about={"classes": labels})
-    path = tmp_path / "prototypes.safetensors"
-    bank.save(path, about={"model": fingerprint(paths["first"])})
+    decision = decision_by(rule, image_prior=1)
+    write_step(tmp_path, networks, bank, decision)
+    segmenter = load(tmp_path)
+    found = segmenter.predict(images[0]).probabilities
+    expected = FusedPredictor(networks[0], bank, decision, networks[1])
+    s = expected.predict_logits(images[:1])[0].exp().numpy()
+    assert np.allclose(found, s, rtol=1e-3, atol=1e-5)
+    for ending in ("onnx", "pt"):
+        assert export(segmenter, tmp_path / f"model.{ending}") < 1e-4
+    lines = "\n".join(describe_step(tmp_path))
+    assert f"prediction: network and network of step 0 ({rule})" in lines
+
+
+def test_a_combination_of_files_has_the_head(networks, bank, images, tmp_path):
+    write_step(tmp_path, networks, bank, decision_by("step0"))
     combination = Combination.load(
-        path,
-        Decision.from_dict(decision_by(rule).to_dict()),
-        network=paths["model"],
-        feature_network=paths["first"],
+        tmp_path / "prototypes.safetensors",
+        decision_by("step0"),
+        network=tmp_path / "model.safetensors",
+        feature_network=tmp_path / "step0" / "model.safetensors",
         device="cpu",
     )
-    outputs = network(images)
-    features = combination.features(outputs, images)
-    found = combination.log_evidence_of_pixels(features, SIZE)
-    expected = plain_p(first, images)
-    assert np.allclose(
-        found[:, :KNOWN].exp().permute(0, 2, 3, 1).numpy(),
-        expected,
-        rtol=1e-3,
-        atol=1e-6,
-    )
-    assert not found[:, KNOWN:].any()
+    features = combination.features(networks[0](images), images)
+    found = combination.log_evidence_of_pixels(features, SIZE).permute(0, 2, 3, 1)
+    expected = plain_p(networks[1], images)
+    assert np.allclose(found[..., :KNOWN].exp().numpy(), expected, rtol=1e-3, atol=1e-6)
+    assert not found[..., KNOWN:].any()
 
 
 @pytest.mark.parametrize("decision", DECISIONS, ids=name_of)
