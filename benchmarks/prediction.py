@@ -358,13 +358,8 @@ def read_pictures(folder: str, count: int) -> list[Image.Image]:
             f"Expected pictures in {folder}, but found none. Name another folder with "
             f"--images."
         )
-    return [read_picture(path) for path in evenly_spaced_paths(found, count)]
-
-
-def evenly_spaced_paths(paths: Sequence[Path], count: int) -> list[Path]:
-    """At most `count` of the paths."""
-    places = np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)
-    return [paths[place] for place in places]
+    places = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
+    return [read_picture(found[place]) for place in places]
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -382,12 +377,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", required=True, metavar="FOLDER")
     parser.add_argument("--csv", metavar="FILE")
     parser.add_argument("--count", type=int, default=IMAGES, help="pictures measured")
-    parser.add_argument(
-        "--size",
-        type=_size,
-        metavar="HEIGHTxWIDTH",
-        help="of the image whose multiply-adds are counted; default: the first picture",
-    )
+    size_help = "of the image whose multiply-adds are counted; default: first picture"
+    parser.add_argument("--size", type=_size, metavar="HEIGHTxWIDTH", help=size_help)
     parser.add_argument("--repeats", type=int, default=REPEATS, help="rounds")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=THREADS)
