@@ -22,6 +22,8 @@ in turn in one process, on {THREADS} threads with `OMP_WAIT_POLICY=passive`.
 - A "test" in the table is an evaluation on validation images.
 - Measurements on a GPU are in [gpu.md](gpu.md), and those with large datasets in \
 [scale.md](scale.md).
+- What the prediction of an evaluated step costs, beside other methods: \
+[prediction.md](prediction.md).
 
 | measured | figure | goal | reached | sides |
 |---|---|---|---|---|

@@ -49,6 +49,7 @@ SHIPPED: dict[str, list[Path]] = {
     "animals_tasks.yaml": [ANIMALS, COMPARISON / "animals_tasks.yaml"],
     "animals_teacher.yaml": [ANIMALS, COMPARISON / "animals_teacher.yaml"],
     "msrc.yaml": [ANIMALS, COMPARISON / "msrc.yaml"],
+    "where_from.yaml": [ANIMALS, COMPARISON / "where_from.yaml"],
 }
 CLASSES = {"my_images": 9, "voc_animals": 9, "msrc_objects": 15}
 # Folders without which a dataset is not there.

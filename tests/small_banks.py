@@ -1,5 +1,7 @@
 """A decision, a small network and bank, and what the bank says, in float64."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -24,17 +26,22 @@ def images_of(height: int, width: int) -> torch.Tensor:
     return torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
 
 
-def network_of(seed: int, *, head: str = "branches") -> SegmentationNetwork:
-    """A small network of two steps of one class each."""
+def network_of(
+    seed: int, *, head: str = "branches", steps: Sequence[int] = (1, 1)
+) -> SegmentationNetwork:
+    """A small network, of two steps of one class each if nothing else is given."""
     architecture = Architecture(
         "efficientnet_lite0", 16, (1, 2), 8, 0.1, 0.01, head=head
     )
-    network = SegmentationNetwork(architecture, [1, 1], weights="imagenet", seed=seed)
+    network = SegmentationNetwork(architecture, steps, weights="imagenet", seed=seed)
     return network.eval().requires_grad_(False)
 
 
 def bank_of(
-    network: SegmentationNetwork, images: torch.Tensor, map_: str
+    network: SegmentationNetwork,
+    images: torch.Tensor,
+    map_: str,
+    classes: int = CLASSES,
 ) -> PrototypeBank:
     """A bank of the features of some images with random labels."""
     of_map = {
@@ -51,10 +58,10 @@ def bank_of(
     )
     generator = torch.Generator().manual_seed(1)
     size = (2, *images.shape[-2:])
-    targets = torch.randint(0, CLASSES, size, dtype=torch.uint8, generator=generator)
+    targets = torch.randint(0, classes, size, dtype=torch.uint8, generator=generator)
     batch = FeatureBatch(bank_features(network(images), settings), targets, [0, 1])
     sample = draw_sample([batch], settings, images=2, seed=0)
-    return build_bank([batch], sample, settings, classes=CLASSES, seed=0)
+    return build_bank([batch], sample, settings, classes=classes, seed=0)
 
 
 def scores_of_lda(bank: PrototypeBank, features: torch.Tensor) -> torch.Tensor:

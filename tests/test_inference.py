@@ -197,6 +197,11 @@ def test_network_predicts_alone_or_with_its_bank(step, tmp_path):
     # With no weight for the bank the network decides, whatever the bank says.
     ignored = test(KLDA | {"posterior_weight": 0.0, "image_prior": 0}, bank=bank)
     assert ignored["classes"] == alone["classes"]
+    # At step 0 both networks are the same one.
+    mean = {"rule": "step0_mean", "foreground": "both", "image_prior": 0}
+    ensemble = test(mean, bank=bank)
+    assert ensemble["prediction"] == "fused (step0_mean)"
+    assert ensemble["classes"] == alone["classes"]
     with pytest.raises(ValueError, match="bank to predict with, but got none"):
         test(KLDA)
     about = read_json(bank.with_suffix(".json"))

@@ -7,11 +7,14 @@ from typing import Any, Literal
 
 from kproba.runtime import records
 
+# The rules that have the network of step 0 in the place of the bank.
+NETWORKS = ("step0", "step0_mean")
+
 # What predictor.json and the settings of a job hold. The two thresholds are of the
 # pseudo labels; version 0.1 wrote them beside the rest, and a temperature of 0 where it
 # was not read.
 DECISION = records.record(
-    {"rule": records.choice("lda", "klda", "kappa", "ridge")},
+    {"rule": records.choice("lda", "klda", "kappa", "ridge", *NETWORKS)},
     {
         "foreground": records.choice("network", "both"),
         "probability_weight": records.number(0, 1e12),
@@ -36,13 +39,14 @@ class Decision:
     Attributes:
         rule: Where the bank's evidence comes from: "lda" or "klda", the posterior of
             the discriminant analysis, "ridge", that of a ridge regression, or "kappa",
-            distances to prototypes.
+            distances to prototypes. "step0" and "step0_mean" have the network of step 0
+            in the place of the bank (`kproba.bank.ensemble`).
         foreground: What decides how likely a pixel is foreground, that is, any class
             but the background: the "network" or "both".
         probability_weight: w of log p; 0: the bank alone.
-        posterior_weight: a of log q, of `lda`, `klda` and `ridge`.
+        posterior_weight: a of log q, of `lda`, `klda`, `ridge` and `step0`.
         foreground_bias: b, added to every class but the background. Used by `lda`,
-            `klda` and `ridge` if both decide on the foreground.
+            `klda`, `ridge` and `step0` if both decide on the foreground.
         image_prior: Number of EM iterations that fit the class shares to the image; 0:
             no fit.
         temperature: τ of `kappa`.
@@ -67,6 +71,21 @@ class Decision:
         return self.rule == "kappa"
 
     @property
+    def by_networks(self) -> bool:
+        """Whether the network of step 0 takes the place of the bank."""
+        return self.rule in NETWORKS
+
+    @property
+    def reads_evidence(self) -> bool:
+        """Whether the features of the bank, or step 0's network, change anything."""
+        return self.by_networks or self.evidence_weight != 0
+
+    @property
+    def by_parts(self) -> bool:
+        """Whether labels need no scores of all classes (`kproba.bank.likeliest`)."""
+        return self.foreground == "network" or self.rule == "step0_mean"
+
+    @property
     def evidence_weight(self) -> float:
         """The exponent of the bank's evidence: a, or 1 for κ."""
         return 1.0 if self.by_distance else self.posterior_weight
@@ -79,7 +98,8 @@ class Decision:
     @property
     def bank_alone(self) -> bool:
         """Whether the probabilities of the network change nothing."""
-        return self.foreground == "both" and not self.probability_weight
+        alone = self.foreground == "both" and not self.probability_weight
+        return alone and not self.by_networks
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for an artifact, as far as earlier versions know them."""

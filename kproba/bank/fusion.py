@@ -13,15 +13,18 @@ import torch
 
 from kproba.bank.bank import PrototypeBank, bank_features, load_bank_of_model
 from kproba.bank.decision import Decision
+from kproba.bank.ensemble import fuse_networks, network_evidence
 from kproba.network.architecture import Architecture
 from kproba.network.backbones import backbone_entry
 from kproba.network.files import load_model
 from kproba.network.folding import load_folded
+from kproba.network.heads import Head, head_entry
 from kproba.network.layers import upsample
 from kproba.network.network import Outputs, SegmentationNetwork
 from kproba.network.record import read_model_record
 from kproba.network.sharing import equal_stages, forward_beside
 from kproba.runtime.records import REMAKE, ArtifactError
+from kproba.runtime.references import resolve
 
 # The features that a bank uses (`BankSettings.feature`), and their width.
 _WIDTHS: dict[str, Callable[[Architecture], int]] = {
@@ -44,12 +47,15 @@ class Combination:
         feature_network: Network of the bank's features; None: the network that decides
             with it.
         shared_stages: Number of first stages that both networks share (`beside`).
+        head: The head of the networks, for rules that have the network of step 0 in
+            the place of the bank; else it may be None.
     """
 
     bank: PrototypeBank
     decision: Decision
     feature_network: SegmentationNetwork | None = None
     shared_stages: int = 0
+    head: Head | None = None
 
     @classmethod
     def load(
@@ -85,7 +91,7 @@ class Combination:
             other = read(feature_network, device=device)
         _check_sizes(loaded, bank, network, feature_network or network)
         _check_rule(loaded, bank, decision)
-        return cls(loaded, decision, other)
+        return cls(loaded, decision, other, head=_head_of(network))
 
     def beside(self, network: SegmentationNetwork) -> "Combination":
         """Return this combination with the number of shared first stages set.
@@ -94,7 +100,7 @@ class Combination:
             network: The network that decides with the bank; it is not trained. From now
                 on its outputs contain the shared stages.
         """
-        if self.feature_network is None:
+        if self.feature_network is None or not self.decision.reads_evidence:
             return self
         network.shared_stages = equal_stages(network, self.feature_network)
         return replace(self, shared_stages=network.shared_stages)
@@ -106,7 +112,7 @@ class Combination:
             outputs: Outputs of the network that decides with the bank.
             images: (B, 3, H, W) uint8, the images of these outputs.
         """
-        if self.feature_network is None:
+        if self.feature_network is None or not self.decision.reads_evidence:
             return outputs
         shared = self.shared_stages
         return forward_beside(self.feature_network, outputs, images, shared)
@@ -117,6 +123,12 @@ class Combination:
         Args:
             features: Result of `features`.
         """
+        if not self.decision.reads_evidence:
+            batch, _, height, width = features.backbone.shape
+            size = (batch, self.bank.classes, height, width)
+            return features.backbone.new_zeros(size, dtype=torch.float32)
+        if self.decision.by_networks:
+            return self._network_evidence(features)
         maps = bank_features(features, self.bank.settings).float()
         batch, _, height, width = maps.shape
         cells = maps.permute(0, 2, 3, 1).flatten(0, 2)
@@ -141,12 +153,33 @@ class Combination:
             features: Result of `features`.
             size: (H, W).
         """
+        if self.decision.by_networks:
+            return self._network_evidence(features, size)
         return upsample(self.log_evidence(features), size)
+
+    def _network_evidence(
+        self, features: Outputs, size: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Log p of step 0's network; see `kproba.bank.ensemble.network_evidence`."""
+        if self.head is None:
+            raise ValueError(
+                f"Expected the head of the networks for the rule "
+                f"'{self.decision.rule}', but got None. Set Combination.head."
+            )
+        return network_evidence(self.head, features, self.bank.classes, size)
+
+    @property
+    def known(self) -> int:
+        """Number of classes that the network of the features knows, with background."""
+        network = self.feature_network
+        return self.bank.classes if network is None else network.channels
 
     def log_scores(
         self, log_p: torch.Tensor, log_evidence: torch.Tensor
     ) -> torch.Tensor:
-        """Log s of every pixel or cell separately; see `fuse`."""
+        """Log s of every pixel or cell separately; see `fuse` and `fuse_networks`."""
+        if self.decision.by_networks:
+            return fuse_networks(log_p, log_evidence, self.known, self.decision)
         return fuse(log_p, log_evidence, self.decision)
 
     def fit(
@@ -282,6 +315,14 @@ def fit_to_image(
         first = part[:, 1:] - foreground
         fitted = (first + change[:, :, None, None]).log_softmax(dim=1)
     return torch.cat([part[:, :1], foreground + fitted], dim=1)
+
+
+def _head_of(network: str | Path) -> Head:
+    """The head of a network, from the record of its model."""
+    record = read_model_record(network)
+    record.load_extensions()
+    head: Head = resolve(head_entry(record.architecture.head).implementation)()
+    return head
 
 
 def _check_sizes(

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from kproba.bank.decision import Decision
 from kproba.bank.fusion import LEAST_SHARE, Combination
 from kproba.bank.views import View
 from kproba.network.heads import Head
@@ -123,9 +124,12 @@ def likeliest_classes(
 
         s_0 = p_0 / Σ_c p_c,  s_c = (1 - s_0) r_c u_c / Σ_{c'>0} r_c' u_c'.
 
+    With the network of step 0 in the place of the bank, u_c and s_0 are those of
+    `kproba.bank.ensemble`.
+
     Args:
         network: Network of the step.
-        combination: Its bank, with a decision whose `foreground` is "network".
+        combination: Its bank, with a decision that is `by_parts`.
         view: Outputs of the networks for the images.
         counted: Pixels that count for the class shares, (B, H, W) bool; None: all.
 
@@ -181,6 +185,9 @@ def _parts(
     network: SegmentationNetwork, combination: Combination, view: View
 ) -> Iterator[Part]:
     """u_c of all pixels, strip by strip."""
+    if combination.decision.by_networks:
+        yield from _parts_by_networks(network, combination, view)
+        return
     weight = combination.decision.probability_weight
     # Interpolation is linear: the exponent may be applied to the cells.
     evidence = combination.log_evidence(view.features)[:, 1:]
@@ -197,6 +204,42 @@ def _parts(
         share = foreground / (foreground + p[..., 0]).clamp(min=LEAST)
         classes = p[..., 1:] if weight == 1 else p[..., 1:].pow(weight)
         yield Part(rows, log_q[rows].exp_().mul_(classes), share)
+
+
+def _parts_by_networks(
+    network: SegmentationNetwork, combination: Combination, view: View
+) -> Iterator[Part]:
+    """u_c of all pixels by two networks, strip by strip."""
+    decision, known = combination.decision, combination.known - 1
+    # Both networks have the same head.
+    pair = [
+        Rows(network.compose(each), view.size) for each in (view.outputs, view.features)
+    ]
+    for rows in pair[0].strips():
+        p, first = (
+            network.probabilities(network.head.merge(z[rows].permute(0, 3, 1, 2)))
+            for z in pair
+        )
+        classes, first = (q.permute(0, 2, 3, 1)[..., 1:] for q in (p, first))
+        old, later = classes[..., :known], classes[..., known:]
+        if decision.rule == "step0_mean":
+            old = (old + first) / 2
+        else:
+            old = _divided(old, first, decision)
+        u = torch.cat([old, later], dim=3)
+        foreground = (u if decision.foreground == "both" else classes).sum(dim=3)
+        share = foreground / (foreground + p[:, 0]).clamp(min=LEAST)
+        yield Part(rows, u, share)
+
+
+def _divided(p: torch.Tensor, first: torch.Tensor, decision: Decision) -> torch.Tensor:
+    """Σ p, divided in the ratio of p^w p⁰^a, over the last dimension."""
+    # Without the common factor, all products could be 0 in float32.
+    evidence = first / first.amax(dim=-1, keepdim=True).clamp(min=LEAST)
+    product = p.pow(decision.probability_weight)
+    product *= evidence.pow_(decision.posterior_weight)
+    product /= product.sum(dim=-1, keepdim=True).clamp(min=LEAST)
+    return product.mul_(p.sum(dim=-1, keepdim=True))
 
 
 def _fitted(

@@ -103,17 +103,24 @@ class FusedPredictor:
             decision = Decision(RULE_OF_MAP[bank.settings.map])
         self.network = network
         self.feature_network = feature_network  # the export finds the networks here
-        combination = Combination(bank, decision, feature_network)
-        self.combination = combination.beside(network)
+        # If the bank decides alone, only the network of its features has to run.
+        self.running = network
+        if decision.bank_alone and feature_network is not None:
+            self.running, feature_network = feature_network, None
+        combination = Combination(bank, decision, feature_network, head=network.head)
+        self.combination = combination.beside(self.running)
 
     def log_scores(self, images: torch.Tensor) -> torch.Tensor:
         """Log s, (B, |S_t|, H, W) float32, pixel by pixel: no image prior yet."""
-        (view,) = views(self.network, images, combination=self.combination)
+        (view,) = views(self.running, images, combination=self.combination)
         return self._log_scores(view)
 
     def _log_scores(self, view: View) -> torch.Tensor:
-        log_p = pixel_log_probabilities(self.network, view.outputs, view.size)
         log_q = self.combination.log_evidence_of_pixels(view.features, view.size)
+        if self.combination.decision.bank_alone:
+            log_p = log_q  # it has the weight 0
+        else:
+            log_p = pixel_log_probabilities(self.network, view.outputs, view.size)
         return self.combination.log_scores(log_p, log_q)
 
     @property
@@ -144,7 +151,7 @@ class FusedPredictor:
 
         Arguments as in `predict_labels`; the scores are (b, |S_t|, h, w) float32.
         """
-        for view in views(self.network, images, sizes, self.combination):
+        for view in views(self.running, images, sizes, self.combination):
             yield view.place, self.fit(self._log_scores(view))
 
     def predict_labels(
@@ -162,10 +169,10 @@ class FusedPredictor:
         """
         network, combination = self.network, self.combination
         decision = combination.decision
-        for view in views(network, images, sizes, combination):
+        for view in views(self.running, images, sizes, combination):
             if decision.bank_alone and not decision.image_prior:
                 labels = likeliest_by_bank(combination, view)
-            elif decision.foreground == "network":
+            elif decision.by_parts:
                 _, labels = likeliest_classes(network, combination, view)
             else:
                 labels = self.fit(self._log_scores(view)).argmax(dim=1)

@@ -11,6 +11,8 @@ Every rule may answer 0, and those that score do where max s is below
 | `klda`       | the same with KLDA: a bank of random Fourier features                 |
 | `kappa`      | the same with κ = softmax(-d_c/τ), d distances to prototypes          |
 | `ridge`      | the same with a ridge regression on random ReLU features              |
+| `step0`      | the same with step 0's network in the place of the bank               |
+| `step0_mean` | argmax s, the mean of p and step 0's p                                |
 | `confidence` | argmax p where max p ≥ threshold, else 0 (BARM, SSUL)                 |
 | `argmax`     | argmax p                                                             |
 | `agree`      | argmax p where the bank agrees or max p ≥ threshold, else 0           |
@@ -43,7 +45,7 @@ class LabelSettings:
     Attributes:
         rule: One of `kproba.methods.rules.RULES`.
         threshold: Least p of `confidence` and `agree`.
-        score_threshold: Least s of `klda`, `lda`, `kappa` and `ridge`.
+        score_threshold: Least s of the rules that score.
         decision: How rules with a bank combine it with the network.
     """
 
@@ -166,9 +168,9 @@ def decide(case: LabelCase) -> torch.Tensor:
 def quick_scores(
     labeller: "Labeller", view: View, hidden: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """`by_score` in a fast form; None if network and bank both decide everything."""
+    """`by_score` in a fast form; None if the decision needs all scores."""
     combination = labeller.combination
-    if combination is None or combination.decision.foreground != "network":
+    if combination is None or not combination.decision.by_parts:
         return None
     best, label = likeliest_classes(labeller.network, combination, view, hidden)
     return label * (best >= labeller.settings.score_threshold)

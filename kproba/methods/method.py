@@ -95,9 +95,10 @@ class Method:
             branch alone, or what the head names instead (`Head.newest`); or "nothing":
             the bank learns alone.
         prediction: How classes are predicted: "network": by the network alone; "lda",
-            "klda", "kappa" or "ridge": by network and bank with this evidence; "fused":
-            with the evidence of the pseudo-label rule, or "lda" if that rule uses no
-            bank. It affects the training only if the teacher is "fused".
+            "klda", "kappa" or "ridge": by network and bank with this evidence; "step0"
+            or "step0_mean": by the network and that of step 0; "fused": with the
+            evidence of the pseudo-label rule, or "lda" if that rule uses no bank. It
+            affects the training only if the teacher is "fused".
         start_from_background: Whether new classes start from the weights of the
             background instead of random ones. Some heads ignore this.
         dropout: Whether the dropout of the ASPP is active in an increment.

@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 from kproba.runtime.references import Reference
 
-# The keys of the section `decision` for rules that combine network and bank.
+# The keys of the section `decision` for rules that combine network and bank, or two
+# networks.
 COMBINED = ("foreground", "probability_weight", "image_prior", "least_share")
 POSTERIOR = (*COMBINED, "posterior_weight", "foreground_bias")
+AVERAGE = ("foreground", "image_prior", "least_share")
 KAPPA = (*COMBINED, "temperature", "metric")
 
 
@@ -31,6 +33,8 @@ class LabelRule:
             random ReLU features; None: no bank.
         combines: The rule for predictions by network and bank if this rule makes the
             pseudo labels; None: the default, `lda`.
+        by_networks: Whether the network of step 0 takes the place of the bank, which
+            then gives only the class shares.
         by_distance: Whether the bank's evidence is the distance to its prototypes, and
             not a posterior.
         scores: Whether it scores every class by network and bank, and so can predict.
@@ -48,6 +52,7 @@ class LabelRule:
     decision: tuple[str, ...] = ()
     bank: Literal["identity", "rff", "relu"] | None = None
     combines: str | None = None
+    by_networks: bool = False
     by_distance: bool = False
     scores: bool = False
     quick: Reference | None = None
@@ -99,6 +104,30 @@ _ENTRIES = (
         decision=POSTERIOR,
         bank="relu",
         combines="ridge",
+        scores=True,
+        quick=f"{_LABELS}:quick_scores",
+    ),
+    LabelRule(
+        "step0",
+        "As `lda`, with the network of step 0 in the place of the bank.",
+        f"{_LABELS}:by_score",
+        reads=("score_threshold",),
+        decision=POSTERIOR,
+        bank="identity",
+        combines="step0",
+        by_networks=True,
+        scores=True,
+        quick=f"{_LABELS}:quick_scores",
+    ),
+    LabelRule(
+        "step0_mean",
+        "As `step0`, with the mean of the probabilities of both networks.",
+        f"{_LABELS}:by_score",
+        reads=("score_threshold",),
+        decision=AVERAGE,
+        bank="identity",
+        combines="step0_mean",
+        by_networks=True,
         scores=True,
         quick=f"{_LABELS}:quick_scores",
     ),

@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kproba.methods.builtin import METHODS, base_methods
-from kproba.methods.method import FIRST_CORRECTED_STEP, PRETRAINED, Method
+from kproba.methods.method import FIRST_CORRECTED_STEP, Method
 from kproba.methods.rules import (
     DEFAULT_COMBINATION,
     RULES,
     needs_scatter,
-    scoring_rules,
 )
 from kproba.methods.terms import (
     NEEDS,
@@ -21,12 +20,15 @@ from kproba.methods.terms import (
 )
 from kproba.network.heads import HEADS
 from kproba.plan.errors import ConfigError, suggestion
+from kproba.plan.method_checks import (
+    FIXED,
+    check_bank_alone,
+    check_bank_network,
+    check_first_network,
+)
 from kproba.plan.schema import merged
 
 Config = dict[str, Any]
-
-# Values of `bank.network` that mean one network for all steps.
-FIXED = ("base", PRETRAINED)
 
 # Keys of a custom method that replace a field of `Method`.
 SWITCHES = (
@@ -250,78 +252,11 @@ def _planned(config: Config, name: str, method: Method, *, used: bool) -> Planne
         memory=section("memory"),
     )
     if used:
-        _check_bank_network(planned, config["model"]["weights"])
+        check_bank_network(planned, config["model"]["weights"])
+        check_first_network(planned)
         if method.trains_nothing:
-            _check_bank_alone(planned)
+            check_bank_alone(planned)
     return planned
-
-
-def _check_bank_network(planned: PlannedMethod, weights: str) -> None:
-    """Refuse features that a bank cannot use.
-
-    Args:
-        planned: The method.
-        weights: `model.weights`.
-
-    Raises:
-        ConfigError: A ridge regression over all steps would mix the features of several
-            networks, or a pretrained network would give random features.
-    """
-    if not planned.reads_bank:
-        return
-    where = f"methods.{planned.name}.bank"
-    if planned.bank["map"] == "relu" and not planned.has_fixed_features:
-        raise ConfigError(
-            f"{where}.network: expected {' or '.join(FIXED)}, because the rule 'ridge' "
-            f"adds up the features of all steps, which must come from one network, but "
-            f"got '{planned.bank_network}'. Remove it, or choose another prediction."
-        )
-    if planned.bank_network != PRETRAINED:
-        return
-    if planned.bank["feature"] != "backbone":
-        raise ConfigError(
-            f"{where}.feature: expected 'backbone' with network: {PRETRAINED}, because "
-            f"only the backbone has weights before the training of step 0, but got "
-            f"'{planned.bank['feature']}'. Change it, or set network to base."
-        )
-    if weights == "none":
-        raise ConfigError(
-            f"{where}.network: expected another network than '{PRETRAINED}', because "
-            f"with model.weights: none its backbone has random weights. Set it to "
-            f"base, or set model.weights."
-        )
-
-
-def _check_bank_alone(planned: PlannedMethod) -> None:
-    """Refuse a method that trains nothing if it needs a network that is trained.
-
-    Raises:
-        ConfigError: The message names the first key that does not fit.
-    """
-    where, method = f"methods.{planned.name}", planned.method
-    terms = [term for term in method.terms if term != method.cross_entropy]
-    decision, rule = planned.decision, RULES[planned.labels["rule"]]
-    by_network = method.prediction == "network" or decision["foreground"] == "network"
-    if terms:
-        raise ConfigError(
-            f"{where}.losses: expected no loss terms with trains: nothing, but got "
-            f"{', '.join(terms)}. Set them to 0, or base the method on 'ridge'."
-        )
-    if by_network or decision["probability_weight"]:
-        raise ConfigError(
-            f"{where}.decision: expected foreground: both, probability_weight: 0 and a "
-            f"prediction by the bank with trains: nothing, because no network learns "
-            f"the new classes, but got foreground: {decision['foreground']}, "
-            f"probability_weight: {decision['probability_weight']} and prediction: "
-            f"{method.prediction}. Change these keys, or `trains`."
-        )
-    if method.use_pseudo_labels and not rule.scores:
-        raise ConfigError(
-            f"{where}.pseudo_labels.rule: expected one of "
-            f"{', '.join(scoring_rules())} with trains: nothing, because no network "
-            f"learns the new classes, but got '{rule.name}'. Change it, or set "
-            f"use_pseudo_labels to false."
-        )
 
 
 # Keys of the section `bank` that a bank with a map reads, beside those of every bank.

@@ -174,6 +174,8 @@ def _describe_predictor(description: StepDescription) -> str:
     if description.bank is not None and description.decision is not None:
         decision = Decision.from_dict(description.decision)
         who = "bank" if decision.bank_alone else "network and bank"
+        if decision.by_networks:
+            who = "network and network of step 0"
         return f"{who} ({decision.rule})"
     return "network"
 

@@ -201,6 +201,8 @@ def _prediction(description: StepDescription) -> str:
     if description.bank is not None and description.decision is not None:
         decision = Decision.from_dict(description.decision)
         who = "prototype bank" if decision.bank_alone else "network and prototype bank"
+        if decision.by_networks:
+            who = "network and network of step 0"
         return f"{who}, rule `{decision.rule}`"
     return "network"
 
