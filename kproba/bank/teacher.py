@@ -4,7 +4,7 @@ The loss `gkd` of BARM distils the outputs of the network of step t-1 into the o
 branches. If that network confuses two classes, each further step learns the confusion
 again. The bank has not changed. So network and bank together decide which old class a
 background cell shows, and `gkd` uses this decision as its target. The correction starts
-at step `kproba.methods.method.FIRST_CORRECTED_STEP`, because the network of step 0
+at step `kproba.methods.method.Method.teacher_from`, because the network of step 0
 cannot confuse its classes with classes of later steps.
 """
 

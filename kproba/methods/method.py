@@ -23,11 +23,6 @@ from kproba.methods.terms import (
 )
 from kproba.network.heads import HEADS
 
-# From this step on, a bank corrects the targets from the previous network. The network
-# of step 0 has learned all its classes together and knows no later classes, so in step
-# 1 the bank has nothing to correct.
-FIRST_CORRECTED_STEP = 2
-
 # The run that holds the network of step 0 before its training, and the value of
 # `bank.network` for a bank with its features.
 PRETRAINED = "pretrained"
@@ -89,8 +84,11 @@ class Method:
         decision: Keys of the configuration's `decision` that the method sets.
         increment: Keys of the configuration's `increment` that the method sets.
         teacher: Who provides the targets of `gkd`: the previous "network", or from step
-            `FIRST_CORRECTED_STEP` on network and bank together, "fused", where the
-            label is background (`kproba.bank.teacher`).
+            `teacher_from` on network and bank together, "fused", where the label is
+            background (`kproba.bank.teacher`).
+        teacher_from: The first step whose targets the bank corrects. By default it is
+            step 2: the network of step 0 has learned all its classes together and knows
+            no later classes.
         trains: "all"; "heads": everything but the backbone; "newest": the newest
             branch alone, or what the head names instead (`Head.newest`); or "nothing":
             the bank learns alone.
@@ -117,6 +115,7 @@ class Method:
     decision: Mapping[str, Any] = field(default_factory=dict)
     increment: Mapping[str, Any] = field(default_factory=dict)
     teacher: Literal["network", "fused"] = "network"
+    teacher_from: int = 2
     trains: Literal["all", "heads", "newest", "nothing"] = "all"
     prediction: str = "network"
     start_from_background: bool = False

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kproba.methods.builtin import METHODS, base_methods
-from kproba.methods.method import FIRST_CORRECTED_STEP, Method
+from kproba.methods.method import Method
 from kproba.methods.rules import (
     DEFAULT_COMBINATION,
     RULES,
@@ -36,6 +36,7 @@ SWITCHES = (
     "head",
     "use_pseudo_labels",
     "teacher",
+    "teacher_from",
     "trains",
     "prediction",
     "start_from_background",
@@ -104,7 +105,8 @@ class PlannedMethod:
 
     def training_reads_bank(self, step: int) -> bool:
         """Whether the bank of the previous step corrects the targets of a step."""
-        return self.method.bank_teaches and step >= FIRST_CORRECTED_STEP
+        method = self.method
+        return method.bank_teaches and step >= method.teacher_from
 
     def uses_labels(self, setting: str) -> bool:
         """Whether increments train on pseudo labels; "sequential" has true labels."""
