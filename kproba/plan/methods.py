@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kproba.methods.builtin import METHODS, base_methods
-from kproba.methods.method import Method
+from kproba.methods.method import PRETRAINED, Method
 from kproba.methods.rules import (
     DEFAULT_COMBINATION,
     RULES,
@@ -245,7 +245,7 @@ def _planned(config: Config, name: str, method: Method, *, used: bool) -> Planne
         name=name,
         method=method,
         increment=section("increment"),
-        bank_network=bank["network"],
+        bank_network=_bank_network(bank, combination, config["model"]["weights"]),
         bank=_bank_settings(kind, bank, decision["foreground"]),
         bank_sizes=_bank_sizes(bank, config["evaluation"]["crop"]),
         bank_momentum=None if kind["map"] == "relu" else bank["momentum"],
@@ -266,6 +266,19 @@ _KEYS_OF_MAP = {
     "rff": ("dimension", "maps", "gamma"),
     "relu": ("dimension", "regularisation"),
 }
+
+
+def _bank_network(bank: Config, rule: str, weights: str) -> str:
+    """The network of the bank's features; "auto" becomes one of the others.
+
+    Pretrained features need pretrained weights, which only the backbone has. The rules
+    of two networks read the network of step 0 itself.
+    """
+    network: str = bank["network"]
+    if network != "auto":
+        return network
+    able = bank["feature"] == "backbone" and weights != "none"
+    return PRETRAINED if able and not RULES[rule].by_networks else "base"
 
 
 def _bank_settings(kind: Config, bank: Config, foreground: str) -> Config:
