@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plan_configs import make_plan
 
 from kproba.data.index import index_dataset
 from kproba.data.kinds import KINDS
@@ -28,7 +29,6 @@ from kproba.data.kinds.glyphs import (
 from kproba.data.label_images import read_label_image
 from kproba.data.splits import parse_classes, read_index
 from kproba.plan.errors import ConfigError
-from tests.plan_configs import make_plan
 
 SCENES = GlyphScenes(
     train=60,
