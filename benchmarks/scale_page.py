@@ -33,6 +33,9 @@ What is measured, and what limits it:
 JPEGs of 96 pixels with masks.
 - Masks hold bytes, so a dataset has at most 253 classes. `make_split` reads labels \
 from the index alone and accepts more.
+- The stages with torch are measured on one thread, with the features and the head of \
+EfficientNet-Lite0, on made-up features and labels. Five of the classes are those of \
+the step that is trained.
 - In a dry run of 1,000 trainings, about nine tenths of the time are Snakemake's own: \
 wildcards, parameters and messages of 4,000 jobs. It grows less than linearly here, \
 because Snakemake needs a second to start.
@@ -46,6 +49,23 @@ all earlier steps (T³/6 numbers, below a second for 100 steps).
 - Pairing, and reading an index: exponents of 1.05 to 1.15. Without the garbage \
 collector of Python they are 0.04 lower. No loop there visits a row twice. The rest \
 was not investigated.
+
+What grows with the number of classes:
+
+- Scores of all classes at the size of the images are the largest tensors: memory and \
+time are linear in classes times pixels. `likeliest_classes` gives the same labels \
+strip by strip, so evaluation and pseudo labels need a fraction of it.
+- The bank has the mean of every class, and one scatter for all. So its statistics \
+grow slowly, until there are many classes compared with features.
+- The confusion matrix has classes² entries of 8 bytes: 8 MB for 1,000 classes.
+
+What breaks at 1,000 classes: everything that stores labels. Masks, targets and pseudo \
+labels have one byte per pixel, and 254 and 255 are no classes. The configuration is \
+refused before any job ("Expected at most 253 classes, because a mask value is one \
+byte"). So are the tables of labels, pseudo labels and PB-BCE, if they are called from \
+Python ("Expected at most 253 classes, because masks and targets have one byte per \
+pixel"), and a model.json that names more than 255. The rows above with 1,000 classes \
+work: bank, posterior, scores, likeliest classes, head and counts.
 
 A million images need 2.5 GiB for `prepare_dataset` and 1.7 GiB wherever their index \
 is read: tables are parsed line by line into text, so that a damaged table is noticed.
