@@ -206,7 +206,7 @@ def iteration(classes: int) -> Work:
     targets = _labels(1 + classes, BATCH, SIDE, SIDE)
     targets[:, : SIDE // 4] = classes
     masks = cell_masks(targets, 1 + classes - NEW, (CELLS, CELLS), sequential=False)
-    sums = {
+    sums: dict[str, Any] = {
         "pixels": targets.ne(255).sum(),
         "new": masks.new.sum(),
         "background": masks.background.sum(),

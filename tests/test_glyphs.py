@@ -108,7 +108,7 @@ def test_every_default_class_is_dealt_the_least_number_of_times(subset):
 @pytest.mark.parametrize("imbalance", [1, 1000])
 def test_shares_of_pixels_span_what_was_asked(tmp_path, imbalance):
     scenes = dataclasses.replace(
-        SCENES, train=700, val=20, classes=12, size=96, imbalance=imbalance, least=1
+        SCENES, train=400, val=12, classes=12, imbalance=imbalance, least=1
     )
     write_glyphs(tmp_path / "data", scenes)
     pixels = np.zeros(13)
