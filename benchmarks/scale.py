@@ -13,6 +13,7 @@ of the upper half: 1 is linear growth, 2 quadratic. Measurements of less than `S
 seconds have none, and memory below `LITTLE` has none.
 
 python -m benchmarks.scale [group ..]    # without groups all; their rows are replaced
+python -m benchmarks.scale --page        # only the texts of the page are written again
 """
 
 import argparse
@@ -204,11 +205,12 @@ def main() -> None:
     groups = list(dict.fromkeys(case.group for case in all_cases()))
     parser.add_argument("groups", nargs="*", help=f"of {', '.join(groups)}")
     parser.add_argument("--case", type=int, help="for its own processes")
+    parser.add_argument("--page", action="store_true", help="measure nothing")
     options = parser.parse_args()
     if options.case is not None:
         print(work_here(all_cases()[options.case], options.groups))
         return
-    chosen = options.groups or groups
+    chosen = [] if options.page else options.groups or groups
     if set(chosen) - set(groups):
         parser.error(f"expected groups of {', '.join(groups)}, but got {chosen}")
     rows: dict[str, list[str]] = {}

@@ -53,8 +53,10 @@ was not investigated.
 What grows with the number of classes:
 
 - Scores of all classes at the size of the images are the largest tensors: memory and \
-time are linear in classes times pixels. `likeliest_classes` gives the same labels \
-strip by strip, so evaluation and pseudo labels need a fraction of it.
+time are about linear in classes times pixels. `likeliest_classes` gives the same \
+labels strip by strip, so evaluation and pseudo labels need a fraction of it.
+- The losses of `kproba` do not grow: PB-BCE brings only the background and the new \
+classes to the size of the images.
 - The bank has the mean of every class, and one scatter for all. So its statistics \
 grow slowly, until there are many classes compared with features.
 - The confusion matrix has classes² entries of 8 bytes: 8 MB for 1,000 classes.

@@ -110,3 +110,13 @@ def test_versions_without_groups_are_those_of_all_other_groups():
     text = '`{"kproba": "1"}`\n\n`{"groups": ["second"], "kproba": "2"}`\n'
     machines = scale_page.read_machines(text, ["first", "second"])
     assert machines == {"first": '{"kproba": "1"}', "second": '{"kproba": "2"}'}
+
+
+def test_the_texts_of_the_page_are_written_without_a_measurement(tmp_path, monkeypatch):
+    page = tmp_path / "scale.md"
+    written = scale.PAGE.read_text(encoding="utf-8")
+    page.write_text(written.replace("# Scale", "# Old"), encoding="utf-8")
+    monkeypatch.setattr(scale, "PAGE", page)
+    monkeypatch.setattr("sys.argv", ["benchmarks.scale", "--page"])
+    scale.main()
+    assert page.read_text(encoding="utf-8") == written
