@@ -1,7 +1,8 @@
 """python -m benchmarks.scale: how time and memory grow, in benchmarks/scale.md.
 
 Index, splits, plan, summary, figures and page are measured at several sizes: numbers of
-pictures, classes, steps and trainings. Inputs are made up in the form that the workflow
+pictures, classes, steps and trainings. So are the stages with torch, by number of
+classes (`benchmarks.scale_classes`). Inputs are made up in the form that the workflow
 writes (`benchmarks.scale_inputs`). Each measurement has a fresh process, which first
 does the smallest size once, so that imports do not count. Memory is the growth of its
 peak resident size. Commands are measured whole, less the memory of their imports. Time
@@ -11,7 +12,8 @@ The exponent is the slope of log(time) over log(size) by least squares, over the
 of the upper half: 1 is linear growth, 2 quadratic. Measurements of less than `SHORT`
 seconds have none, and memory below `LITTLE` has none.
 
-python -m benchmarks.scale [group ..]    # without groups all, and the page is written
+python -m benchmarks.scale [group ..]    # without groups all; their rows are replaced
+python -m benchmarks.scale --page        # only the texts of the page are written again
 """
 
 import argparse
@@ -30,54 +32,12 @@ from pathlib import Path
 
 from benchmarks.measuring import HERE, ROOT, growth
 from benchmarks.scale_cases import Case, all_cases
+from benchmarks.scale_page import write_page
 
 PAGE = HERE / "scale.md"
 SHORT = 0.02
 LITTLE = 4 * 2**20
 IMPORTS = "import snakemake.cli, kproba.plan.plan, kproba.results.measures"
-
-HEAD = """\
-# Scale
-
-This page shows how time and memory grow with the number of images, classes, steps \
-and trainings, for users with large datasets and for developers. `python -m \
-benchmarks.scale` measures the table again (`benchmarks/scale.py` explains how).
-
-- Times and memory are listed in the order of the sizes.
-- The exponent is the slope of log(time), or log(memory), over log(size) in the upper \
-half of the sizes. 1 means linear growth.
-
-| measured | sizes | CPU seconds | exponent | MiB | exponent |
-|---|---|---|---|---|---|
-"""
-
-REMARKS = """
-Time is CPU time. By the clock it took twice as long where other programs used the two \
-cores too.
-
-What is measured, and what limits it:
-
-- Invented images are not decoded. Decoding is linear. The second line measures it on \
-JPEGs of 96 pixels with masks.
-- Masks hold bytes, so a dataset has at most 253 classes. `make_split` reads labels \
-from the index alone and accepts more.
-- In a dry run of 1,000 trainings, about nine tenths of the time are Snakemake's own: \
-wildcards, parameters and messages of 4,000 jobs. It grows less than linearly here, \
-because Snakemake needs a second to start.
-
-What grows faster than linearly, and why:
-
-- Everything with a class per step. A step lists all classes so far, so a run of T \
-steps has T²/2 rows in classes.csv, cells in the figures and lists of classes in the \
-plan. Per row all of it is linear, except for the forgetting of a class, which uses \
-all earlier steps (T³/6 numbers, below a second for 100 steps).
-- Pairing, and reading an index: exponents of 1.05 to 1.15. Without the garbage \
-collector of Python they are 0.04 lower. No loop there visits a row twice. The rest \
-was not investigated.
-
-A million images need 2.5 GiB for `prepare_dataset` and 1.7 GiB wherever their index \
-is read: tables are parsed line by line into text, so that a damaged table is noticed.
-"""
 
 
 @dataclass(frozen=True)
@@ -245,31 +205,35 @@ def main() -> None:
     groups = list(dict.fromkeys(case.group for case in all_cases()))
     parser.add_argument("groups", nargs="*", help=f"of {', '.join(groups)}")
     parser.add_argument("--case", type=int, help="for its own processes")
+    parser.add_argument("--page", action="store_true", help="measure nothing")
     options = parser.parse_args()
     if options.case is not None:
         print(work_here(all_cases()[options.case], options.groups))
         return
-    chosen = options.groups or groups
+    chosen = [] if options.page else options.groups or groups
     if set(chosen) - set(groups):
         parser.error(f"expected groups of {', '.join(groups)}, but got {chosen}")
-    rows = []
+    rows: dict[str, list[str]] = {}
     for case in all_cases():
         if case.group in chosen:
-            rows.append(row(case, measure(case)))
-            print(rows[-1], flush=True)
-    if not options.groups:
-        _write(rows)
+            rows.setdefault(case.group, []).append(row(case, measure(case)))
+            print(rows[case.group][-1], flush=True)
+    order = [(case.group, (case.what, case.unit)) for case in all_cases()]
+    write_page(PAGE, order, rows, _machine())
 
 
-def _write(rows: Sequence[str]) -> None:
+def _machine() -> dict[str, object]:
+    """Versions and cores of this measurement."""
+    import torch
+
     from kproba import __version__
-    from kproba.runtime.files import atomic_path
 
-    versions = {"kproba": __version__, "python": platform.python_version()}
-    about = json.dumps({**versions, "cores": os.cpu_count()})
-    text = HEAD + "\n".join(rows) + f"\n\n`{about}`\n{REMARKS}"
-    with atomic_path(PAGE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    return {
+        "kproba": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cores": os.cpu_count(),
+    }
 
 
 if __name__ == "__main__":

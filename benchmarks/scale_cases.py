@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import scale_classes as of_classes
 from benchmarks import scale_inputs as inputs
 from benchmarks import scale_works as works
 from benchmarks.measuring import ROOT
@@ -40,6 +41,8 @@ class Case:
 SEEDS = (1, 9, 91)  # 11, 99 and 1,001 works.trainings of VOC with two methods
 IMAGES = (10_000, 100_000, 1_000_000)
 CLASSES = (10, 50, 100, 253)
+MANY_CLASSES = (20, 150, 253, 1000)  # of what does not write labels
+IN_BYTES = MANY_CLASSES[:-1]  # of what does: masks and targets hold bytes
 STEPS = (10, 30, 100)
 JOB = "train_step:dataset=made_up,task=grow,setting=overlap,method=finetune"
 DRY_RUN = (
@@ -210,6 +213,50 @@ def _result_cases() -> list[Case]:
     return cases
 
 
+def _class_cases() -> list[Case]:
+    """The stages with torch, by number of classes, on made-up features and labels."""
+    side = of_classes.SIDE
+    cells = of_classes.BANK_BATCHES * of_classes.BANK_IMAGES * of_classes.BANK_CELLS**2
+    stages: list[tuple[str, Sequence[int], Callable[[int], works.Work]]] = [
+        (f"bank by LDA of {cells:,} cells", MANY_CLASSES, of_classes.build_bank),
+        (
+            "`log_posterior` of 16,384 cells, LDA",
+            MANY_CLASSES,
+            of_classes.log_posterior,
+        ),
+        (
+            f"scores of {side}² pixels, with `fit_to_image`",
+            MANY_CLASSES,
+            of_classes.scores,
+        ),
+        (
+            f"`likeliest_classes` of {side}² pixels, with image prior",
+            MANY_CLASSES,
+            of_classes.likeliest,
+        ),
+        (
+            f"pseudo labels of {of_classes.BATCH} pictures of {side}² pixels",
+            IN_BYTES,
+            of_classes.pseudo_labels,
+        ),
+        (
+            f"ASPP and head, forward and backward, {of_classes.BATCH} × {side}²",
+            MANY_CLASSES,
+            of_classes.head,
+        ),
+        ("the same with the losses of `kproba`", IN_BYTES, of_classes.iteration),
+        (
+            f"counts and means of an evaluation, {of_classes.TESTED} × {side}² pixels",
+            MANY_CLASSES,
+            of_classes.confusion,
+        ),
+    ]
+    return [
+        Case("classes", what, "classes", sizes, lambda classes: None, work)
+        for what, sizes, work in stages
+    ]
+
+
 def all_cases() -> list[Case]:
     """All cases, in the order of the table."""
-    return [*_data_cases(), *_plan_cases(), *_result_cases()]
+    return [*_data_cases(), *_plan_cases(), *_result_cases(), *_class_cases()]

@@ -44,6 +44,7 @@ SHIPPED: dict[str, list[Path]] = {
     "ade20k.yaml": [CONFIG / "ade20k.yaml"],
     "digits.yaml": [COMPARISON / "digits.yaml"],
     "ablation.yaml": [COMPARISON / "ablation.yaml"],
+    "glyphs.yaml": [COMPARISON / "glyphs.yaml"],
     "animals.yaml": [ANIMALS],
     "animals_banks.yaml": [ANIMALS, COMPARISON / "animals_banks.yaml"],
     "animals_tasks.yaml": [ANIMALS, COMPARISON / "animals_tasks.yaml"],

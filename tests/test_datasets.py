@@ -268,10 +268,15 @@ def test_names_may_stand_in_the_configuration(tmp_path):
         KINDS["folder"].class_names(tmp_path, ["a", "b"])
 
 
-def test_too_many_classes_for_a_byte_are_refused(tmp_path):
-    names = ["background", *(f"class {number}" for number in range(255))]
-    with pytest.raises(ValueError, match="at most 253 classes"):
+@pytest.mark.parametrize("classes", [254, 1000])
+def test_too_many_classes_for_a_byte_are_refused(tmp_path, classes):
+    names = ["background", *(f"class {number}" for number in range(classes))]
+    words = (
+        rf"at most 253 classes, because a mask value is one byte, .* {classes}\. Merge"
+    )
+    with pytest.raises(ValueError, match=words):
         KINDS["folder"].class_names(tmp_path, names)
+    assert len(KINDS["folder"].class_names(tmp_path, names[:254])) == 253
 
 
 def test_byte_order_mark_is_no_part_of_a_name(tmp_path):

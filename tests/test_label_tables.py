@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kproba.data.labels import IGNORE, LabelMap
+from kproba.data.labels import IGNORE, UNSURE, LabelMap
 from kproba.data.tasks import parse_task
 
 REORDERED = ((3, 1), (5,), (2, 4))
@@ -76,3 +76,18 @@ def test_ground_truth_names_all_seen_classes(setting, arguments, expected):
 
 def test_ignored_label_is_no_class():
     assert IGNORE not in LabelMap(parse_task("offline", 254)).seen
+
+
+@pytest.mark.parametrize("classes", [254, 1000])
+def test_more_classes_than_a_byte_can_name_are_refused(classes):
+    many = LabelMap((tuple(range(1, classes + 1)),))
+    words = rf"at most 253 classes, .*one byte.* but got {classes}\. Merge classes"
+    for make_table in (many.training_table, many.evaluation_table):
+        with pytest.raises(ValueError, match=words):
+            make_table()
+
+
+def test_the_last_class_that_a_byte_can_name_has_its_own_value():
+    table = LabelMap((tuple(range(1, 254)),)).training_table()
+    assert table[:254].tolist() == list(range(254))
+    assert table[UNSURE] == 0 and table[IGNORE] == IGNORE

@@ -157,6 +157,17 @@ def test_pb_bce_teaches_background_and_new_classes_like_the_plain_formula():
     assert value.item() + constant == pytest.approx(per_channel.sum().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(("old", "fits"), [(248, True), (249, False), (995, False)])
+def test_pb_bce_refuses_more_classes_than_targets_can_name(old, fits):
+    logits = [torch.zeros(1, 1 + old, 2, 2), torch.zeros(1, 6, 2, 2)]
+    targets = torch.full((1, 2, 2), min(old + 5, 253), dtype=torch.uint8)
+    if fits:
+        assert pb_bce(logits, targets, 4.0) == pytest.approx(6 * math.log(2))
+        return
+    with pytest.raises(ValueError, match=rf"at most 253 classes, .* got {old + 5}\."):
+        pb_bce(logits, targets, 4.0)
+
+
 def test_pb_bce_of_the_first_increment_has_one_old_branch():
     targets = uneven_targets()
     targets[(targets > 4) & (targets != 255)] = 4

@@ -16,6 +16,7 @@ from label_inputs import (
     rule,
     teacher_with,
 )
+from small_networks import ARCHITECTURE
 
 from kproba.bank.decision import Decision
 from kproba.bank.fusion import Combination, fit_to_image, trained_shares
@@ -25,7 +26,7 @@ from kproba.methods.labels import (
     decide,
 )
 from kproba.methods.rules import RULES, scoring_rules
-from kproba.network.network import Outputs
+from kproba.network.network import Outputs, SegmentationNetwork
 
 # Probabilities p of the teacher (sigmoids) and q of the bank over background and two
 # classes, for the nine pixels of an image; p·q decides by hand below.
@@ -311,6 +312,13 @@ def test_rules_with_a_bank_refuse_to_label_without():
     labeller = labeller_of(teacher_with([0.5] * 3), rule("klda"))
     with pytest.raises(ValueError, match="klda"):
         labeller.label(pixels((2, 2)))
+
+
+def test_a_network_of_more_classes_than_a_byte_can_name_is_refused():
+    many = SegmentationNetwork(ARCHITECTURE, [1000])
+    with pytest.raises(ValueError, match=r"at most 253 classes, .* but got 1000\."):
+        labeller_of(many, rule("argmax"))
+    assert labeller_of(SegmentationNetwork(ARCHITECTURE, [253]), rule("argmax"))
 
 
 def test_labels_come_from_the_composed_background():

@@ -125,7 +125,7 @@ def test_jobs_ask_for_what_the_profile_and_the_configuration_say(finished: Path)
             assert row["MinMemoryNode"] in ("1500M", "1.46484G")
             assert row["TimeLimit"] == "00:20:00"
             assert row["Requeue"] == "1"
-    others = [*of_rule("write_digits", rows), *of_rule("prepare_dataset", rows)]
+    others = [*of_rule("draw_scenes", rows), *of_rule("prepare_dataset", rows)]
     for row in others:
         assert row["Partition"] == "cpu"
         assert "gpu" not in row.get("TresPerJob", "")

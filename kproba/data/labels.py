@@ -11,6 +11,23 @@ UNSURE = 254  # in targets: background or an old class; the pseudo labels are un
 UNKNOWN = 253  # in targets of methods that read saliency maps: salient background
 
 
+def check_room_for_classes(channels: int) -> None:
+    """Refuse more classes than the bytes of masks and targets have values for.
+
+    Args:
+        channels: |S_t|, background included.
+
+    Raises:
+        ValueError: There are more than 254.
+    """
+    if channels > UNSURE:
+        raise ValueError(
+            f"Expected at most {UNSURE - 1} classes, because masks and targets have "
+            f"one byte per pixel, and {UNSURE} and {IGNORE} are no classes, but got "
+            f"{channels - 1}. Merge classes, or leave some out of the task."
+        )
+
+
 def check_room_for_unknown(channels: int) -> None:
     """Refuse so many classes that one of them has the label `UNKNOWN`.
 
@@ -61,7 +78,11 @@ class LabelMap:
         Classes of C_t get their output index, 255 stays 255, and everything else (old
         and future classes, background) becomes 0. If the setting is "sequential", old
         classes get their output index, too.
+
+        Raises:
+            ValueError: There are more classes than a byte can name.
         """
+        check_room_for_classes(self.channels)
         table = np.zeros(256, np.uint8)
         named = self.groups if self.setting == "sequential" else self.groups[-1:]
         labels = [label for group in named for label in group]
@@ -77,7 +98,11 @@ class LabelMap:
         Args:
             unseen: Target of classes that are not seen yet (255: ignored).
             background: Target of raw label 0 (255: ignored).
+
+        Raises:
+            ValueError: There are more classes than a byte can name.
         """
+        check_room_for_classes(self.channels)
         table = np.full(256, unseen, np.uint8)
         table[list(self.seen)] = 1 + np.arange(len(self.seen))
         table[0] = background

@@ -31,6 +31,7 @@ from kproba.bank.decision import Decision
 from kproba.bank.fusion import Combination
 from kproba.bank.likeliest import likeliest_classes
 from kproba.bank.views import View, views
+from kproba.data.labels import check_room_for_classes
 from kproba.data.tiles import needs_tiles
 from kproba.methods.evidence import Evidence, PixelEvidence
 from kproba.methods.rules import RULES
@@ -198,12 +199,18 @@ class Labeller:
         combination: The bank and how it decides with the network; None for rules
             without a bank.
         thresholds: Result of the rule's `prepare`; None if it has none.
+
+    Raises:
+        ValueError: The network has more classes than a byte can name.
     """
 
     network: SegmentationNetwork
     settings: LabelSettings
     combination: Combination | None = None
     thresholds: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_room_for_classes(self.network.channels)
 
     @torch.inference_mode()
     def label(

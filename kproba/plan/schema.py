@@ -253,7 +253,7 @@ def _wrong_ranges(config: Config) -> list[str]:
     """Ranges whose smallest value is above the largest."""
     ranges = {"augmentation.scale": config["augmentation"]["scale"]}
     for name, settings in config["datasets"].items():
-        for key in ("digits", "height"):
+        for key in ("digits", "glyphs", "height"):
             if key in settings:
                 ranges[f"datasets.{name}.{key}"] = settings[key]
     return [

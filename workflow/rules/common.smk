@@ -210,7 +210,11 @@ def state_of_saliency(wildcards):
     return plan.saliency.state(wildcards.dataset)
 
 
-def digits_settings(wildcards):
+def dataset_kind(wildcards):
+    return plan.datasets.kind(wildcards.dataset).name
+
+
+def drawing_settings(wildcards):
     return plan.datasets.drawing_settings(wildcards.dataset)
 
 

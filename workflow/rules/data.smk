@@ -1,5 +1,5 @@
-rule write_digits:
-    """Draw the pictures and masks of the embedded dataset."""
+rule draw_scenes:
+    """Draw the pictures and masks of a dataset of the kinds digits and glyphs."""
     output:
         scenes=directory(artifacts.SCENES),
     log:
@@ -8,13 +8,14 @@ rule write_digits:
         ENVIRONMENT
     threads: 8
     resources:
-        settings=as_json(digits_settings),
+        kind=dataset_kind,  # no param: the settings of two kinds always differ
+        settings=as_json(drawing_settings),
     params:
-        settings=digest(digits_settings),
+        settings=digest(drawing_settings),
     message:
         "Drawing the pictures and masks of {wildcards.dataset}"
     script:
-        script_file("write_digits.py")
+        script_file("draw_scenes.py")
 
 
 rule download_archive:

@@ -8,18 +8,26 @@ validation scenes share no glyph and no part of a photograph.
 """
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from joblib import Parallel, delayed
 from PIL import Image
 
 from kproba.data.kinds.folder import FOLDER
 from kproba.data.kinds.kind import DatasetKind
-from kproba.data.label_images import write_label_image
-from kproba.runtime.files import atomic_directory
+from kproba.data.kinds.scenes import (
+    SUBSETS,
+    Scene,
+    SceneFiles,
+    as_photograph,
+    cut_background,
+    load_regions,
+    scene_settings,
+    write_scenes,
+)
 
 CLASS_NAMES = (
     "zero",
@@ -33,9 +41,6 @@ CLASS_NAMES = (
     "eight",
     "nine",
 )
-
-
-SUBSETS = ("train", "val")
 
 
 GLYPH_SIZE = 8  # pixels, the side of a glyph of load_digits
@@ -93,40 +98,15 @@ def write_digits(folder: str | Path, scenes: DigitScenes, *, workers: int = 1) -
         scenes: Number and size of the scenes.
         workers: Number of processes, which does not affect the scenes.
     """
-    with atomic_directory(folder) as temporary:
-        names = "\n".join(("background", *CLASS_NAMES))
-        (temporary / "classes.txt").write_text(names + "\n")
-        kinds = ("images", "masks", *(("saliency",) if scenes.saliency else ()))
-        for subset in SUBSETS:
-            for kind in kinds:
-                (temporary / kind / subset).mkdir(parents=True)
-        parts = [
-            (subset, range(first, getattr(scenes, subset), workers))
-            for subset in SUBSETS
-            for first in range(workers)
-        ]
-        Parallel(workers)(
-            delayed(_write_scenes)(temporary, scenes, subset, numbers)
-            for subset, numbers in parts
-        )
+    files = SceneFiles(scenes.train, scenes.val, CLASS_NAMES, scenes.saliency)
+    write_scenes(folder, files, partial(_draw_scenes, scenes), workers=workers)
 
 
-def _write_scenes(
-    folder: Path, scenes: DigitScenes, subset: str, numbers: range
-) -> None:
-    from sklearn.datasets import load_sample_images  # slow to import
-
-    glyphs = _glyphs()[subset]
-    regions = [_region(picture, subset) for picture in load_sample_images().images]
+def _draw_scenes(scenes: DigitScenes, subset: str, numbers: range) -> Iterator[Scene]:
+    glyphs, regions = _glyphs()[subset], load_regions(subset)
     for number in numbers:
         rng = np.random.default_rng([scenes.seed, SUBSETS.index(subset), number])
-        image, mask = draw_scene(rng, scenes, glyphs, regions)
-        name = f"{subset}_{number:05d}.png"
-        Image.fromarray(image).save(folder / "images" / subset / name)
-        write_label_image(folder / "masks" / subset / name, mask)
-        if scenes.saliency:
-            salient = np.where(mask > 0, 255, 0).astype(np.uint8)
-            Image.fromarray(salient).save(folder / "saliency" / subset / name)
+        yield draw_scene(rng, scenes, glyphs, regions)
 
 
 def draw_scene(
@@ -151,12 +131,11 @@ def draw_scene(
         ValueError: There is no room for the smallest number of digits.
     """
     for _ in range(LAYOUTS):
-        canvas = _background(rng, scenes.size, regions).astype(np.float32)
+        canvas = cut_background(rng, scenes.size, regions).astype(np.float32)
         mask = np.zeros((scenes.size, scenes.size), np.uint8)
         placed = _place_digits(rng, scenes, glyphs, canvas, mask)
         if placed >= scenes.digits[0]:
-            canvas += rng.normal(0, 4, canvas.shape)  # sensor noise, in grey levels
-            return np.clip(canvas, 0, 255).astype(np.uint8), mask
+            return as_photograph(rng, canvas), mask
     raise ValueError(
         f"Expected room for {scenes.digits[0]} digits with a height of "
         f"{scenes.height[0]} to {scenes.height[1]} of the scene, but they did not fit "
@@ -217,27 +196,6 @@ def _glyphs() -> dict[str, list[np.ndarray]]:
     }
 
 
-def _region(photograph: np.ndarray, subset: str) -> np.ndarray:
-    """The left 70 % of a photograph for training, the right 28 % for validation."""
-    width = photograph.shape[1]
-    if subset == "train":
-        return photograph[:, : int(0.70 * width)]
-    return photograph[:, int(0.72 * width) :]
-
-
-def _background(
-    rng: np.random.Generator, size: int, regions: list[np.ndarray]
-) -> np.ndarray:
-    """A square cut of 60 to 100 % of a region's shorter side, at size (size, size)."""
-    region = regions[rng.integers(len(regions))]
-    side = int(rng.uniform(0.6, 1.0) * min(region.shape[:2]))
-    top, left = (int(rng.integers(extent - side + 1)) for extent in region.shape[:2])
-    cut = Image.fromarray(region[top : top + side, left : left + side])
-    if rng.random() < 0.5:
-        cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(cut.resize((size, size), Image.Resampling.BICUBIC))
-
-
 def _render(glyph: np.ndarray, height: float, angle: float) -> np.ndarray:
     """Ink (h, w) in [0, 1] of a glyph, enlarged to `height` pixels and rotated."""
     side = round(height)
@@ -276,27 +234,7 @@ DIGITS = DatasetKind(
     find_saliency=FOLDER.find_saliency,
     drawn=True,
     settings={
-        "train": {
-            "description": "Number of training scenes.",
-            "type": "integer",
-            "minimum": 10,
-            "maximum": 100000,
-            "default": 400,
-        },
-        "val": {
-            "description": "Number of validation scenes.",
-            "type": "integer",
-            "minimum": 10,
-            "maximum": 100000,
-            "default": 120,
-        },
-        "size": {
-            "description": "Side of a scene in pixels.",
-            "type": "integer",
-            "minimum": 48,
-            "maximum": 1024,
-            "default": 144,
-        },
+        **scene_settings(train=400, val=120, size=144),
         "digits": {
             "description": "Fewest and most digits in a scene.",
             "type": "array",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from kproba.data.labels import IGNORE
+from kproba.data.labels import IGNORE, check_room_for_classes
 from kproba.methods.losses.case import Case
 from kproba.methods.losses.cross_entropy import bce
 from kproba.network.layers import upsample
@@ -24,9 +24,13 @@ def pb_bce(
         logits: z_k of the branches 0..t, each (B, 1 + |C_k|, h, w).
         targets: ŷ in output indices, (B, H, W) uint8, 255 ignored.
         count: Valid pixels.
+
+    Raises:
+        ValueError: There are more classes than the bytes of ŷ can name.
     """
     new = logits[-1].shape[1] - 1
     first_new = 1 + sum(z.shape[1] - 1 for z in logits[:-1])
+    check_room_for_classes(first_new + new)
     logits = [z.float() for z in logits]  # sums of logits need full precision
     background = training_background(logits)
     live = torch.cat([background, logits[-1][:, 1:]], dim=1)
