@@ -160,10 +160,10 @@ def test_sizes_of_the_plan(sizes, crop, expected):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, {}),
+        ({}, {"background": False}),
         ({"scatter": "all", "context": 1}, {}),
         ({"scatter": "classes"}, {"background": False}),
-        ({"context": 3}, {"context": 3}),
+        ({"scatter": "all", "context": 3}, {"context": 3}),
     ],
 )
 def test_only_other_choices_are_in_the_settings_of_a_bank(changes, expected):

@@ -13,7 +13,7 @@ from kproba.bank.bank import PrototypeBank
 from kproba.bank.decision import Decision
 from kproba.bank.description import SeenClass, StepDescription, write_description
 from kproba.bank.ensemble import fuse_networks
-from kproba.bank.fusion import Combination, fit_to_image
+from kproba.bank.fusion import Combination, fit_to_image, trained_shares
 from kproba.bank.large import PartlyScored
 from kproba.bank.predictor import FusedPredictor, NetworkPredictor
 from kproba.bank.teacher import BankTeacher
@@ -163,7 +163,7 @@ def test_labels_are_those_of_the_largest_score(networks, bank, images, decision,
     if prior:
         p = plain_p(network, images), plain_p(first, images)
         s = torch.from_numpy(plain_scores(*p, decision)).permute(0, 3, 1, 2)
-        fitted = fit_to_image(s.log(), bank.share, prior).float()
+        fitted = fit_to_image(s.log(), trained_shares(bank.share), prior).float()
         torch.testing.assert_close(log_s.exp(), fitted.exp(), rtol=1e-3, atol=1e-5)
     of_label = log_s.gather(1, labels[:, None])[:, 0]
     assert (log_s.amax(dim=1) - of_label).max() < 1e-4

@@ -8,7 +8,7 @@ import yaml
 from plan_configs import ROOT, experiment, make_plan, make_run
 from small_banks import bank_of, decision_by, images_of, network_of
 
-from kproba.bank.fusion import Combination, fit_to_image
+from kproba.bank.fusion import Combination, fit_to_image, trained_shares
 from kproba.bank.predictor import FusedPredictor, NetworkPredictor
 from kproba.network.network import SegmentationNetwork
 from kproba.plan.errors import ConfigError
@@ -70,7 +70,7 @@ def test_evidence_without_a_weight_is_not_computed(images, rule):
     found = run_all(FusedPredictor(network, bank, decision, first), images)
     assert calls.count == 0
     log_p = NetworkPredictor(network).log_scores(images).double()
-    expected = fit_to_image(log_p, bank.share, 1).float()
+    expected = fit_to_image(log_p, trained_shares(bank.share), 1).float()
     torch.testing.assert_close(found.exp(), expected.exp(), rtol=1e-4, atol=1e-6)
 
 
@@ -98,7 +98,11 @@ def test_a_plan_shares_networks_and_the_bank_of_lda(rule, expected):
     names = ("ensemble", "other", "barm")
     methods = {
         "ensemble": {"based_on": "barm", "prediction": rule},
-        "other": {"based_on": "barm", "prediction": "lda"},
+        "other": {
+            "based_on": "barm",
+            "prediction": "lda",
+            "bank": {"network": "base"},
+        },
     }
     plan = make_plan(methods=methods, **experiment(methods=list(names), task="5-1"))
     assert plan.method("ensemble").decision == expected
@@ -163,4 +167,7 @@ def test_the_comparison_trains_the_networks_of_barm_only():
     assert models == {plan.result(runs["barm"], 2).model}
     assert plan.result(make_run("finetune", "5-1"), 2).model not in models
     assert len({result.evaluation for result in results.values()}) == len(runs)
-    assert len({result.bank for result in results.values()}) == 1 + 3  # none, 3 maps
+    # None; three maps, two of them also with the scatter of all cells; the bank of version
+    # 0.2; and the bank whose shares the networks of two steps read.
+    banks = {result.bank for result in results.values()}
+    assert len(banks) == 1 + 3 + 2 + 1 + 1, banks

@@ -134,29 +134,34 @@ def test_a_test_by_network_and_bank_of_step_0_is_made_once():
     }
 
 
-@pytest.mark.parametrize("network", ["base", "after", "before"])
+@pytest.mark.parametrize("network", ["base", "pretrained", "after", "before"])
 def test_a_bank_names_the_network_of_its_features(network):
     plan = make_plan(**method(bank={"network": network}))
     first, later = (plan.bank_inputs(make_run("mine"), step) for step in (0, 1))
     base = "results/tiny/6-overlap/base/seed0/step0"
-    assert first["model"] == f"{base}/model.safetensors"
+    fixed = f"{base}/model.safetensors"
+    if network == "pretrained":
+        fixed = "results/tiny/6-overlap/pretrained/seed0/step0/model.safetensors"
+    assert first["model"] == fixed
     assert first["untrained"] == (
         f"{base}/settings.json" if network == "before" else []
     )
     assert first["network"] == []
     own = "results/tiny/6-2-overlap/kproba/seed0/step1/model.safetensors"
-    assert later["model"] == (f"{base}/model.safetensors" if network == "base" else own)
+    is_fixed = network in ("base", "pretrained")
+    assert later["model"] == (fixed if is_fixed else own)
     before = network == "before"
     assert later["network"] == (f"{base}/model.safetensors" if before else [])
     # Whoever decides with the bank reads the same features.
     features = plan.test_inputs(make_run("mine"), 1)["feature_network"]
-    assert features == (f"{base}/model.safetensors" if network == "base" else [])
-    assert plan.test_inputs(make_run("mine"), 0)["feature_network"] == []
+    assert features == (fixed if is_fixed else [])
     # At step 0 the network of step 0 is the step's own.
-    by_method = owners(plan, "bank", 0)
-    assert by_method["mine"] == ("mine" if before else "kproba")
-    by_method = owners(plan, "bank", 1)
-    assert by_method["mine"] == ("kproba" if network == "base" else "mine")
+    features = plan.test_inputs(make_run("mine"), 0)["feature_network"]
+    assert features == (fixed if network == "pretrained" else [])
+    # The default are the features of a pretrained network.
+    for step in (0, 1):
+        by_method = owners(plan, "bank", step)
+        assert by_method["mine"] == ("kproba" if network == "pretrained" else "mine")
 
 
 # --- the order of owners ------------------------------------------------------------

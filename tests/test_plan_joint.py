@@ -233,7 +233,9 @@ def test_the_bank_is_built_in_one_step_from_all_images(based_on, training):
     assert bank.previous is None and bank.labels is None
     inputs = plan.bank_inputs(run, LAST)
     assert inputs["split"] == "results/splits/tiny/10-overlap/step0.csv"
-    assert inputs["model"] == plan.result(run, LAST).model
+    assert inputs["model"] == (
+        "results/tiny/10-overlap/pretrained/seed0/step0/model.safetensors"
+    )
     assert inputs["pseudo_labels"] == inputs["previous"] == inputs["network"] == []
 
 
@@ -245,9 +247,12 @@ def test_the_bank_predicts_with_the_network():
     assert settings["decision"]["image_prior"] == 3
     assert plan.result(run, LAST).joint
     inputs = plan.test_inputs(run, LAST)
-    bank = "results/tiny/6-2_r1-overlap/joint_bank/seed0/step2/prototypes.safetensors"
+    # Pretrained features do not depend on the training, so it is the bank of a step 0.
+    bank = "results/tiny/10-overlap/kproba/seed0/step0/prototypes.safetensors"
     assert inputs["bank"] == plan.result(run, LAST).bank == bank
-    assert inputs["feature_network"] == []
+    assert inputs["feature_network"] == (
+        "results/tiny/10-overlap/pretrained/seed0/step0/model.safetensors"
+    )
     assert inputs["model"] == (
         "results/tiny/6-2_r1-overlap/joint/seed0/step2/model.safetensors"
     )

@@ -265,7 +265,8 @@ def trained_shares(share: torch.Tensor, least: float = 0.0) -> torch.Tensor:
         (C - 1,). Without floor the sum is 1.
     """
     classes = share[1:] / share[1:].sum()
-    return classes.clamp(min=max(LEAST_SHARE, least / len(classes)))
+    floor = max(LEAST_SHARE, least / len(classes)) if least else LEAST_SHARE
+    return classes.clamp(min=floor)
 
 
 def fit_to_image(
