@@ -167,7 +167,7 @@ def test_the_comparison_trains_the_networks_of_barm_only():
     assert models == {plan.result(runs["barm"], 2).model}
     assert plan.result(make_run("finetune", "5-1"), 2).model not in models
     assert len({result.evaluation for result in results.values()}) == len(runs)
-    # None; three maps, two of them also with the scatter of all cells; the bank of version
-    # 0.2; and the bank whose shares the networks of two steps read.
+    # None; three maps, two of them also with the scatter of all cells; the bank of
+    # version 0.2; and the bank whose shares the networks of two steps read.
     banks = {result.bank for result in results.values()}
     assert len(banks) == 1 + 3 + 2 + 1 + 1, banks

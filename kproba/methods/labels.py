@@ -15,6 +15,7 @@ Every rule may answer 0, and those that score do where max s is below
 | `step0_mean` | argmax s, the mean of p and step 0's p                                |
 | `confidence` | argmax p where max p ≥ threshold, else 0 (BARM, SSUL)                 |
 | `argmax`     | argmax p                                                             |
+| `sampled`    | a class drawn from p, pixel by pixel                                 |
 | `agree`      | argmax p where the bank agrees or max p ≥ threshold, else 0           |
 | `entropy`    | argmax p where its entropy is low for the class, else unsure          |
 
@@ -22,7 +23,7 @@ Unsure pixels (`kproba.data.labels.UNSURE`) do not take part in training.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,6 +79,7 @@ class LabelCase:
         hidden: Pixels that need a label, (B, H, W) bool; None: all.
         sample: Pixels that represent the whole image, if this is a part of a large one
             and the decision has an image prior; else None.
+        origin: Row and column of the first pixel in the image.
     """
 
     log_p: torch.Tensor
@@ -88,6 +90,7 @@ class LabelCase:
     log_apart: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
     sample: "LabelCase | None" = None
+    origin: tuple[int, int] = (0, 0)
 
     def need_bank(self) -> tuple[torch.Tensor, Combination]:
         """The bank's evidence and the bank.
@@ -137,6 +140,29 @@ def by_confidence(case: LabelCase) -> torch.Tensor:
 def by_argmax(case: LabelCase) -> torch.Tensor:
     """`argmax`: argmax p."""
     return case.log_p.argmax(dim=1)
+
+
+# 1/g and 1/g² of g³ = g + 1: their multiples fill the interval from 0 to 1 evenly,
+# along rows, along columns and in every neighbourhood of an image.
+_DOWN, _ACROSS = 0.7548776662466927, 0.5698402909980532
+
+
+def by_sampling(case: LabelCase) -> torch.Tensor:
+    """`sampled`: a class drawn from p̄, so that labels around a pixel have its shares.
+
+    The number that decides depends on the place of the pixel alone. So the labels do
+    not depend on batches, tiles and processes.
+    """
+    height, width = case.log_p.shape[-2:]
+    device = case.log_p.device
+    rows = torch.arange(height, dtype=torch.float64, device=device) + case.origin[0]
+    columns = torch.arange(width, dtype=torch.float64, device=device) + case.origin[1]
+    place = (rows[:, None] * _DOWN + columns * _ACROSS).frac()
+    upper = case.log_p.double().softmax(dim=1).cumsum(dim=1)
+    label = (upper <= place).sum(dim=1)
+    # The last sum may be a little below 1: then the last class that is possible.
+    last = upper.argmax(dim=1)
+    return torch.minimum(label, last)
 
 
 def by_agreement(case: LabelCase) -> torch.Tensor:
@@ -269,6 +295,7 @@ class Labeller:
         for rows, columns, part in scores.parts():
             mask = None if hidden is None else hidden[None, rows, columns]
             case = self._case(evidence.split(part), mask, sample)
+            case = replace(case, origin=(rows.start, columns.start))
             labels[rows, columns] = decide(case)[0]
         return labels
 

@@ -140,6 +140,11 @@ _ENTRIES = (
     ),
     LabelRule("argmax", "The network's class.", f"{_LABELS}:by_argmax"),
     LabelRule(
+        "sampled",
+        "A class drawn from the network's probabilities, pixel by pixel.",
+        f"{_LABELS}:by_sampling",
+    ),
+    LabelRule(
         "agree",
         "The class of the network, if the bank agrees or the threshold is reached.",
         f"{_LABELS}:by_agreement",
