@@ -35,7 +35,7 @@ CONFIG = ROOT / "config"
 DUMP = ROOT / "tests" / "golden" / "jobs.txt"
 COMPARISON = CONFIG / "comparisons"
 ANIMALS = COMPARISON / "animals.yaml"
-# Every shipped configuration; some are made to be named after another one.
+# Shipped configurations; some are made to be named after another one.
 SHIPPED: dict[str, list[Path]] = {
     "config.yaml": [CONFIG / "config.yaml"],
     "test.yaml": [CONFIG / "test.yaml"],
@@ -47,12 +47,10 @@ SHIPPED: dict[str, list[Path]] = {
     "glyphs.yaml": [COMPARISON / "glyphs.yaml"],
     "animals.yaml": [ANIMALS],
     "animals_banks.yaml": [ANIMALS, COMPARISON / "animals_banks.yaml"],
-    "animals_tasks.yaml": [ANIMALS, COMPARISON / "animals_tasks.yaml"],
     "animals_teacher.yaml": [ANIMALS, COMPARISON / "animals_teacher.yaml"],
-    "msrc.yaml": [ANIMALS, COMPARISON / "msrc.yaml"],
     "where_from.yaml": [ANIMALS, COMPARISON / "where_from.yaml"],
 }
-CLASSES = {"my_images": 9, "voc_animals": 9, "msrc_objects": 15}
+CLASSES = {"my_images": 9, "voc_animals": 9, "msrc_objects": 15, "camvid": 11}
 # Folders without which a dataset is not there.
 PUBLISHED = {
     "VOC2012": ("JPEGImages", "SegmentationClassAug"),
