@@ -82,7 +82,7 @@ NAVIGATION: dict[str, dict[str, list[str]]] = {
             *("losses", "pseudo_labels", "bank"),
         ]
     },
-    "notes/index": {"": ["measurements"]},
+    "notes/index": {"": ["measurements", "choices"]},
     "api/index": {
         "": [
             *("kproba", "data", "network", "bank", "methods", "results", "plan"),

@@ -4,7 +4,7 @@ Network and bank use different evidence. The network is trained step by step, an
 newest branch was never trained on the old classes. If an old class resembles a class of
 the new step (a cow, after the step that added horses), the branch is wrong with high
 confidence. The bank's discriminant analysis compares all classes of all steps
-in the feature space of step 0's network, which does not change. But it is linear in φ
+in the feature space of one network, which does not change. But it is linear in φ
 and sees one cell at a time, so it blurs edges. `kproba.bank.fusion` combines both.
 """
 
@@ -80,7 +80,8 @@ class FusedPredictor:
         decision: How they are combined; None: `klda`, `lda` or `ridge`, depending on
             the bank, with the default weights.
         feature_network: Network whose features the bank uses, if it is not `network`.
-            With `bank.network: base` it is the model of step 0.
+            With `bank.network: pretrained` it is the network before the training of
+            step 0, with `base` the model of step 0.
 
     Raises:
         ValueError: Network and bank know different numbers of classes.

@@ -38,7 +38,8 @@ class BankFiles:
 
     Attributes:
         model: model.safetensors that the bank belongs to: the model of the step, or of
-            step 0 if the prototypes always use the network of step 0.
+            step 0, or of the network before its training, if the prototypes always use
+            that network.
         split: Images of the step.
         bank: Output; a .json goes beside it.
         previous: Bank of step t-1; None at step 0.

@@ -1,6 +1,6 @@
 """Computes the first stages that two networks share only once.
 
-Stages that are frozen (`frozen_stages`) have the weights of step 0 in every step. Then
+Stages that are frozen (`frozen_stages`) are never trained, in step 0 either. Then
 the student, its teacher and the network of the bank's features differ only in later
 stages, and so do the two networks of an evaluation. The early stages have a high
 resolution, so this saves a large part of a forward pass.

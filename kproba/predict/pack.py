@@ -238,7 +238,9 @@ def _reads_first(
 def _find_first(
     description: StepDescription, file: Path, bank: BankRecord | None
 ) -> Path | None:
-    """model.safetensors of step 0; None if this is step 0, or the file is unknown.
+    """model.safetensors of the network of the bank's features, if it is another one.
+
+    Otherwise that of step 0; None if this is step 0, or the file is unknown.
 
     Raises:
         FileNotFoundError: The bank uses its features, but the file was not found.
@@ -262,8 +264,8 @@ def _find_first(
         if place.exists() and _model_fingerprint(place, verify=True) == bank.model:
             return place
     raise FileNotFoundError(
-        f"Expected the network of step 0 below {experiments}, because {bank.path} uses "
-        f"its features, but did not find it. Copy the whole folder results/."
+        f"Expected the network whose features {bank.path} uses below {experiments}, "
+        f"but did not find it. Copy the whole folder results/."
     )
 
 
