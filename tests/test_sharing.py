@@ -142,8 +142,9 @@ def test_ablation_shares_what_is_equal(folder, monkeypatch):
     path = CONFIG / "comparisons" / "ablation.yaml"
     jobs = planned_jobs([path], folder)
     banks = [job for job in jobs if str(job.rule) == "build_prototypes"]
-    # 22 for the tests, and one that only labels step 2 (the method `reference`).
-    assert sum(job.wildcards.step == "1" for job in banks) == 23
+    # 23 for the tests, two of them with the scatter of the classes and of all cells, and
+    # one that only labels step 2 (the method `reference`).
+    assert sum(job.wildcards.step == "1" for job in banks) == 24
 
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     config["experiments"][0]["setting"] = "sequential"
@@ -353,6 +354,7 @@ def test_labels_of_later_steps_are_of_their_own_bank():
         "experiments": [
             {"dataset": "tiny", "task": "6-2", "methods": ["kproba", "after"]}
         ],
+        "bank": {"network": "base"},
         "pseudo_labels": {"rule": "klda"},
     }
     plan = Plan(check(config, SCHEMA))
