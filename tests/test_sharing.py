@@ -142,8 +142,8 @@ def test_ablation_shares_what_is_equal(folder, monkeypatch):
     path = CONFIG / "comparisons" / "ablation.yaml"
     jobs = planned_jobs([path], folder)
     banks = [job for job in jobs if str(job.rule) == "build_prototypes"]
-    # 23 for the tests, two of them with the scatter of the classes and of all cells, and
-    # one that only labels step 2 (the method `reference`).
+    # 23 for the tests, one of them because a bank that also decides on the foreground
+    # holds all cells, and one that only labels step 2 (the method `reference`).
     assert sum(job.wildcards.step == "1" for job in banks) == 24
 
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
