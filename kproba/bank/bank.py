@@ -156,8 +156,7 @@ class PrototypeBank:
                 "has None. Set BankSettings.ridge."
             )
         spread = covariance.diagonal().mean()
-        # Without any cell of a class there is no scatter yet: the classes are then
-        # compared by their distances.
+        # Without cells of classes there is no scatter: distances are compared.
         ridge = self.settings.ridge * torch.where(spread > 0, spread, 1.0)
         return covariance + ridge * torch.eye(
             len(covariance), dtype=torch.float64, device=covariance.device
@@ -384,8 +383,8 @@ def load_bank_of_model(
 def bank_features(outputs: Outputs, settings: BankSettings) -> torch.Tensor:
     """The feature map that the bank reads, (B, d, h, w).
 
-    With `BankSettings.context`, the second half are the means over 3×3 cells. A cell at
-    the border of the map has fewer neighbours.
+    With `BankSettings.context`, the second half are means over 3×3 cells, fewer at the
+    border of the map.
     """
     features = outputs.backbone
     if settings.feature == "both":

@@ -1,8 +1,8 @@
 """Training images that are held out, to choose settings without the test images.
 
 With the key `selection` of the configuration, a share of the training images takes the
-place of the validation images. The validation images are not read at all. So a setting
-can be chosen by numbers of images that no test will show. See docs/protocol.md.
+place of the validation images, which are not decoded at all. So a setting can be chosen
+by numbers of images that no test will show. See docs/protocol.md.
 """
 
 import hashlib

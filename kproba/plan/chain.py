@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import wraps
 from typing import Any
 
 from kproba.extensions import find_origins
 from kproba.methods.method import PRETRAINED, Method
+from kproba.plan.cached_job import cached_job
 from kproba.plan.datasets import Datasets
 from kproba.plan.errors import ConfigError, suggestion
 from kproba.plan.jobs import (
@@ -39,20 +39,6 @@ from kproba.plan.step_settings import (
 )
 
 Config = dict[str, Any]
-
-
-def _cached(build: Any) -> Any:
-    """Decorate a method, so that it builds the job of a run and step only once."""
-
-    @wraps(build)
-    def job(self: "Chain", run: Run, step: int) -> Any:
-        key = build.__name__, run, step
-        if key not in self._jobs:
-            self._check_step(run, step)
-            self._jobs[key] = build(self, run, step)
-        return self._jobs[key]
-
-    return job
 
 
 class Chain:
@@ -94,7 +80,7 @@ class Chain:
         if method.has_memory:
             yield self.memory(run, step)
 
-    @_cached
+    @cached_job
     def split(self, run: Run, step: int) -> Split:
         """The images of a step."""
         groups = self._groups(run, step)
@@ -112,7 +98,7 @@ class Chain:
             classes=classes,
         )
 
-    @_cached
+    @cached_job
     def training(self, run: Run, step: int) -> Training | Received:
         """The training of a step; for `joint`, the single training on everything.
 
@@ -153,7 +139,7 @@ class Chain:
             memory=self.memory(run, step - 1) if planned.has_memory else None,
         )
 
-    @_cached
+    @cached_job
     def statistics(self, run: Run, step: int) -> Statistics:
         """The statistics of the features of all classes after a step."""
         later = step > 0
@@ -170,7 +156,7 @@ class Chain:
             previous=self.statistics(run, step - 1) if later else None,
         )
 
-    @_cached
+    @cached_job
     def memory(self, run: Run, step: int) -> Memory:
         """The old images after a step; none of them came later."""
         planned = self._method(run)
@@ -192,7 +178,7 @@ class Chain:
             previous=self.memory(run, step - 1) if step > 0 else None,
         )
 
-    @_cached
+    @cached_job
     def bank(self, run: Run, step: int) -> Bank | ReceivedBank:
         """The bank after a step."""
         planned = self._method(run)
@@ -213,7 +199,7 @@ class Chain:
             untrained=uses_previous and step == 0,
         )
 
-    @_cached
+    @cached_job
     def labels(self, run: Run, step: int) -> Labels:
         """The pseudo labels of a step."""
         planned = self._method(run)
@@ -230,7 +216,7 @@ class Chain:
             bank=self.bank(run, step - 1) if planned.labels_read_bank else None,
         )
 
-    @_cached
+    @cached_job
     def test(self, run: Run, step: int) -> Test:
         """The evaluation after a step."""
         planned = self._method(run)

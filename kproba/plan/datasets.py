@@ -7,7 +7,6 @@ from typing import Any
 from kproba import artifacts
 from kproba.data.download import Archive
 from kproba.data.kinds import KINDS, DatasetKind
-from kproba.data.kinds.labelling import without_names
 from kproba.data.kinds.pairs import VAL_SHARE
 from kproba.data.tasks import (
     Groups,
@@ -23,14 +22,17 @@ from kproba.plan.dataset_state import (
 from kproba.plan.errors import ConfigError
 from kproba.plan.named_tasks import named_groups
 from kproba.plan.packed_steps import groups_of_packed, packed_names, read_packed_step
-from kproba.plan.parts import archives_of, part_names, with_additions
+from kproba.plan.parts import (
+    archives_of,
+    part_names,
+    reading_options,
+    with_additions,
+)
 from kproba.plan.selection import SHARE, files_name
 from kproba.predict.packed import PackedStep
 
 Config = dict[str, Any]
 Locate = Callable[[str], str]
-# Keys of a dataset for finding and reading its masks.
-OPTIONS = ("labels", "labelmap", "mask_suffix", "masks")
 
 
 class Datasets:
@@ -55,9 +57,6 @@ class Datasets:
         self._part_names = {
             name: part_names(config["datasets"], name) for name in config["datasets"]
         }
-        # The rules that draw or unpack a dataset know it by the name of its files.
-        of_files = {files_name(part, self._parts[part]): part for part in self._parts}
-        self._parts |= {name: self._parts[part] for name, part in of_files.items()}
         self._names: dict[str, list[str]] = {}
         self._counts: dict[str, int] = {}  # classes up to and including a part
         self._added: dict[str, tuple[int, ...]] = {}  # raw labels of an addition
@@ -358,13 +357,7 @@ class Datasets:
         """Everything that determines the index of a dataset, except for its files."""
         settings = self._parts[part]
         origins = find_origins([("dataset kind", settings["kind"])])
-        options = {key: settings[key] for key in OPTIONS if settings.get(key)}
-        if "labels" in options:  # another spelling of a name changes no label
-            options["labels"] = without_names(options["labels"])
-        if settings.get("classes") and self.kind(part).find_more(
-            Path(self.folder(part))
-        ):
-            options["classes"] = settings["classes"]  # colours have names
+        options = reading_options(self.kind(part), settings, self.folder(part))
         return {
             "kind": settings["kind"],
             "dataset": part,

@@ -5,10 +5,13 @@ from typing import Any
 
 from kproba.data.download import Archive
 from kproba.data.kinds import DatasetKind
+from kproba.data.kinds.labelling import without_names
 from kproba.data.kinds.pairs import VAL_SHARE
-from kproba.plan.selection import SHARE
+from kproba.plan.selection import SHARE, files_name
 
 Config = dict[str, Any]
+# Keys of a dataset for finding and reading its masks.
+OPTIONS = ("labels", "labelmap", "mask_suffix", "masks")
 
 
 def part_names(datasets: Config, dataset: str) -> list[str]:
@@ -18,7 +21,11 @@ def part_names(datasets: Config, dataset: str) -> list[str]:
 
 
 def with_additions(datasets: Config) -> Config:
-    """The settings of all datasets, and of their additions as separate datasets."""
+    """The settings of all datasets, and of their additions as separate datasets.
+
+    A dataset for a selection is there a second time, by the name of its files, because
+    the rules that draw or unpack it know it by that name.
+    """
     parts = {}
     for name, settings in datasets.items():
         parts[name] = dict(settings)
@@ -40,7 +47,23 @@ def with_additions(datasets: Config) -> Config:
                     key: entry.get(key) for key in ("labels", "labelmap", "mask_suffix")
                 },
             }
-    return parts
+    return {files_name(name, entry): entry for name, entry in parts.items()} | parts
+
+
+def reading_options(kind: DatasetKind, settings: Config, folder: str) -> Config:
+    """The settings of a part for finding and reading its masks, as far as they are set.
+
+    Args:
+        kind: Kind of the part.
+        settings: Its settings.
+        folder: Its folder.
+    """
+    options = {key: settings[key] for key in OPTIONS if settings.get(key)}
+    if "labels" in options:  # another spelling of a name changes no label
+        options["labels"] = without_names(options["labels"])
+    if settings.get("classes") and kind.find_more(Path(folder)):
+        options["classes"] = settings["classes"]  # colours have names
+    return options
 
 
 def archives_of(kind: DatasetKind, settings: Config) -> list[Archive]:
