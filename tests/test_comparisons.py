@@ -12,8 +12,11 @@ from kproba.plan.schema import check, merged
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 COMPARISONS = ROOT / "config" / "comparisons"
-# Files that stand alone. The others are named after animals.yaml.
-ALONE = ("digits", "ablation", "glyphs", "animals")
+# The files that are named together; the other files are named after animals.yaml.
+AFTER = {
+    **{name: [name] for name in ("digits", "ablation", "glyphs", "animals")},
+    "choice_msrc": ["animals", "msrc", "choice", "choice_msrc"],
+}
 NAMES = sorted(path.stem for path in COMPARISONS.glob("*.yaml"))
 
 pytestmark = pytest.mark.usefixtures("schema_is_parsed_once")
@@ -26,7 +29,7 @@ def plan_of(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def make(name: str, **changes) -> Plan:
-        names = [name] if name in ALONE else ["animals", name]
+        names = AFTER.get(name, ["animals", name])
         config: dict = {}
         for each in names:
             text = (COMPARISONS / f"{each}.yaml").read_text(encoding="utf-8")
@@ -53,7 +56,7 @@ def test_every_comparison_can_be_planned(plan_of, name):
     assert all(run.dataset.endswith("_selection") for run in chosen.runs)
 
 
-@pytest.mark.parametrize("name", ["choice", "kernel", "where_from"])
+@pytest.mark.parametrize("name", ["choice", "choice_msrc", "kernel", "where_from"])
 def test_alternatives_of_the_prediction_share_their_networks(plan_of, name):
     plan = plan_of(name)
     assert len(networks(plan)) == 2  # steps 1 and 2
