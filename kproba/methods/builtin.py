@@ -85,7 +85,7 @@ METHODS: dict[str, Method] = {
         trains="nothing",
         prediction="ridge",
         pseudo_labels={"rule": "ridge", "score_threshold": 0.6},
-        bank={"network": "base", "feature": "block"},
+        bank={"network": "base", "feature": "block", "sizes": ["image"]},
         decision={
             "foreground": "both",
             "probability_weight": 0,
