@@ -53,16 +53,17 @@ def test_weights_not_named_are_those_of_the_method_it_is_based_on():
 
 
 RFF = {"map": "rff", "maps": 5, "dimension": 8, "gamma": "median"}
+CLASSES = {"scatter": True, "background": False}
 
 
 @pytest.mark.parametrize(
     ("rule", "metric", "expected"),
     [
-        ("klda", "euclidean", {**RFF, "scatter": True}),
-        ("klda", "mahalanobis", {**RFF, "scatter": True}),
-        ("lda", "euclidean", {"map": "identity", "scatter": True}),
+        ("klda", "euclidean", {**RFF, **CLASSES}),
+        ("klda", "mahalanobis", {**RFF, **CLASSES}),
+        ("lda", "euclidean", {"map": "identity", **CLASSES}),
         ("kappa", "euclidean", {**RFF, "scatter": False}),
-        ("kappa", "mahalanobis", {**RFF, "scatter": True}),
+        ("kappa", "mahalanobis", {**RFF, **CLASSES}),
     ],
 )
 def test_bank_holds_what_its_rule_reads(rule, metric, expected):
