@@ -29,6 +29,7 @@ KPROBA, FINETUNE = (
 )
 NETWORKS = {  # jobs that run a network, by rule
     "train_base": 1,
+    "write_pretrained": 1,
     "train_joint": 1,
     "build_prototypes": 3,
     "export_pseudo_labels": 2,
@@ -37,6 +38,7 @@ NETWORKS = {  # jobs that run a network, by rule
 }
 LOGS = {
     "train_base": "train",
+    "write_pretrained": "train",
     "train_joint": "train",
     "train_step": "train",
     "build_prototypes": "prototypes",
@@ -130,7 +132,7 @@ def test_jobs_ask_for_what_the_profile_and_the_configuration_say(finished: Path)
         assert row["Partition"] == "cpu"
         assert "gpu" not in row.get("TresPerJob", "")
     # Settings, splits, summary, figures and report are too small for a job.
-    assert len(rows) == sum(NETWORKS.values()) + len(others) == 20
+    assert len(rows) == sum(NETWORKS.values()) + len(others) == 21
     assert (finished / "results" / "report.html").is_file()
 
 

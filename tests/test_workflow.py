@@ -33,6 +33,7 @@ from kproba.runtime.locks import lock_path
 
 CHAIN = "results/tiny/6-2-overlap"
 BASE = "results/tiny/6-overlap/base/seed0/step0"
+PRETRAINED = "results/tiny/6-overlap/pretrained/seed0/step0"
 TINY = yaml.safe_load((ROOT / "config" / "test.yaml").read_text())["datasets"]["tiny"]
 LAST = f"{CHAIN}/kproba/seed0/step2/model.safetensors"
 
@@ -77,6 +78,7 @@ def test_step_0_is_trained_once_for_all_methods(run: Path) -> None:
     models = {str(path.relative_to(run)) for path in run.glob("**/model.safetensors")}
     assert models == {
         f"{BASE}/model.safetensors",
+        f"{PRETRAINED}/model.safetensors",  # before that training, for the bank
         f"{CHAIN}/joint/seed0/step2/model.safetensors",
         *(
             f"{CHAIN}/{method}/seed0/step{step}/model.safetensors"
@@ -156,7 +158,9 @@ def test_prototypes_of_the_network_before_training(run: Path) -> None:
     for old, bank in zip(before, banks, strict=True):
         new = load_file(run / bank)
         assert torch.equal(old["count"][:7], new["count"][:7])  # the same pixels
-        assert not torch.equal(old["means.0"], new["means.0"])
+        # The default are the features before step 0, at every step.
+        is_first = "/step0/" in bank
+        assert torch.equal(old["means.0"], new["means.0"]) == is_first
 
 
 def test_other_methods_have_their_own_step_0_and_the_same_rules(run: Path) -> None:
@@ -245,7 +249,7 @@ def test_banks_of_earlier_steps_teach_the_next_one(run: Path) -> None:
     }
     assert "--bank  --feature-network  --statistics  " in calls[1]
     assert f"--bank {chain}/step1/prototypes.safetensors" in calls[2]
-    assert f"--feature-network {BASE}/model.safetensors" in calls[2]
+    assert f"--feature-network {PRETRAINED}/model.safetensors" in calls[2]
     decisions = [
         read_json(run / chain / f"step{step}/settings.json")["decision"]
         for step in (1, 2)
