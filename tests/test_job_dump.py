@@ -3,15 +3,17 @@
 import difflib
 
 import pytest
-from job_dump import CONFIG, DUMP, SHIPPED, dump
+from job_dump import COMPARISON, CONFIG, DUMP, SHIPPED, dump
 
 pytestmark = pytest.mark.workflow
 SHOWN = 200  # lines of a difference
 
 
 def test_every_shipped_configuration_is_in_the_dump():
+    """Or it is a comparison: test_comparisons.py plans all of those."""
     named = {path for files in SHIPPED.values() for path in files}
-    assert named == set(CONFIG.rglob("*.yaml"))
+    assert named | set(COMPARISON.glob("*.yaml")) == set(CONFIG.rglob("*.yaml"))
+    assert set(CONFIG.glob("*.yaml")) <= named
 
 
 def test_jobs_of_the_shipped_configurations_are_the_reviewed_ones():

@@ -1,5 +1,7 @@
 """The tables of loss terms, label rules and methods: every name leads to its code."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from loss_inputs import (
@@ -18,7 +20,7 @@ from kproba.bank.decision import Decision
 from kproba.methods.builtin import METHODS, base_methods
 from kproba.methods.losses.case import Case
 from kproba.methods.losses.step import step_losses
-from kproba.methods.method import Method
+from kproba.methods.method import PRETRAINED, Method
 from kproba.methods.rules import DEFAULT_COMBINATION, RULES, scoring_rules
 from kproba.methods.terms import (
     NEEDS,
@@ -59,14 +61,14 @@ def test_every_rule_leads_to_its_code(name):
     if rule.combines is not None:
         assert RULES[rule.combines].scores
     assert (rule.combines is None) == (rule.bank is None)
-    assert set(rule.decision) <= Decision().to_dict().keys()
+    assert set(rule.decision) <= asdict(Decision()).keys()
 
 
 @pytest.mark.parametrize("name", EVERY_METHOD)
 def test_every_name_in_a_method_is_in_its_table(name):
     method = EVERY_METHOD[name]
     head = HEADS[method.head]
-    assert method.base == head.base
+    assert method.base == (PRETRAINED if name == PRETRAINED else head.base)
     assert method.cross_entropy in cross_entropies()
     assert set(method.losses) <= set(further_terms())
     for term in method.terms:
@@ -78,7 +80,8 @@ def test_every_name_in_a_method_is_in_its_table(name):
 
 
 def test_heads_name_terms_and_methods_that_exist():
-    assert base_methods().keys() == {head.base for head in HEADS.values()}
+    bases = {head.base for head in HEADS.values()}
+    assert base_methods().keys() == bases | {PRETRAINED}
     for head in HEADS.values():
         assert head.step_0_loss in cross_entropies()
         assert set(head.step_0_terms) <= set(further_terms())
