@@ -325,7 +325,8 @@ TRAINED = {"Training", "Test", "Bank"}
         (
             HEAD,
             {("own", step, kind) for step in (0, 1, 2) for kind in (*TRAINED, "Labels")}
-            - {("own", 0, "Labels")},
+            # The features of the bank are those before step 0, which have no head.
+            - {("own", 0, "Labels"), ("own", 0, "Bank")},
         ),
         (
             RULE,
