@@ -168,6 +168,7 @@ def test_the_comparison_trains_the_networks_of_barm_only():
     assert plan.result(make_run("finetune", "5-1"), 2).model not in models
     assert len({result.evaluation for result in results.values()}) == len(runs)
     # None; three maps, two of them also with the scatter of all cells; the bank of
-    # version 0.2; and the bank whose shares the networks of two steps read.
+    # version 0.2; and the two banks whose shares the networks of two steps read, with
+    # the scatter of the classes or of all cells.
     banks = {result.bank for result in results.values()}
-    assert len(banks) == 1 + 3 + 2 + 1 + 1, banks
+    assert len(banks) == 1 + 3 + 2 + 1 + 2, banks
