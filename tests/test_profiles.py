@@ -9,7 +9,7 @@ from snakemake_calls import ROOT
 TEXT = (ROOT / "profiles" / "slurm" / "profile.yaml").read_text()
 GPU_RULES = {
     *("train_base", "train_joint", "train_step", "measure_features", "update_memory"),
-    *("build_prototypes", "export_pseudo_labels", "evaluate"),
+    *("write_pretrained", "build_prototypes", "export_pseudo_labels", "evaluate"),
 }
 
 
